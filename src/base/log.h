@@ -1,0 +1,59 @@
+/*
+ * Logs for operators: one line an event, `2026-11-21T03:31:36.123+01:00 INFO  [migration 1b4e…] text`.
+ *
+ * A `struct log` is one destination (a file or a descriptor). It is created once, passed to what needs it,
+ * and may be used from any thread; each line is one write(2), so lines of several threads never mix. When the
+ * destination cannot be written (disk full) the line is dropped and counted, never an error to the caller.
+ * `log_scope` gives a view that adds a migration id or other tag in brackets to every line; it borrows its
+ * parent.
+ */
+#ifndef FERRY_BASE_LOG_H
+#define FERRY_BASE_LOG_H
+
+#include <ferry/error.h>
+
+#include <stdarg.h>
+#include <stdint.h>
+
+enum log_level {
+    LOG_LEVEL_DEBUG = 1,
+    LOG_LEVEL_INFO = 2,
+    LOG_LEVEL_WARN = 3,
+    LOG_LEVEL_ERROR = 4,
+};
+
+#define LOG_TAG_SIZE 96
+
+struct log;
+
+/* Opens (appends to) PATH; the file is created with mode 0640. The caller owns the log. */
+int log_open_file(struct log **out, const char *path, enum log_level threshold, struct ferry_error *err);
+
+/* Writes to a descriptor that stays the caller's (2 for standard error). NULL when out of memory. */
+struct log *log_open_fd(int fd, enum log_level threshold);
+
+/* A view of PARENT whose lines carry [TAG]. Free with log_close before the parent. NULL when out of memory.
+ */
+struct log *log_scope(struct log *parent, const char *tag);
+
+/* Frees the log or view. NULL is allowed. */
+void log_close(struct log *log);
+
+/* Optional second consumer of every line at or above INFO (a UI, a control socket). Called on the logging
+ * thread. */
+typedef void log_listener(void *opaque, enum log_level level, const char *tag, const char *text);
+void log_set_listener(struct log *log, log_listener *listener, void *opaque);
+
+/* Lines dropped because they could not be written. */
+uint64_t log_dropped(const struct log *log);
+
+/* LOG may be NULL: nothing happens. Newlines and control characters in the text are replaced by '?'. */
+void log_write(struct log *log, enum log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#define log_debug(log, ...) log_write((log), LOG_LEVEL_DEBUG, __VA_ARGS__)
+#define log_info(log, ...)  log_write((log), LOG_LEVEL_INFO, __VA_ARGS__)
+#define log_warn(log, ...)  log_write((log), LOG_LEVEL_WARN, __VA_ARGS__)
+#define log_error(log, ...) log_write((log), LOG_LEVEL_ERROR, __VA_ARGS__)
+
+#endif

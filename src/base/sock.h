@@ -1,0 +1,40 @@
+/*
+ * Sockets: names to descriptors, and whole reads and writes with deadlines.
+ *
+ * Addresses are "ADDR:PORT" with a numeric IPv4 address, "[v6]:PORT", or a Unix socket path (anything with a
+ * '/'). All descriptors are close-on-exec. Deadlines are clock_deadline() instants; UINT64_MAX is never.
+ * Interruptible: every wait also watches `cancel_fd` (an eventfd; -1 for none); readable means -ECANCELED.
+ */
+#ifndef FERRY_BASE_SOCK_H
+#define FERRY_BASE_SOCK_H
+
+#include <ferry/error.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SOCK_ADDRESS_SIZE 128
+
+/* Returns a listening descriptor or a negative errno. Unix: an old socket nobody answers on is replaced; mode
+ * 0600. */
+int sock_listen(const char *address, struct ferry_error *err);
+/* The bound address of a listening or connected socket as text (port 0 resolved). */
+int sock_local_address(int fd, char out[static SOCK_ADDRESS_SIZE], struct ferry_error *err);
+int sock_peer_address(int fd, char out[static SOCK_ADDRESS_SIZE], struct ferry_error *err);
+int sock_connect(const char *address, uint64_t deadline, int cancel_fd, struct ferry_error *err);
+/* Waits for and accepts one connection. -ETIMEDOUT, -ECANCELED or a descriptor. */
+int sock_accept(int listen_fd, uint64_t deadline, int cancel_fd, struct ferry_error *err);
+/* TCP_NODELAY, keep-alive and TCP_USER_TIMEOUT so that a silent peer is noticed within TIMEOUT_MS. No-op on
+ * Unix. */
+int sock_tune(int fd, unsigned timeout_ms, struct ferry_error *err);
+bool sock_address_is_loopback(const char *address); /* Unix paths count as loopback */
+
+/* All of it or an error; -EPIPE with "the peer closed the connection" when it ends early; -ETIMEDOUT;
+ * -ECANCELED. */
+int sock_read_full(int fd, void *data, size_t size, uint64_t deadline, int cancel_fd,
+                   struct ferry_error *err);
+int sock_write_full(int fd, const void *data, size_t size, uint64_t deadline, int cancel_fd,
+                    struct ferry_error *err);
+
+#endif

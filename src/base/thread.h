@@ -1,0 +1,30 @@
+/*
+ * Named threads. A thread has one owner, who starts it and joins it; how it is told to stop is documented
+ * where the thread is started. All signals are blocked in threads started here.
+ */
+#ifndef FERRY_BASE_THREAD_H
+#define FERRY_BASE_THREAD_H
+
+#include <ferry/error.h>
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct thread {
+    pthread_t id;
+    bool started;
+};
+
+/* NAME is cut to 15 characters (Linux's limit). */
+int thread_start(struct thread *thread, const char *name, void *(*function)(void *), void *argument,
+                 struct ferry_error *err);
+/* Waits for the thread to end; does nothing if it was never started or has been joined. */
+void thread_join(struct thread *thread);
+
+/* A condition variable on CLOCK_MONOTONIC. */
+void thread_cond_init(pthread_cond_t *condition);
+/* Waits until signalled or the deadline (clock_deadline). Returns false when the deadline passed. */
+bool thread_cond_wait_until(pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline_ns);
+
+#endif

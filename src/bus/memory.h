@@ -1,0 +1,73 @@
+/*
+ * Guest memory: what the guest sees as RAM, in one or more regions, and the record of which pages were
+ * written.
+ *
+ * Each region is a memfd mapped once, so that it can be handed to another process or mapped lazily from a
+ * file. This is the one way in to guest memory: every access names a guest physical address and a length and
+ * may be refused; the answer must be looked at. Accelerators may keep host pointers they got from
+ * memory_region().
+ *
+ * Dirty tracking. Each region has a dirty bitmap, one bit a page of MEMORY_PAGE_SIZE. While `tracking` is on,
+ * whoever writes guest memory sets the page's bit *after* writing (memory_write and memory_mark_dirty do; an
+ * accelerator does it for the guest's own stores, in whatever way is cheapest for it, and merges it in when
+ * the bitmap is fetched).
+ *
+ * Threads: regions are added before any vCPU or device runs and do not change afterwards. Accessors may be
+ * used from any thread; concurrent accesses to the same bytes race exactly as they do on real hardware.
+ */
+#ifndef FERRY_BUS_MEMORY_H
+#define FERRY_BUS_MEMORY_H
+
+#include <ferry/error.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MEMORY_PAGE_SIZE   4096
+#define MEMORY_PAGE_SHIFT  12
+#define MEMORY_REGIONS_MAX 8
+
+struct memory_region {
+    char name[16];       /* "ram0" */
+    uint64_t guest_addr; /* page-aligned */
+    uint64_t size;       /* bytes, whole pages */
+    uint8_t *host_ptr;   /* mapped read-write, shared */
+    int memfd;
+    uint64_t *dirty; /* one bit a page; access with bitmap_set_atomic / bitmap_take_words */
+};
+
+struct memory;
+
+int memory_new(struct memory **out, struct ferry_error *err);
+void memory_free(struct memory *memory); /* NULL allowed */
+
+/* Adds RAM. Refuses overlaps, unaligned or zero sizes, and more than MEMORY_REGIONS_MAX regions. */
+int memory_add_region(struct memory *memory, const char *name, uint64_t guest_addr, uint64_t size,
+                      struct ferry_error *err);
+/* Has the kernel allocate every page now (fallocate), so that it cannot run out later. -ENOMEM in words. */
+int memory_reserve(struct memory *memory, struct ferry_error *err);
+
+size_t memory_region_count(const struct memory *memory);
+const struct memory_region *memory_region(const struct memory *memory, size_t index);
+uint64_t memory_total(const struct memory *memory); /* bytes */
+
+/*
+ * The host address of guest bytes [addr, addr + size), or NULL unless all of them lie in one region. For
+ * reading, or for writing when memory_mark_dirty follows.
+ */
+void *memory_ptr(const struct memory *memory, uint64_t addr, uint64_t size)
+    __attribute__((warn_unused_result));
+bool memory_read(const struct memory *memory, uint64_t addr, void *out, size_t size)
+    __attribute__((warn_unused_result));
+bool memory_write(struct memory *memory, uint64_t addr, const void *data, size_t size)
+    __attribute__((warn_unused_result));
+/* Records a write done through memory_ptr. Does nothing when tracking is off. */
+void memory_mark_dirty(struct memory *memory, uint64_t addr, uint64_t size);
+
+/* Switches tracking on (bitmaps start all clear) or off. Only the accelerator's dirty_start / dirty_stop call
+ * this. */
+void memory_set_tracking(struct memory *memory, bool on);
+bool memory_tracking(const struct memory *memory);
+
+#endif
