@@ -1,0 +1,307 @@
+/*
+ * libferry: moves a running guest from one process to another, over a network.
+ *
+ * The library knows nothing of CPUs, devices, hosts or disks. A virtual machine monitor describes its guest
+ * through `struct ferry_guest_ops` (the guest seam), then runs one session a migration: a source where the
+ * guest runs, a destination where the same guest was built but has not run. Each session is one blocking call
+ * on a thread of the caller; the callbacks of the seam and of the observer are made on that thread unless
+ * said otherwise.
+ *
+ *     source                                             destination
+ *     ferry_source_run()                                 ferry_destination_run()
+ *       hello, regions, options     ───────────────▶       checks them, answers
+ *       dirty_start                                         (memory reserved before this)
+ *       every page, then rounds     ═══════════════▶       pages placed            pre-copy
+ *       pause, quiesce                                                              downtime begins
+ *       last pages, save_state      ═══════════════▶       load_state
+ *                                   ◀─── Restore-OK / Restore-Failure ───
+ *       release_ownership
+ *       GO                          ───────────────▶       acquire_ownership, resume
+ *                                   ◀─── RUNNING ───                                downtime ends
+ *
+ * Until GO is sent any failure, on either side or of the network, leaves the source running as if nothing had
+ * been asked. After GO was sent the source never runs the guest again unless retake_ownership says it may.
+ *
+ * Units are in the names; sizes are bytes; durations nanoseconds of a monotonic clock. All structs passed in
+ * are borrowed for the call or, for sessions, for the session's life. ferry_session_cancel and
+ * ferry_session_progress may be called from any thread, everything else from one.
+ */
+#ifndef FERRY_FERRY_H
+#define FERRY_FERRY_H
+
+#include <ferry/error.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define FERRY_PAGE_SIZE        4096
+#define FERRY_REGIONS_MAX      8
+#define FERRY_NAME_SIZE        64
+#define FERRY_ID_SIZE          37 /* migration id: a UUID as text, with its NUL */
+#define FERRY_TOKEN_SIZE       32 /* bytes of the secret both ends were given by their agents */
+#define FERRY_SECTION_SIZE_MAX (64u << 20)
+#define FERRY_SECTIONS_MAX     256
+#define FERRY_ROUNDS_MAX       64 /* rounds kept one by one in a report */
+#define FERRY_STREAMS_MAX      16
+
+/* Transition states; numbers and names are those in the logs. 6 is unused. */
+enum ferry_state {
+    MIGRATE_VMX_NONE = 0,
+    MIGRATE_TO_VMX_READY = 1,
+    MIGRATE_TO_VMX_PRECOPY = 2,
+    MIGRATE_TO_VMX_CHECKPT = 3,
+    MIGRATE_TO_VMX_WAIT_HANDSHAKE = 4,
+    MIGRATE_TO_VMX_FINISHED = 5,
+    MIGRATE_FROM_VMX_INIT = 7,
+    MIGRATE_FROM_VMX_WAITING = 8,
+    MIGRATE_FROM_VMX_PRECOPY = 9,
+    MIGRATE_FROM_VMX_CHECKPT = 10,
+    MIGRATE_FROM_VMX_FINISHED = 11,
+};
+
+/* "MIGRATE_TO_VMX_PRECOPY"; "unknown" for other numbers. */
+const char *ferry_state_name(enum ferry_state state);
+
+/* What an operator sees, each with percent complete. */
+enum ferry_phase {
+    FERRY_PHASE_INIT = 1, /* connect, checks, start the target */
+    FERRY_PHASE_COPY,     /* track writes, copy all memory */
+    FERRY_PHASE_QUIESCE,  /* finish outstanding I/O, queue new requests for the target */
+    FERRY_PHASE_FROZEN,   /* vCPUs stopped; modified memory and state copied */
+};
+
+const char *ferry_phase_name(enum ferry_phase phase); /* "Init", "Copy", "I/O Quiesce", "Frozen" */
+
+struct ferry_ram_region {
+    char name[FERRY_NAME_SIZE]; /* the same on both sides; unique */
+    uint64_t guest_addr;
+    uint64_t size; /* whole pages */
+    uint8_t *host_ptr;
+    int memfd; /* the memory's descriptor, offset 0; -1 when it has none (then holes cannot be skipped) */
+};
+
+/* Where save_state puts sections. */
+struct ferry_sink;
+int ferry_sink_section(struct ferry_sink *sink, const char *name, uint32_t version, const void *data,
+                       size_t size, struct ferry_error *err);
+
+struct ferry_section {
+    char name[FERRY_NAME_SIZE];
+    uint32_t version;
+    const uint8_t *data;
+    size_t size;
+};
+
+/* Which migration ownership passes in; both sides see the same values. */
+struct ferry_handover {
+    char migration_id[FERRY_ID_SIZE];
+    char source[FERRY_NAME_SIZE]; /* host names, for messages and lock files */
+    char destination[FERRY_NAME_SIZE];
+};
+
+enum ferry_retake {
+    FERRY_RETAKE_RESUME = 1, /* ownership is here again: the guest may run */
+    FERRY_RETAKE_LOST,       /* the destination owns the guest: it must never run here */
+    FERRY_RETAKE_UNKNOWN,    /* nobody can say: stay stopped, a person decides */
+};
+
+/*
+ * The guest seam: what a VMM does for libferry. All int functions return 0 or a negative errno with err
+ * filled in. Functions marked [source] or [destination] are called on that side only; a VMM that does only
+ * one may leave the other's NULL.
+ */
+struct ferry_guest_ops {
+    /* Fills at most FERRY_REGIONS_MAX regions. Valid for the session's life. */
+    int (*list_regions)(void *guest, struct ferry_ram_region *regions, size_t *count,
+                        struct ferry_error *err);
+
+    /* [source] From dirty_start on every write to guest memory, by vCPUs and devices, is recorded. */
+    int (*dirty_start)(void *guest, struct ferry_error *err);
+    /* [source] ORs the region's dirty bits into bitmap (one bit a page) and clears them. A page written after
+     * its bit was taken is in the next fetch. */
+    int (*dirty_fetch)(void *guest, size_t region, uint64_t *bitmap, struct ferry_error *err);
+    void (*dirty_stop)(void *guest);
+
+    /* [source] vCPUs stop; when it returns no guest instruction runs. *was_running tells the state before,
+     * which is the state the guest will be in at the destination. */
+    int (*pause)(void *guest, bool *was_running, struct ferry_error *err);
+    /* [source] Outstanding I/O finished and flushed, new requests stay queued in guest memory. */
+    int (*quiesce)(void *guest, uint64_t timeout_ns, struct ferry_error *err);
+    /* [source] Undoes pause and quiesce (resume only if it was running). [destination] starts the guest: RUN
+     * false leaves it paused. */
+    int (*resume)(void *guest, bool run, struct ferry_error *err);
+
+    /* [source] Paused and quiesced: calls ferry_sink_section for each section. */
+    int (*save_state)(void *guest, struct ferry_sink *sink, struct ferry_error *err);
+    /* [destination] One section; then load_finish once after the last. PAUSED_FOR_NS: how long ago the guest
+     * was paused, for its clock. Loading runs nothing and touches nothing outside the process. */
+    int (*load_section)(void *guest, const struct ferry_section *section, struct ferry_error *err);
+    int (*load_finish)(void *guest, struct ferry_error *err);
+    /* [destination] Just before resume: the guest stood still for this long. */
+    void (*advance_clock)(void *guest, uint64_t nanoseconds);
+
+    /* [source] Slow the vCPUs to (100 - percent) % of their speed. May be NULL. */
+    void (*throttle)(void *guest, unsigned percent);
+
+    /* [source] After Restore-OK, before GO: give the guest to the destination. On failure the guest stays
+     * here. */
+    int (*release_ownership)(void *guest, const struct ferry_handover *handover, struct ferry_error *err);
+    /* [destination] After GO: take it, or refuse. After success the guest is this side's alone. */
+    int (*acquire_ownership)(void *guest, const struct ferry_handover *handover, struct ferry_error *err);
+    /* [source] GO was sent, RUNNING did not come: may the guest run here again? */
+    enum ferry_retake (*retake_ownership)(void *guest, const struct ferry_handover *handover,
+                                          struct ferry_error *err);
+
+    /* [destination] The guest runs: tell the network where it is now. May be NULL. */
+    void (*announce)(void *guest);
+};
+
+/* Where the downtime went. Their sum is the downtime. */
+enum ferry_downtime_part {
+    FERRY_DOWNTIME_PAUSE = 0,
+    FERRY_DOWNTIME_QUIESCE,
+    FERRY_DOWNTIME_LAST_PAGES,
+    FERRY_DOWNTIME_STATE_SAVE,
+    FERRY_DOWNTIME_WIRE, /* what is left: latency and waiting between the two sides */
+    FERRY_DOWNTIME_STATE_LOAD,
+    FERRY_DOWNTIME_LOCK, /* release at the source, acquire at the destination */
+    FERRY_DOWNTIME_RESUME,
+    FERRY_DOWNTIME_ANNOUNCE,
+    FERRY_DOWNTIME_PARTS,
+};
+
+const char *ferry_downtime_part_name(enum ferry_downtime_part part); /* "pause", "quiesce", "last pages", … */
+
+struct ferry_round {
+    uint64_t pages; /* pages sent in it */
+    uint64_t bytes; /* on the wire */
+    uint64_t duration_ns;
+    uint64_t dirtied_pages; /* found written at its end */
+};
+
+enum ferry_outcome {
+    FERRY_OUTCOME_NONE = 0,  /* not ended */
+    FERRY_OUTCOME_COMPLETED, /* the guest is at the destination */
+    FERRY_OUTCOME_FAILED,    /* the guest is where it was, as it was; destination: nothing ran here */
+    FERRY_OUTCOME_CANCELLED, /* as failed, because somebody asked */
+    FERRY_OUTCOME_UNKNOWN,   /* source only: GO was sent and nobody can say; the guest stays stopped here */
+    FERRY_OUTCOME_LOST,      /* source only: the destination owns the guest but did not say RUNNING */
+};
+
+const char *ferry_outcome_name(enum ferry_outcome outcome); /* "completed", "failed", … */
+
+/* Cause of a failure, for records (class) beside the words. */
+enum ferry_cause {
+    FERRY_CAUSE_NONE = 0,
+    FERRY_CAUSE_NETWORK, /* slow, gone, or not who was expected */
+    FERRY_CAUSE_STORAGE,
+    FERRY_CAUSE_VERSION,
+    FERRY_CAUSE_CPU,
+    FERRY_CAUSE_MEMORY,
+    FERRY_CAUSE_LOCK,
+    FERRY_CAUSE_CONVERGENCE,
+    FERRY_CAUSE_CANCELLED,
+    FERRY_CAUSE_GUEST, /* the guest rebooted, powered off or crashed meanwhile */
+    FERRY_CAUSE_INTERNAL,
+};
+
+const char *ferry_cause_name(enum ferry_cause cause);
+
+/* A snapshot of a session, and at its end the report. */
+struct ferry_progress {
+    enum ferry_state state;
+    enum ferry_phase phase;
+    unsigned percent; /* of the phase; never goes back within a phase */
+    enum ferry_outcome outcome;
+    enum ferry_cause cause;
+    char error[FERRY_ERROR_TEXT_SIZE]; /* empty when there is none */
+
+    uint64_t memory_bytes;    /* guest RAM */
+    uint64_t remaining_bytes; /* still to send */
+    uint64_t wire_bytes;      /* sent (source) or received (destination), headers included */
+    uint64_t pages_raw;
+    uint64_t pages_zero;            /* sent as "this page is zero" */
+    uint64_t pages_skipped;         /* holes that were never touched */
+    uint64_t bandwidth_bytes_per_s; /* measured, 0 when unknown */
+    uint64_t dirty_bytes_per_s;     /* measured, 0 when unknown */
+
+    unsigned round;                              /* rounds done */
+    struct ferry_round rounds[FERRY_ROUNDS_MAX]; /* the first FERRY_ROUNDS_MAX */
+
+    uint64_t total_ns;    /* session start to now or to its end */
+    uint64_t setup_ns;    /* session start to first page */
+    uint64_t downtime_ns; /* source: pause begins to RUNNING received; 0 before */
+    uint64_t downtime_part_ns[FERRY_DOWNTIME_PARTS];
+};
+
+enum ferry_log_level {
+    FERRY_LOG_DEBUG = 1,
+    FERRY_LOG_INFO,
+    FERRY_LOG_WARN,
+    FERRY_LOG_ERROR,
+};
+
+/* What the session tells while it runs; any may be NULL. Must return quickly. */
+struct ferry_observer {
+    void *opaque;
+    void (*log)(void *opaque, enum ferry_log_level level, const char *text);
+    void (*state_changed)(void *opaque, enum ferry_state state);
+    void (*phase_changed)(void *opaque, enum ferry_phase phase);
+    void (*round_done)(void *opaque, unsigned number, const struct ferry_round *round);
+};
+
+struct ferry_source_options {
+    char migration_id[FERRY_ID_SIZE];
+    uint8_t token[FERRY_TOKEN_SIZE];
+    char source[FERRY_NAME_SIZE]; /* host names */
+    char destination[FERRY_NAME_SIZE];
+    char address[128];           /* where the destination listens, "ADDR:PORT" */
+    int64_t destination_pid;     /* the destination's VM process, for the log */
+    unsigned streams;            /* page connections; 0: default */
+    uint64_t downtime_limit_ns;  /* 0: default 50 ms */
+    uint64_t bandwidth_limit;    /* bytes/s; 0: none */
+    uint64_t copy_time_limit_ns; /* estimated remaining copy time above which a diverging migration aborts; 0:
+                                    100 s */
+    uint64_t quiesce_timeout_ns; /* 0: default 10 s */
+    uint64_t peer_timeout_ns;    /* a silent peer is given up after this; 0: default 10 s */
+};
+
+struct ferry_destination_options {
+    char migration_id[FERRY_ID_SIZE];
+    uint8_t token[FERRY_TOKEN_SIZE];
+    char source[FERRY_NAME_SIZE];
+    char destination[FERRY_NAME_SIZE];
+    int listen_fd;               /* listening socket; stays the caller's */
+    uint64_t connect_timeout_ns; /* how long to wait for the source; 0: default 30 s */
+    uint64_t peer_timeout_ns;    /* 0: default 10 s */
+};
+
+struct ferry_session;
+
+/* Options and observer are copied. */
+int ferry_source_new(struct ferry_session **out, const struct ferry_source_options *options,
+                     const struct ferry_guest_ops *ops, void *guest, const struct ferry_observer *observer,
+                     struct ferry_error *err);
+int ferry_destination_new(struct ferry_session **out, const struct ferry_destination_options *options,
+                          const struct ferry_guest_ops *ops, void *guest,
+                          const struct ferry_observer *observer, struct ferry_error *err);
+
+/* Runs the whole migration on the calling thread (and page threads of its own). 0 when completed; otherwise
+ * the error, and ferry_session_progress tells the outcome: what it means for the guest. */
+int ferry_session_run(struct ferry_session *session, struct ferry_error *err);
+
+/* Any thread. 0: it will end as cancelled. -EALREADY: too late, GO was sent (or it has ended). */
+int ferry_session_cancel(struct ferry_session *session, struct ferry_error *err);
+
+/* The guest was reset, powered off or crashed during the move: ends it as failed (cause guest) with WHY if
+ * that is still possible. Any thread. */
+void ferry_session_abort(struct ferry_session *session, enum ferry_cause cause, const char *why);
+
+/* Any thread: a consistent copy. */
+void ferry_session_progress(struct ferry_session *session, struct ferry_progress *progress);
+
+/* After run has returned (or was never called). NULL allowed. */
+void ferry_session_free(struct ferry_session *session);
+
+#endif
