@@ -31,13 +31,14 @@ static inline void bitmap_clear(uint64_t *map, size_t bit)
     map[bit / 64] &= ~(UINT64_C(1) << (bit % 64));
 }
 
-/* Sets the bit; release order, so that whoever takes it sees what was written to the page before. */
+/*
+ * Sets the bit; release order, so that whoever takes it sees what was written to the page before. The
+ * read-modify-write is unconditional: were it skipped when the bit looks set already, that look could
+ * overtake the page's store, and a taker in between would clear the bit and read the old page.
+ */
 static inline void bitmap_set_atomic(uint64_t *map, size_t bit)
 {
-    uint64_t mask = UINT64_C(1) << (bit % 64);
-
-    if (!(__atomic_load_n(&map[bit / 64], __ATOMIC_RELAXED) & mask))
-        __atomic_fetch_or(&map[bit / 64], mask, __ATOMIC_ACQ_REL);
+    __atomic_fetch_or(&map[bit / 64], UINT64_C(1) << (bit % 64), __ATOMIC_ACQ_REL);
 }
 
 /* NULL when out of memory; all zero; free() it. */

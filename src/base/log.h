@@ -5,7 +5,7 @@
  * and may be used from any thread; each line is one write(2), so lines of several threads never mix. When the
  * destination cannot be written (disk full) the line is dropped and counted, never an error to the caller.
  * `log_scope` gives a view that adds a migration id or other tag in brackets to every line; it borrows its
- * parent.
+ * parent. Lines end at 4096 bytes; what is longer is cut off.
  */
 #ifndef FERRY_BASE_LOG_H
 #define FERRY_BASE_LOG_H
@@ -39,8 +39,12 @@ struct log *log_scope(struct log *parent, const char *tag);
 /* Frees the log or view. NULL is allowed. */
 void log_close(struct log *log);
 
-/* Optional second consumer of every line at or above INFO (a UI, a control socket). Called on the logging
- * thread. */
+/*
+ * Optional second consumer of every line at or above INFO (a UI, a control socket), whatever the threshold.
+ * One a destination: setting it on a view sets it on the view's root. Called on the logging thread with the
+ * innermost tag ("" without one), several threads at once; it may log, but not set a listener. Once
+ * log_set_listener returns, the former listener is not running and will not be called again.
+ */
 typedef void log_listener(void *opaque, enum log_level level, const char *tag, const char *text);
 void log_set_listener(struct log *log, log_listener *listener, void *opaque);
 

@@ -1,6 +1,7 @@
 /*
  * Named threads. A thread has one owner, who starts it and joins it; how it is told to stop is documented
- * where the thread is started. All signals are blocked in threads started here.
+ * where the thread is started. All signals are blocked in threads started here, but for those that a thread's
+ * own faulting instruction raises (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP).
  */
 #ifndef FERRY_BASE_THREAD_H
 #define FERRY_BASE_THREAD_H
@@ -24,7 +25,8 @@ void thread_join(struct thread *thread);
 
 /* A condition variable on CLOCK_MONOTONIC. */
 void thread_cond_init(pthread_cond_t *condition);
-/* Waits until signalled or the deadline (clock_deadline). Returns false when the deadline passed. */
+/* Waits until signalled or the deadline (clock_deadline; UINT64_MAX is never). Returns false when the
+ * deadline passed. May return early (spuriously): look at the condition again. */
 bool thread_cond_wait_until(pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline_ns);
 
 #endif

@@ -1,0 +1,102 @@
+#include "base/thread.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define THREAD_NAME_SIZE 16 /* with its NUL; Linux's limit */
+
+struct thread_start_info {
+    char name[THREAD_NAME_SIZE];
+    void *(*function)(void *);
+    void *argument;
+};
+
+static void *thread_main(void *opaque)
+{
+    struct thread_start_info info = *(struct thread_start_info *)opaque;
+
+    free(opaque);
+    pthread_setname_np(pthread_self(), info.name);
+    return info.function(info.argument);
+}
+
+/* Everything but the signals a thread raises by its own faulting instruction: those must reach handlers. */
+static void signals_to_block(sigset_t *set)
+{
+    sigfillset(set);
+    sigdelset(set, SIGSEGV);
+    sigdelset(set, SIGBUS);
+    sigdelset(set, SIGFPE);
+    sigdelset(set, SIGILL);
+    sigdelset(set, SIGTRAP);
+}
+
+int thread_start(struct thread *thread, const char *name, void *(*function)(void *), void *argument,
+                 struct ferry_error *err)
+{
+    struct thread_start_info *info = malloc(sizeof(*info));
+    sigset_t blocked;
+    sigset_t before;
+    int result;
+
+    thread->started = false;
+    if (!info)
+        return error_set(err, -ENOMEM, "out of memory while starting thread %s", name);
+    snprintf(info->name, sizeof(info->name), "%s", name);
+    info->function = function;
+    info->argument = argument;
+
+    /* The new thread inherits the mask, so that no signal can reach it before it has set its own. */
+    signals_to_block(&blocked);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    result = pthread_create(&thread->id, NULL, thread_main, info);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (result) {
+        free(info);
+        return error_set_errno(err, -result, "cannot start thread %s", name);
+    }
+    thread->started = true;
+    return 0;
+}
+
+void thread_join(struct thread *thread)
+{
+    if (!thread->started)
+        return;
+    pthread_join(thread->id, NULL);
+    thread->started = false;
+}
+
+void thread_cond_init(pthread_cond_t *condition)
+{
+    pthread_condattr_t attributes;
+    int result;
+
+    pthread_condattr_init(&attributes);
+    result = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    assert(result == 0);
+    result = pthread_cond_init(condition, &attributes);
+    assert(result == 0);
+    (void)result;
+    pthread_condattr_destroy(&attributes);
+}
+
+bool thread_cond_wait_until(pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline_ns)
+{
+    struct timespec until = {
+        .tv_sec = (time_t)(deadline_ns / NS_PER_S),
+        .tv_nsec = (long)(deadline_ns % NS_PER_S),
+    };
+
+    if (deadline_ns == UINT64_MAX) {
+        pthread_cond_wait(condition, mutex);
+        return true;
+    }
+    return pthread_cond_timedwait(condition, mutex, &until) != ETIMEDOUT;
+}
