@@ -1,0 +1,70 @@
+# Ferry: a thin front for meson and the scripts. `make help` lists what there is.
+#
+# BUILD=DIR another build directory; BENCH=name one benchmark case; V=1 shows commands.
+
+BUILD  ?= build
+PREFIX ?= /usr/local
+DESTDIR ?=
+NINJA   = ninja -C $(BUILD) $(if $(V),-v,)
+
+.PHONY: all build help deps guests demo test test-unit test-integration check format bench install clean
+
+all: build
+
+help:
+	@echo 'make            build $(BUILD)/ferry, $(BUILD)/ferryd and $(BUILD)/ferry-vm'
+	@echo 'make demo       move a running Debian Linux between two hosts on this machine and watch it'
+	@echo 'make test       all tests: units, then real guests'
+	@echo 'make check      format, warnings as errors with gcc and clang, clang-tidy'
+	@echo 'make bench      measure against peers (BENCH=name for one case); writes $(BUILD)/bench.json'
+	@echo 'make guests     fetch the Debian guest and build the test guests'
+	@echo 'make format     let clang-format lay out the sources'
+	@echo 'make install    into $(DESTDIR)$(PREFIX)'
+	@echo 'make clean      remove $(BUILD)'
+
+deps:
+	@scripts/install-deps build
+
+$(BUILD)/build.ninja:
+	meson setup --prefix=$(PREFIX) $(BUILD)
+
+build: deps $(BUILD)/build.ninja
+	@$(NINJA)
+
+guests:
+	@scripts/install-deps build guests
+	@guests/build $(BUILD)/guest
+
+demo: build guests
+	@scripts/demo $(BUILD)
+
+test: test-deps build guests
+	@scripts/run-tests --build $(BUILD) unit integration
+
+test-unit: test-deps build
+	@scripts/run-tests --build $(BUILD) unit
+
+test-integration: test-deps build guests
+	@scripts/run-tests --build $(BUILD) integration
+
+.PHONY: test-deps
+test-deps:
+	@scripts/install-deps build guests test
+
+check:
+	@scripts/install-deps build guests test check
+	@scripts/check
+
+format:
+	@scripts/install-deps check
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+
+bench: build guests
+	@scripts/install-deps bench
+	@/usr/bin/python3 bench/run.py --build $(BUILD) $(if $(BENCH),--case $(BENCH),)
+
+install: build
+	DESTDIR=$(DESTDIR) meson install -C $(BUILD) --no-rebuild
+
+clean:
+	rm -rf $(BUILD)
