@@ -45,10 +45,12 @@ void memory_free(struct memory *memory); /* NULL allowed */
 /* Adds RAM. Refuses overlaps, unaligned or zero sizes, and more than MEMORY_REGIONS_MAX regions. */
 int memory_add_region(struct memory *memory, const char *name, uint64_t guest_addr, uint64_t size,
                       struct ferry_error *err);
-/* Has the kernel allocate every page now (fallocate), so that it cannot run out later. -ENOMEM in words. */
+/* Has the kernel allocate every page now (fallocate), so that it cannot run out later. -ENOMEM in words,
+ * before anything is allocated when the host has too little available. */
 int memory_reserve(struct memory *memory, struct ferry_error *err);
 
 size_t memory_region_count(const struct memory *memory);
+/* NULL when there is no such region. */
 const struct memory_region *memory_region(const struct memory *memory, size_t index);
 uint64_t memory_total(const struct memory *memory); /* bytes */
 
@@ -62,7 +64,8 @@ bool memory_read(const struct memory *memory, uint64_t addr, void *out, size_t s
     __attribute__((warn_unused_result));
 bool memory_write(struct memory *memory, uint64_t addr, const void *data, size_t size)
     __attribute__((warn_unused_result));
-/* Records a write done through memory_ptr. Does nothing when tracking is off. */
+/* Records a write done through memory_ptr, after it was done. Does nothing when tracking is off; what lies
+ * outside all regions is ignored. */
 void memory_mark_dirty(struct memory *memory, uint64_t addr, uint64_t size);
 
 /* Switches tracking on (bitmaps start all clear) or off. Only the accelerator's dirty_start / dirty_stop call

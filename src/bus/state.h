@@ -3,7 +3,7 @@
  *
  *     static const struct state_field uart_fields[] = {
  *         STATE_FIELD(struct uart, ier, STATE_U8, .max = 0x0f),
- *         STATE_FIELD(struct uart, fifo, STATE_BYTES, .since = 2),
+ *         STATE_ARRAY(struct uart, fifo, STATE_BYTES, .since = 2),
  *     };
  *     static const struct state_table uart_state = {"uart16550", 2, uart_fields, ARRAY_SIZE(uart_fields),
  * uart_validate};
@@ -12,7 +12,8 @@
  * is the newest the code writes; a field with `since` above a section's version is not in it and keeps the
  * value the object has (its reset value). Loading checks every field's range into a scratch copy and then
  * calls `validate`, so an object is never left half-loaded; errors name section and field. Versions above the
- * table's are refused in words.
+ * table's are refused in words. What follows a section's last field is left in the reader: whoever was handed
+ * the section as a whole checks that reader_left() is 0 afterwards.
  */
 #ifndef FERRY_BUS_STATE_H
 #define FERRY_BUS_STATE_H
@@ -39,7 +40,7 @@ struct state_field {
     const char *name;
     enum state_type type;
     size_t offset;  /* in the object */
-    uint32_t count; /* array elements; 0 means 1 */
+    uint32_t count; /* array elements, or the length of STATE_BYTES; 0 means 1 */
     uint32_t since; /* first version that has it; 0 means 1 */
     uint64_t max;   /* largest value (for buffers: length) allowed; 0 means the type's own */
 };
@@ -69,7 +70,8 @@ void state_save(const struct state_table *table, const void *object, struct buff
 /* SECTION names the section in errors ("virtio-blk0"). -EINVAL bad content, -EPROTONOSUPPORT version. */
 int state_load(const struct state_table *table, const char *section, uint32_t version, void *object,
                struct reader *in, struct ferry_error *err);
-/* The fields of a section by name, for people and tools. NULL on error. */
+/* The fields of a section by name, for people and tools; bytes and 64-bit values as hexadecimal text. Checks
+ * every field's range, not `validate`. NULL on error. */
 json_t *state_print(const struct state_table *table, const char *section, uint32_t version, struct reader *in,
                     struct ferry_error *err);
 
