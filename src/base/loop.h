@@ -2,7 +2,9 @@
  * An event loop: descriptors and timers, one thread runs it (epoll, timerfd, eventfd).
  *
  * All functions except loop_stop and loop_post must be called on the thread that runs the loop, or before it
- * runs. A callback may remove any watch or timer, its own included.
+ * runs. A callback may remove any watch or timer, its own included. Watches are level-triggered; remove one
+ * before closing its descriptor. A watch that reports LOOP_HANGUP does so again and again until it is
+ * removed.
  */
 #ifndef FERRY_BASE_LOOP_H
 #define FERRY_BASE_LOOP_H
@@ -41,10 +43,12 @@ void loop_timer_arm(struct loop_timer *timer, uint64_t delay_ns);
 void loop_timer_disarm(struct loop_timer *timer);
 void loop_timer_remove(struct loop_timer *timer); /* NULL allowed */
 
-/* Runs function(opaque) on the loop's thread soon. Any thread. -ENOMEM or 0. */
+/* Runs function(opaque) on the loop's thread soon, in the order of posting. Any thread. -ENOMEM or 0. What is
+ * still waiting when the loop is freed does not run. */
 int loop_post(struct loop *loop, loop_function *function, void *opaque);
 
-int loop_run(struct loop *loop, struct ferry_error *err); /* until loop_stop */
-void loop_stop(struct loop *loop);                        /* any thread */
+/* Until loop_stop; one that came before counts. May be called again afterwards. */
+int loop_run(struct loop *loop, struct ferry_error *err);
+void loop_stop(struct loop *loop); /* any thread, and signal handlers */
 
 #endif

@@ -2,8 +2,10 @@
  * Sockets: names to descriptors, and whole reads and writes with deadlines.
  *
  * Addresses are "ADDR:PORT" with a numeric IPv4 address, "[v6]:PORT", or a Unix socket path (anything with a
- * '/'). All descriptors are close-on-exec. Deadlines are clock_deadline() instants; UINT64_MAX is never.
- * Interruptible: every wait also watches `cancel_fd` (an eventfd; -1 for none); readable means -ECANCELED.
+ * '/'). All descriptors are close-on-exec, and
+ * blocking but for listening ones; no function here depends on that. Deadlines are clock_deadline() instants;
+ * UINT64_MAX is never. Interruptible: every wait also watches `cancel_fd` (an eventfd; -1 for none); readable
+ * means -ECANCELED.
  */
 #ifndef FERRY_BASE_SOCK_H
 #define FERRY_BASE_SOCK_H
@@ -31,7 +33,7 @@ int sock_tune(int fd, unsigned timeout_ms, struct ferry_error *err);
 bool sock_address_is_loopback(const char *address); /* Unix paths count as loopback */
 
 /* All of it or an error; -EPIPE with "the peer closed the connection" when it ends early; -ETIMEDOUT;
- * -ECANCELED. */
+ * -ECANCELED. After an error a part may have been moved: the stream is then of no further use. */
 int sock_read_full(int fd, void *data, size_t size, uint64_t deadline, int cancel_fd,
                    struct ferry_error *err);
 int sock_write_full(int fd, const void *data, size_t size, uint64_t deadline, int cancel_fd,
