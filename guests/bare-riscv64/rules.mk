@@ -1,0 +1,28 @@
+# Bare-metal programs: OUT/NAME-riscv64.elf. The runtime (start, console, traps, device tree) is one archive, from which
+# each program takes what it uses.
+BARE := bare-riscv64
+BARE_OBJ := $(OUT)/.obj/bare-riscv64
+
+# rv64gc only: the peer the results are compared with has more extensions, which must not be used.
+BARE_CFLAGS := -std=gnu17 -O2 -g0 -march=rv64gc -mabi=lp64d -mcmodel=medany -ffreestanding -fno-pic -fno-pie \
+	-fno-stack-protector -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns $(WARNINGS) -MMD -MP
+BARE_LDFLAGS := -nostdlib -static -no-pie -Wl,--build-id=none -Wl,--no-warn-rwx-segments -Wl,-z,max-page-size=4096
+
+BARE_RUNTIME := start sbi console trap fdt isa
+BARE_PROGRAMS := isa-int isa-fp isa-fma
+BARE_ELFS := $(BARE_PROGRAMS:%=$(OUT)/%-riscv64.elf)
+
+bare: $(BARE_ELFS)
+
+$(BARE_OBJ)/%.o: $(BARE)/%.c $(BARE)/rules.mk
+	mkdir -p $(@D)
+	$(CC) $(BARE_CFLAGS) -c -o $@ $<
+
+$(BARE_OBJ)/%.o: $(BARE)/%.S $(BARE)/rules.mk
+	mkdir -p $(@D)
+	$(CC) $(BARE_CFLAGS) -c -o $@ $<
+
+$(BARE_ELFS): $(OUT)/%-riscv64.elf: $(BARE_OBJ)/%.o $(BARE_RUNTIME:%=$(BARE_OBJ)/%.o) $(BARE)/link.ld
+	$(CC) $(BARE_CFLAGS) $(BARE_LDFLAGS) -T $(BARE)/link.ld -o $@ $(filter %.o,$^)
+
+-include $(wildcard $(BARE_OBJ)/*.d)
