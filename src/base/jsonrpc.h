@@ -18,6 +18,8 @@
 
 #define JSONRPC_LINE_MAX    (1024 * 1024)
 #define JSONRPC_BACKLOG_MAX (8 * 1024 * 1024)
+/* Requests of one client that wait for their answers; more are refused. */
+#define JSONRPC_REQUESTS_MAX 256
 
 /* Error codes: the standard's (-32700 parse error, -32600, -32601, -32602, -32603) and: */
 #define JSONRPC_FAILED 1 /* the method failed; message says why; data.errno is the positive errno */
@@ -31,9 +33,12 @@ typedef void jsonrpc_handler(void *opaque, struct jsonrpc_request *request, cons
 
 int jsonrpc_server_new(struct jsonrpc_server **out, struct loop *loop, int listen_fd,
                        jsonrpc_handler *handler, void *opaque,
-                       struct ferry_error *err); /* takes listen_fd over */
+                       struct ferry_error *err); /* takes listen_fd over, on failure too */
+/* Not from a handler. Requests still unanswered stay the handler's to answer or fail, which then only frees
+ * them. NULL allowed. */
 void jsonrpc_server_free(struct jsonrpc_server *server);
 void jsonrpc_answer(struct jsonrpc_request *request, json_t *result); /* steals result; loop thread */
+/* JSONRPC_FAILED with err's words and errno; -ENOSYS becomes -32601, "method not found". Loop thread. */
 void jsonrpc_fail(struct jsonrpc_request *request, const struct ferry_error *err);
 /* Sends {"method": METHOD, "params": PARAMS} to subscribers. Steals params. Loop thread (use loop_post
  * elsewhere). */
@@ -48,11 +53,12 @@ typedef void jsonrpc_listener(void *opaque, const char *method,
 int jsonrpc_client_connect(struct jsonrpc_client **out, const char *socket_path, const char *thread_name,
                            uint64_t deadline, jsonrpc_listener *listener, void *opaque,
                            struct ferry_error *err);
-/* Any thread. Steals params (NULL for none). *result is the caller's to json_decref; may be NULL if not
- * wanted. */
+/* Any thread but the listener's. Steals params (NULL for none). The other side's words and errno come back in
+ * err. *result is the caller's to json_decref; may be NULL if not wanted. */
 int jsonrpc_client_call(struct jsonrpc_client *client, const char *method, json_t *params, uint64_t deadline,
                         json_t **result, struct ferry_error *err);
-/* Ends the reader thread and frees. Not from the listener. NULL allowed. */
+/* Ends the reader thread and frees, once no call is in progress. Not from the listener, which is not told.
+ * NULL allowed. */
 void jsonrpc_client_free(struct jsonrpc_client *client);
 
 #endif
