@@ -98,6 +98,9 @@ struct ferry_handover {
     char migration_id[FERRY_ID_SIZE];
     char source[FERRY_NAME_SIZE]; /* host names, for messages and lock files */
     char destination[FERRY_NAME_SIZE];
+    /* Only for retake_ownership: GO was never sent, or the destination said that it gave up. It has not run
+     * the guest and never will, whatever an arbiter can or cannot tell. */
+    bool destination_never_ran;
 };
 
 enum ferry_retake {
@@ -112,7 +115,8 @@ enum ferry_retake {
  * one may leave the other's NULL.
  */
 struct ferry_guest_ops {
-    /* Fills at most FERRY_REGIONS_MAX regions. Valid for the session's life. */
+    /* Fills at most FERRY_REGIONS_MAX regions. Valid for the session's life. At the destination all of it
+     * reads as zeros when the session starts: pages the source never touched are not sent. */
     int (*list_regions)(void *guest, struct ferry_ram_region *regions, size_t *count,
                         struct ferry_error *err);
 
@@ -124,21 +128,21 @@ struct ferry_guest_ops {
     void (*dirty_stop)(void *guest);
 
     /* [source] vCPUs stop; when it returns no guest instruction runs. *was_running tells the state before,
-     * which is the state the guest will be in at the destination. */
+     * which is the state the guest will be in at the destination. On failure the guest is as it was. */
     int (*pause)(void *guest, bool *was_running, struct ferry_error *err);
     /* [source] Outstanding I/O finished and flushed, new requests stay queued in guest memory. */
     int (*quiesce)(void *guest, uint64_t timeout_ns, struct ferry_error *err);
     /* [source] Undoes pause and quiesce (resume only if it was running). [destination] starts the guest: RUN
-     * false leaves it paused. */
+     * false leaves it paused; on failure not one guest instruction was executed. */
     int (*resume)(void *guest, bool run, struct ferry_error *err);
 
     /* [source] Paused and quiesced: calls ferry_sink_section for each section. */
     int (*save_state)(void *guest, struct ferry_sink *sink, struct ferry_error *err);
-    /* [destination] One section; then load_finish once after the last. PAUSED_FOR_NS: how long ago the guest
-     * was paused, for its clock. Loading runs nothing and touches nothing outside the process. */
+    /* [destination] One section, in the order they were saved, all memory being there; then load_finish once
+     * after the last. Loading runs nothing and touches nothing outside the process. */
     int (*load_section)(void *guest, const struct ferry_section *section, struct ferry_error *err);
     int (*load_finish)(void *guest, struct ferry_error *err);
-    /* [destination] Just before resume: the guest stood still for this long. */
+    /* [destination] Just before resume of a running guest: it stood still for this long. May be NULL. */
     void (*advance_clock)(void *guest, uint64_t nanoseconds);
 
     /* [source] Slow the vCPUs to (100 - percent) % of their speed. May be NULL. */
@@ -155,6 +159,10 @@ struct ferry_guest_ops {
 
     /* [destination] The guest runs: tell the network where it is now. May be NULL. */
     void (*announce)(void *guest);
+
+    /* [destination] acquire_ownership succeeded, resume failed: nothing ran here, give the guest up so that
+     * the source can take it back. NULL: it is not given up before this process ends. */
+    void (*give_back_ownership)(void *guest, const struct ferry_handover *handover);
 };
 
 /* Where the downtime went. Their sum is the downtime. */
@@ -265,6 +273,7 @@ struct ferry_source_options {
                                     100 s */
     uint64_t quiesce_timeout_ns; /* 0: default 10 s */
     uint64_t peer_timeout_ns;    /* a silent peer is given up after this; 0: default 10 s */
+    bool verify_memory;          /* compare a checksum of all memory before Restore-OK; costs downtime */
 };
 
 struct ferry_destination_options {
