@@ -12,8 +12,10 @@ typedef uint64_t (*operation2)(uint64_t a, uint64_t b);
     X(add)                                                                                                   \
     X(sub)                                                                                                   \
     X(sll)                                                                                                   \
-    X(slt) X(sltu) X(xor) X(srl) X(sra) X(or) X(and) X(addw) X(subw) X(sllw) X(srlw) X(sraw) X(mul) X(mulh)  \
-        X(mulhsu) X(mulhu) X(div) X(divu) X(rem) X(remu) X(mulw) X(divw) X(divuw) X(remw) X(remuw)
+    X(slt)                                                                                                   \
+    X(sltu)                                                                                                  \
+    X(xor) X(srl) X(sra) X(or) X(and) X(addw) X(subw) X(sllw) X(srlw) X(sraw) X(mul) X(mulh) X(mulhsu)       \
+        X(mulhu) X(div) X(divu) X(rem) X(remu) X(mulw) X(divw) X(divuw) X(remw) X(remuw)
 
 #define DEFINE_BINARY(op)                                                                                    \
     static uint64_t do_##op(uint64_t a, uint64_t b)                                                          \

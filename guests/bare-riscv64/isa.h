@@ -7,6 +7,7 @@
 #ifndef BARE_ISA_H
 #define BARE_ISA_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define ISA_WORD_COUNT 20
