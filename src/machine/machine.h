@@ -23,6 +23,7 @@
 
 #define MACHINE_DISKS_MAX 8
 #define MACHINE_NETS_MAX  8
+#define MACHINE_VCPUS_MAX 8
 
 struct machine_disk_config {
     char *path;
@@ -53,7 +54,8 @@ struct machine_config {
 /*
  * The JSON form, as in docs/API.md "VM definition". Strict: unknown keys, wrong types and values out of range
  * are refused naming the key. Fills in defaults (memory 256 MiB, 1 vCPU, machine riscv64) and missing MAC
- * addresses.
+ * addresses. *config is written on success only. Whether a network backend exists and understands its options
+ * is found out by machine_new.
  */
 int machine_config_from_json(struct machine_config *config, const json_t *json, struct ferry_error *err);
 json_t *machine_config_to_json(const struct machine_config *config);
@@ -71,8 +73,11 @@ struct machine_callbacks {
     void *opaque;
     /* Any machine thread; must not call back into the machine; hands over to its own thread. */
     void (*event)(void *opaque, enum machine_event event, const char *why);
-    /* Console output of the guest (UART), in order. Any thread, serialised. */
+    /* Console output of the guest (UART, firmware console, virtio-console), in order. Any thread, serialised.
+     */
     void (*console_output)(void *opaque, const void *data, size_t size);
+    /* machine_console_input took less than it was given, and there is room again. Any thread; may be NULL. */
+    void (*console_input_ready)(void *opaque);
 };
 
 struct machine;
