@@ -1,0 +1,290 @@
+#include "unit.h"
+
+#include "base/bitmap.h"
+#include "bus/memory.h"
+
+#include <errno.h>
+#include <sys/stat.h>
+
+#define PAGE UINT64_C(4096)
+#define LOW  UINT64_C(0x80000000)
+#define HIGH UINT64_C(0x100000000)
+
+/* Two regions with a gap, and a third that begins where the second ends: ram0, ram1, ram2. */
+static int setup(void **state)
+{
+    struct memory *memory;
+    struct ferry_error err;
+
+    assert_ok(memory_new(&memory, &err), err);
+    assert_ok(memory_add_region(memory, "ram0", LOW, 16 * PAGE, &err), err);
+    assert_ok(memory_add_region(memory, "ram1", HIGH, 4 * PAGE, &err), err);
+    assert_ok(memory_add_region(memory, "ram2", HIGH + 4 * PAGE, 4 * PAGE, &err), err);
+    *state = memory;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    memory_free(*state);
+    return 0;
+}
+
+static void what_was_written_is_read(void **state)
+{
+    struct memory *memory = *state;
+    uint8_t out[6] = {0};
+
+    assert_true(memory_write(memory, LOW + PAGE - 3, "ferry", 6));
+    assert_true(memory_read(memory, LOW + PAGE - 3, out, 6));
+    assert_string_equal((char *)out, "ferry");
+    assert_memory_equal(memory_region(memory, 0)->host_ptr + PAGE - 3, "ferry", 6);
+    assert_ptr_equal(memory_ptr(memory, LOW + 5, 1), memory_region(memory, 0)->host_ptr + 5);
+    assert_int_equal(memory_total(memory), 24 * PAGE);
+    assert_int_equal(memory_region_count(memory), 3);
+    assert_null(memory_region(memory, 3));
+    assert_null(memory_region(memory, SIZE_MAX));
+}
+
+static void only_bytes_inside_one_region_are_reachable(void **state)
+{
+    static const struct {
+        uint64_t addr;
+        uint64_t size;
+        bool reachable;
+    } cases[] = {
+        {LOW, 1, true},
+        {LOW, 16 * PAGE, true},
+        {LOW + 16 * PAGE - 1, 1, true},
+        {LOW + PAGE, 15 * PAGE, true},
+        {HIGH + 4 * PAGE, 4 * PAGE, true},
+        {LOW - 1, 1, false},
+        {LOW - 1, 2, false},
+        {LOW, 16 * PAGE + 1, false},
+        {LOW + 1, 16 * PAGE, false},
+        {LOW + 16 * PAGE - 1, 2, false},
+        {LOW + 16 * PAGE, 1, false},
+        {0, 1, false},
+        {0, UINT64_MAX, false},
+        {UINT64_MAX, 1, false},
+        {UINT64_MAX, UINT64_MAX, false},
+        {HIGH - 1, 1, false},
+        {HIGH - 1, 2, false},
+        /* neighbours in the guest's eyes, two regions all the same */
+        {HIGH + 4 * PAGE - 1, 2, false},
+        {HIGH, 8 * PAGE, false},
+        {HIGH + 8 * PAGE, 1, false},
+        /* addr + size wraps round to inside the region */
+        {LOW, UINT64_MAX, false},
+        {LOW + 1, UINT64_MAX, false},
+        {LOW + 8, UINT64_MAX - 7, false},
+        {LOW + PAGE, UINT64_MAX - LOW - PAGE + 1, false},
+        {UINT64_MAX - 7, LOW + 16, false},
+        {HIGH + PAGE, UINT64_MAX - PAGE + 1, false},
+    };
+    struct memory *memory = *state;
+    uint8_t *all = malloc(16 * PAGE + 1);
+
+    assert_non_null(all);
+    memset(all, 0, 16 * PAGE + 1);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        bool reachable = memory_ptr(memory, cases[i].addr, cases[i].size) != NULL;
+
+        if (reachable != cases[i].reachable)
+            fail_msg("case %zu", i);
+        /* Refused before a byte is touched: the sanitizer would see it otherwise. */
+        assert_int_equal(memory_read(memory, cases[i].addr, all, cases[i].size), reachable);
+        assert_int_equal(memory_write(memory, cases[i].addr, all, cases[i].size), reachable);
+    }
+    free(all);
+}
+
+static void nothing_at_an_address_is_still_checked(void **state)
+{
+    struct memory *memory = *state;
+
+    assert_non_null(memory_ptr(memory, LOW, 0));
+    assert_null(memory_ptr(memory, LOW + 16 * PAGE, 0));
+    assert_true(memory_read(memory, LOW, NULL, 0));
+    assert_false(memory_write(memory, 0, NULL, 0));
+}
+
+static void bad_regions_are_refused_in_words(void **state)
+{
+    static const struct {
+        const char *name;
+        uint64_t addr;
+        uint64_t size;
+        int code;
+    } cases[] = {
+        {"x", 0, 0, -EINVAL},
+        {"x", 0, PAGE + 1, -EINVAL},
+        {"x", 1, PAGE, -EINVAL},
+        {"x", UINT64_MAX - PAGE + 1, 2 * PAGE, -EINVAL},
+        {"x", 0, UINT64_MAX - PAGE + 1, -EINVAL},
+        {"x", LOW, PAGE, -EEXIST},
+        {"x", LOW - PAGE, 2 * PAGE, -EEXIST},
+        {"x", LOW + 15 * PAGE, 2 * PAGE, -EEXIST},
+        {"x", LOW - PAGE, 32 * PAGE, -EEXIST},
+        {"x", LOW + PAGE, PAGE, -EEXIST},
+        {"ram0", 0, PAGE, -EEXIST},
+        {"a-name-of-sixteen", 0, PAGE, -EINVAL},
+    };
+    struct memory *memory = *state;
+    struct ferry_error err;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        err = (struct ferry_error){0};
+        assert_int_equal(memory_add_region(memory, cases[i].name, cases[i].addr, cases[i].size, &err),
+                         cases[i].code);
+        assert_contains(err.text, cases[i].name);
+        assert_int_equal(memory_region_count(memory), 3);
+    }
+    assert_ok(memory_add_region(memory, "x", LOW - PAGE, PAGE, &err), err);
+    assert_ok(memory_add_region(memory, "y", LOW + 16 * PAGE, PAGE, &err), err);
+}
+
+static void more_regions_than_the_most_are_refused(void **state)
+{
+    struct memory *memory = *state;
+    struct ferry_error err;
+    char name[16];
+
+    for (unsigned i = 3; i < MEMORY_REGIONS_MAX; i++) {
+        snprintf(name, sizeof(name), "ram%u", i);
+        assert_ok(memory_add_region(memory, name, i * PAGE, PAGE, &err), err);
+    }
+    assert_int_equal(memory_add_region(memory, "last", 100 * PAGE, PAGE, &err), -ENOSPC);
+}
+
+static size_t dirty_count(struct memory *memory)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < memory_region_count(memory); i++)
+        count += bitmap_count(memory_region(memory, i)->dirty, memory_region(memory, i)->size / PAGE);
+    return count;
+}
+
+static void writes_are_recorded_only_while_tracking(void **state)
+{
+    struct memory *memory = *state;
+    const uint64_t *dirty = memory_region(memory, 0)->dirty;
+
+    assert_true(memory_write(memory, LOW, "x", 1));
+    memory_mark_dirty(memory, LOW, PAGE);
+    assert_int_equal(dirty_count(memory), 0);
+    memory_set_tracking(memory, true);
+    assert_true(memory_tracking(memory));
+    assert_true(memory_write(memory, LOW + PAGE - 1, "xy", 2));
+    assert_true(bitmap_test(dirty, 0) && bitmap_test(dirty, 1));
+    assert_int_equal(dirty_count(memory), 2);
+    assert_true(memory_write(memory, LOW + 4 * PAGE, NULL, 0));
+    assert_false(memory_write(memory, LOW + 16 * PAGE - 1, "xy", 2));
+    assert_int_equal(dirty_count(memory), 2);
+    memory_set_tracking(memory, false);
+    assert_true(memory_write(memory, LOW + 5 * PAGE, "x", 1));
+    assert_int_equal(dirty_count(memory), 2);
+    memory_set_tracking(memory, true);
+    assert_int_equal(dirty_count(memory), 0);
+}
+
+static void tracking_again_keeps_what_was_recorded(void **state)
+{
+    struct memory *memory = *state;
+
+    memory_set_tracking(memory, true);
+    assert_true(memory_write(memory, LOW, "x", 1));
+    memory_set_tracking(memory, true);
+    assert_int_equal(dirty_count(memory), 1);
+}
+
+static void marks_cover_every_page_touched_and_no_other(void **state)
+{
+    static const struct {
+        uint64_t addr;
+        uint64_t size;
+        size_t pages;
+    } cases[] = {
+        {LOW, 0, 0},
+        {LOW, 1, 1},
+        {LOW, PAGE, 1},
+        {LOW, PAGE + 1, 2},
+        {LOW + PAGE - 1, 2, 2},
+        {LOW, 16 * PAGE, 16},
+        {LOW - PAGE, 2 * PAGE, 1},
+        {LOW - PAGE, PAGE, 0},
+        {LOW + 15 * PAGE, 8 * PAGE, 1},
+        {HIGH + 3 * PAGE, 2 * PAGE, 2},
+        {0, UINT64_MAX, 24},
+        {HIGH, UINT64_MAX, 8},
+        {UINT64_MAX, UINT64_MAX, 0},
+    };
+    struct memory *memory = *state;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        memory_set_tracking(memory, true);
+        memory_mark_dirty(memory, cases[i].addr, cases[i].size);
+        if (dirty_count(memory) != cases[i].pages)
+            fail_msg("case %zu: %zu pages", i, dirty_count(memory));
+        memory_set_tracking(memory, false);
+    }
+}
+
+static uint64_t allocated(const struct memory *memory, size_t index)
+{
+    struct stat status;
+
+    assert_int_equal(fstat(memory_region(memory, index)->memfd, &status), 0);
+    return (uint64_t)status.st_blocks * 512;
+}
+
+static void nothing_is_allocated_until_reserved(void **state)
+{
+    struct memory *memory = *state;
+    struct ferry_error err;
+
+    assert_int_equal(allocated(memory, 0), 0);
+    assert_ok(memory_reserve(memory, &err), err);
+    assert_int_equal(allocated(memory, 0), 16 * PAGE);
+    assert_int_equal(allocated(memory, 2), 4 * PAGE);
+    assert_ok(memory_reserve(memory, &err), err);
+}
+
+static void reserving_more_than_the_host_has_is_refused(void **state)
+{
+    struct memory *memory = *state;
+    struct ferry_error err = {0};
+
+    assert_ok(memory_add_region(memory, "vast", UINT64_C(1) << 44, UINT64_C(1) << 42, &err), err);
+    assert_int_equal(memory_reserve(memory, &err), -ENOMEM);
+    assert_contains(err.text, "not enough memory");
+    assert_int_equal(allocated(memory, 0), 0);
+    assert_int_equal(allocated(memory, 3), 0);
+}
+
+static void free_of_nothing_is_allowed(void **state)
+{
+    memory_free(NULL);
+}
+
+#define MEMORY_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        MEMORY_TEST(what_was_written_is_read),
+        MEMORY_TEST(only_bytes_inside_one_region_are_reachable),
+        MEMORY_TEST(nothing_at_an_address_is_still_checked),
+        MEMORY_TEST(bad_regions_are_refused_in_words),
+        MEMORY_TEST(more_regions_than_the_most_are_refused),
+        MEMORY_TEST(writes_are_recorded_only_while_tracking),
+        MEMORY_TEST(tracking_again_keeps_what_was_recorded),
+        MEMORY_TEST(marks_cover_every_page_touched_and_no_other),
+        MEMORY_TEST(nothing_is_allocated_until_reserved),
+        MEMORY_TEST(reserving_more_than_the_host_has_is_refused),
+        cmocka_unit_test(free_of_nothing_is_allowed),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
