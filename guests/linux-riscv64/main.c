@@ -4,6 +4,7 @@
  */
 #include "agent.h"
 #include "echo.h"
+#include "work.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -23,6 +24,7 @@ static int command_agent(const char *argument)
 static const struct command commands[] = {
     {"agent", NULL, command_agent},
     {"echo", "PORT", echo_run},
+    {"run", "OPTIONS", work_run},
 };
 
 #define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))

@@ -6,7 +6,7 @@ ROOT := $(LINUX_OBJ)/root
 
 LINUX_CFLAGS := -std=gnu17 -D_GNU_SOURCE -O2 -g0 -march=rv64gc -mabi=lp64d -pthread $(WARNINGS) -MMD -MP
 LINUX_SOURCES := $(wildcard $(LINUX)/*.c)
-LINUX_OBJECTS := $(LINUX_SOURCES:$(LINUX)/%.c=$(LINUX_OBJ)/%.o)
+LINUX_OBJECTS := $(LINUX_SOURCES:$(LINUX)/%.c=$(LINUX_OBJ)/%.o) $(LINUX_OBJ)/loops.o
 
 linux: $(LINUX_OUT)/kernel $(LINUX_OUT)/initrd
 
@@ -15,6 +15,10 @@ $(LINUX_OUT)/kernel: $(FETCHED)/manifest
 	ln -sfn $(FETCHED)/kernel $@
 
 $(LINUX_OBJ)/%.o: $(LINUX)/%.c $(LINUX)/rules.mk
+	mkdir -p $(@D)
+	$(CC) $(LINUX_CFLAGS) -c -o $@ $<
+
+$(LINUX_OBJ)/loops.o: common/loops.c $(LINUX)/rules.mk
 	mkdir -p $(@D)
 	$(CC) $(LINUX_CFLAGS) -c -o $@ $<
 
