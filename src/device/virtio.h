@@ -10,7 +10,7 @@
  *      notify: only the eventfd         process may unlock meanwhile
  *
  * `run` says who may touch guest memory and interrupt line: nobody when STOPPED. DRAINING: no new chains are
- * taken; the worker calls `drain` until it is done, then goes to STOPPED by itself.
+ * taken; when the last outstanding one has ended the worker calls `drain` and goes to STOPPED by itself.
  *
  * A reset by the guest waits, on the vCPU's thread, for chains that are outstanding: Linux does not poll for
  * the end of a reset over MMIO and may use the buffers for something else at once. It is the one place where
@@ -21,6 +21,7 @@
 
 #include "base/thread.h"
 #include "device/device.h"
+#include "device/log_limit.h"
 #include "device/virtqueue.h"
 
 #include <pthread.h>
@@ -77,13 +78,12 @@ struct virtio_ops {
     uint16_t queue_size; /* largest, for every queue */
     /* Worker thread, lock held, DRIVER_OK and RUNNING. Looks at everything that may have come. */
     void (*process)(struct virtio *virtio);
-    /*
-     * Worker thread, lock held, DRAINING. 1: nothing is outstanding any more. 0: not yet; called again after
-     * the next event. Negative: quiesce fails with that, err filled. NULL: nothing is ever outstanding.
-     */
-    int (*drain)(struct virtio *virtio, struct ferry_error *err);
-    /* Chains outstanding have ended while a reset waits: worker thread, lock held; may be NULL. */
+    /* Worker thread, lock held, chains outstanding: finishes those that have ended. NULL when a device never
+     * leaves a chain outstanding while the lock is free. */
     void (*reap)(struct virtio *virtio);
+    /* Worker thread, lock held, DRAINING and nothing outstanding: the last thing before STOPPED (a flush). An
+     * error fails the quiesce and the device goes on. May unlock meanwhile; may be NULL. */
+    int (*drain)(struct virtio *virtio, struct ferry_error *err);
     /* Device-specific part of a reset; lock held, nothing outstanding; may be NULL. */
     void (*reset)(struct virtio *virtio);
 };
@@ -108,6 +108,7 @@ struct virtio {
     enum virtio_run run;
     bool resetting;       /* no new chains; what ends is not reported */
     unsigned outstanding; /* chains popped and not pushed */
+    struct log_limit violations;
     int drain_result;
     struct ferry_error drain_error;
     pthread_mutex_t lock;
@@ -150,6 +151,8 @@ void virtio_wake(struct virtio *virtio);                        /* any thread: p
 
 /* For transports, any vCPU thread, lock not held. */
 uint32_t virtio_guest_status(struct virtio *virtio);
-void virtio_guest_set_status(struct virtio *virtio, uint32_t status);
+void virtio_guest_set_status(struct virtio *virtio, uint32_t status); /* 0 resets; waits, see above */
+/* QueueReady = 0 on a live queue; waits like a reset. QUEUE is below queue_count. */
+void virtio_guest_disable_queue(struct virtio *virtio, unsigned queue);
 
 #endif

@@ -97,8 +97,6 @@ void virtqueue_push(struct virtqueue *queue, uint16_t head, const struct virtque
 bool virtqueue_must_signal(struct virtqueue *queue);
 /* Asks the driver to notify us of more. True when more came meanwhile: look again. */
 bool virtqueue_listen(struct virtqueue *queue);
-/* Tells the driver that notifications are not needed now (a hint). */
-void virtqueue_ignore(struct virtqueue *queue);
 
 /* Gathers up to SIZE bytes from (scatters to) segments starting OFFSET bytes in; returns the count. The
  * writer does not mark dirty: virtqueue_push does. */
