@@ -256,7 +256,7 @@ static void reserving_more_than_the_host_has_is_refused(void **state)
     struct memory *memory = *state;
     struct ferry_error err = {0};
 
-    assert_ok(memory_add_region(memory, "vast", UINT64_C(1) << 44, UINT64_C(1) << 42, &err), err);
+    assert_ok(memory_add_region(memory, "vast", UINT64_C(1) << 42, UINT64_C(1) << 40, &err), err);
     assert_int_equal(memory_reserve(memory, &err), -ENOMEM);
     assert_contains(err.text, "not enough memory");
     assert_int_equal(allocated(memory, 0), 0);
