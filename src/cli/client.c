@@ -1,0 +1,343 @@
+#include "cli/client.h"
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "cli/client_internal.h"
+#include "cli/memory.h"
+#include "cli/object.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#define CONNECT_TIMEOUT_S 10L
+#define SOCKET_NAME       "ferryd.sock"
+
+struct error_class {
+    const char *name;
+    int code;
+};
+
+static const struct error_class error_classes[] = {
+    {"usage", -EINVAL},  {"not_found", -ENOENT}, {"conflict", -EBUSY},
+    {"refused", -EPERM}, {"failed", -EIO},       {"unreachable", -EHOSTUNREACH},
+};
+
+/* "127.0.0.1:7001", "[::1]:7001", "b.example:7001" and no file of that name. */
+static bool is_address(const char *target)
+{
+    const char *colon = strrchr(target, ':');
+
+    return colon && colon != target && colon[1] && strspn(colon + 1, "0123456789") == strlen(colon + 1) &&
+           !strchr(target, '/');
+}
+
+static int set_socket(struct client *client, const char *target, struct ferry_error *err)
+{
+    size_t length = strlen(target);
+    struct stat info;
+    bool is_directory = stat(target, &info) == 0 ? S_ISDIR(info.st_mode)
+                                                 : length < 5 || strcmp(target + length - 5, ".sock") != 0;
+
+    while (length > 1 && target[length - 1] == '/')
+        length--;
+    client->socket_path =
+        is_directory ? memory_format("%.*s/%s", (int)length, target, SOCKET_NAME) : memory_copy_text(target);
+    client->base_url = memory_copy_text("http://localhost");
+    if (strlen(client->socket_path) >= sizeof(((struct sockaddr_un *)NULL)->sun_path))
+        return error_set(err, -EINVAL,
+                         "the socket's path %s is too long (%zu characters at most); use a shorter path",
+                         client->socket_path, sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1);
+    return 0;
+}
+
+int client_open(struct client *client, const char *target, bool raw, struct ferry_error *err)
+{
+    struct stat info;
+    size_t length;
+    int result = 0;
+
+    *client = (struct client){.target = memory_copy_text(target), .raw = raw};
+    if (strncmp(target, "http://", 7) == 0 || strncmp(target, "https://", 8) == 0)
+        client->base_url = memory_copy_text(target);
+    else if (strstr(target, "://"))
+        result =
+            error_set(err, -EINVAL, "%s is not a URL that ferry can use; it begins with http://", target);
+    else if (is_address(target) && stat(target, &info) < 0)
+        client->base_url = memory_format("http://%s", target);
+    else
+        result = set_socket(client, target, err);
+    if (result == 0) {
+        length = strlen(client->base_url);
+        while (length > 0 && client->base_url[length - 1] == '/')
+            client->base_url[--length] = '\0';
+        client->curl = curl_easy_init();
+        if (!client->curl)
+            result = error_set(err, -ENOMEM, "cannot prepare a connection to %s", target);
+    }
+    if (result < 0)
+        client_close(client);
+    return result;
+}
+
+void client_close(struct client *client)
+{
+    if (client->curl)
+        curl_easy_cleanup(client->curl);
+    free(client->target);
+    free(client->socket_path);
+    free(client->base_url);
+    *client = (struct client){0};
+}
+
+bool client_is_local(const struct client *client)
+{
+    return client->socket_path != NULL;
+}
+
+/* Appends one segment, percent-encoded but for what is safe everywhere. */
+static void append_escaped(FILE *out, const char *segment)
+{
+    for (; *segment; segment++) {
+        unsigned char byte = (unsigned char)*segment;
+
+        if ((byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') || (byte >= '0' && byte <= '9') ||
+            strchr("-_.~", byte))
+            fputc(byte, out);
+        else
+            fprintf(out, "%%%02X", byte);
+    }
+}
+
+char *client_path(const char *format, ...)
+{
+    char *path = NULL;
+    size_t size;
+    FILE *out = open_memstream(&path, &size);
+    va_list args;
+
+    if (!out)
+        return memory_copy_text("");
+    va_start(args, format);
+    for (; *format; format++) {
+        if (*format != '%') {
+            fputc(*format, out);
+            continue;
+        }
+        format++;
+        assert(*format == 's');
+        append_escaped(out, va_arg(args, const char *));
+    }
+    va_end(args);
+    fclose(out);
+    return path;
+}
+
+/* Why the Unix socket could not be reached, in words that say what to do. */
+static int explain_socket(const struct client *client, struct ferry_error *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    char *directory = memory_copy_text(client->socket_path);
+    char *slash = strrchr(directory, '/');
+    CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct stat info;
+    int code = 0;
+
+    memcpy(address.sun_path, client->socket_path, strlen(client->socket_path));
+    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+        code = errno;
+    if (slash && slash != directory)
+        *slash = '\0';
+    if (code == ENOENT || code == ENOTDIR) {
+        error_set(err, -ECONNREFUSED,
+                  "cannot reach ferryd at %s: no such socket; is it running? start it with: ferryd "
+                  "--state-dir %s",
+                  client->socket_path, directory);
+    } else if (code == EACCES) {
+        struct passwd *owner = stat(client->socket_path, &info) == 0 ? getpwuid(info.st_uid) : NULL;
+
+        error_set(err, -ECONNREFUSED,
+                  "cannot reach ferryd at %s: permission denied; its owner%s%s or root may command this host",
+                  client->socket_path, owner ? " " : "", owner ? owner->pw_name : "");
+    } else if (code == ECONNREFUSED) {
+        error_set(err, -ECONNREFUSED,
+                  "cannot reach ferryd at %s: nobody answers there, it has ended; start it with: ferryd "
+                  "--state-dir %s",
+                  client->socket_path, directory);
+    } else {
+        error_set(err, -ECONNREFUSED, "cannot reach ferryd at %s: %s", client->socket_path,
+                  code ? strerror(code) : "the connection broke");
+    }
+    free(directory);
+    return -ECONNREFUSED;
+}
+
+int client_explain(const struct client *client, CURL *curl, CURLcode code, struct ferry_error *err)
+{
+    const char *where = client->socket_path ? client->socket_path : client->base_url;
+    long os_errno = 0;
+
+    switch (code) {
+    case CURLE_COULDNT_CONNECT:
+        if (client->socket_path)
+            return explain_socket(client, err);
+        curl_easy_getinfo(curl, CURLINFO_OS_ERRNO, &os_errno);
+        return error_set(err, -ECONNREFUSED,
+                         "cannot reach ferryd at %s: %s; does it run there with --listen?", where,
+                         os_errno ? strerror((int)os_errno) : "no connection");
+    case CURLE_COULDNT_RESOLVE_HOST:
+        return error_set(err, -ECONNREFUSED, "cannot reach ferryd at %s: no host has that name", where);
+    case CURLE_OPERATION_TIMEDOUT:
+        return error_set(err, -ECONNREFUSED, "cannot reach ferryd at %s: no answer within %ld s", where,
+                         CONNECT_TIMEOUT_S);
+    case CURLE_URL_MALFORMAT:
+        return error_set(err, -EINVAL, "%s is not a URL", where);
+    case CURLE_GOT_NOTHING:
+    case CURLE_RECV_ERROR:
+    case CURLE_SEND_ERROR:
+    case CURLE_PARTIAL_FILE:
+        return error_set(err, -EPIPE, "ferryd at %s closed the connection before it had answered", where);
+    default:
+        return error_set(err, -EIO, "talking to ferryd at %s failed: %s", where, curl_easy_strerror(code));
+    }
+}
+
+int client_explain_answer(const struct client *client, long status, const char *text, size_t size,
+                          struct ferry_error *err)
+{
+    const char *where = client->socket_path ? client->socket_path : client->base_url;
+    json_t *answer = json_loadb(text, size, 0, NULL);
+    json_t *clean = answer ? object_clean(answer) : NULL;
+    const char *class = object_text(clean, "error.class");
+    const char *message = object_text(clean, "error.message");
+    int code = -EIO;
+
+    for (size_t i = 0; i < sizeof(error_classes) / sizeof(error_classes[0]); i++) {
+        if (strcmp(error_classes[i].name, class) == 0)
+            code = error_classes[i].code;
+    }
+    if (*message)
+        error_set(err, code, "%s", message);
+    else
+        error_set(err, code, "%s answered with HTTP status %ld and no reason; is it a ferryd?", where,
+                  status);
+    json_decref(clean);
+    json_decref(answer);
+    return code;
+}
+
+void client_set_up(struct client *client, CURL *curl, const char *path)
+{
+    CLEANUP_FREE char *url = memory_format("%s%s", client->base_url, path);
+
+    curl_easy_reset(curl);
+    curl_easy_setopt(curl, CURLOPT_URL, url);
+    if (client->socket_path)
+        curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, client->socket_path);
+    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
+    /* A VM called ".." is the host's to refuse, not another path. */
+    curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
+    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, CONNECT_TIMEOUT_S);
+    curl_easy_setopt(curl, CURLOPT_TCP_KEEPALIVE, 1L);
+    curl_easy_setopt(curl, CURLOPT_TCP_KEEPIDLE, 10L);
+    curl_easy_setopt(curl, CURLOPT_TCP_KEEPINTVL, 5L);
+    curl_easy_setopt(curl, CURLOPT_USERAGENT, "ferry/" FERRY_VERSION);
+}
+
+struct answer {
+    char *text;
+    size_t size;
+};
+
+static size_t collect(char *data, size_t unit, size_t count, void *opaque)
+{
+    struct answer *answer = opaque;
+    size_t size = unit * count;
+
+    if (size > CLIENT_ANSWER_MAX - answer->size)
+        return 0;
+    answer->text = memory_resize(answer->text, answer->size + size + 1);
+    memcpy(answer->text + answer->size, data, size);
+    answer->size += size;
+    answer->text[answer->size] = '\0';
+    return size;
+}
+
+static int read_answer(const struct client *client, const struct answer *raw, json_t **answer,
+                       struct ferry_error *err)
+{
+    json_error_t where;
+    json_t *value;
+
+    *answer = NULL;
+    if (raw->size == 0)
+        return 0;
+    value = json_loadb(raw->text, raw->size, JSON_DECODE_ANY, &where);
+    if (!value)
+        return error_set(err, -EPROTO, "%s did not answer in JSON (%s); is it a ferryd?", client->target,
+                         where.text);
+    if (client->raw) {
+        *answer = value;
+    } else {
+        *answer = object_clean(value);
+        json_decref(value);
+    }
+    return 0;
+}
+
+static void set_body(CURL *curl, const char *method, const char *text, struct curl_slist **headers)
+{
+    curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
+    if (!text)
+        return;
+    *headers = curl_slist_append(*headers, "Content-Type: application/json");
+    *headers = curl_slist_append(*headers, "Expect:");
+    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, text);
+    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, *headers);
+}
+
+int client_request(struct client *client, const char *method, const char *path, json_t *body, json_t **answer,
+                   struct ferry_error *err)
+{
+    CLEANUP_FREE char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
+    struct curl_slist *headers = NULL;
+    struct answer raw = {0};
+    json_t *value = NULL;
+    long status = 0;
+    CURLcode code;
+    int result;
+
+    if (body && !text)
+        return error_set(err, -EINVAL, "an argument is not UTF-8 text");
+    client_set_up(client, client->curl, path);
+    set_body(client->curl, method, text, &headers);
+    curl_easy_setopt(client->curl, CURLOPT_WRITEFUNCTION, collect);
+    curl_easy_setopt(client->curl, CURLOPT_WRITEDATA, &raw);
+    code = curl_easy_perform(client->curl);
+    curl_slist_free_all(headers);
+    curl_easy_getinfo(client->curl, CURLINFO_RESPONSE_CODE, &status);
+    if (code != CURLE_OK)
+        result = client_explain(client, client->curl, code, err);
+    else if (status < 200 || status >= 300)
+        result = client_explain_answer(client, status, raw.text, raw.size, err);
+    else
+        result = read_answer(client, &raw, &value, err);
+    free(raw.text);
+    if (result == 0 && answer)
+        *answer = value;
+    else
+        json_decref(value);
+    return result;
+}
+
+int client_get(struct client *client, const char *path, json_t **answer, struct ferry_error *err)
+{
+    return client_request(client, "GET", path, NULL, answer, err);
+}

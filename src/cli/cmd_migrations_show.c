@@ -1,0 +1,132 @@
+#include "cli/command.h"
+
+#include "cli/fields.h"
+#include "cli/migration.h"
+#include "cli/object.h"
+#include "cli/units.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void print_rates(struct fields *fields, const json_t *migration)
+{
+    char text[UNITS_TEXT_SIZE];
+
+    if (object_number(migration, "bandwidth"))
+        fields_text(fields, "bandwidth", units_format_rate(object_number(migration, "bandwidth"), text));
+    if (object_number(migration, "dirty_rate"))
+        fields_format(fields, "memory changed", "%s by the guest",
+                      units_format_rate(object_number(migration, "dirty_rate"), text));
+}
+
+static void print_what(struct fields *fields, const json_t *migration)
+{
+    fields_text(fields, "id", object_text(migration, "id"));
+    fields_text(fields, "VM", object_text(migration, "vm"));
+    fields_text(fields, "from", object_text(migration, "source"));
+    fields_text(fields, "to", object_text(migration, "destination"));
+    fields_text(fields, "kind", object_text(migration, "kind"));
+    fields_format(fields, "state", "%llu %s (%s here)",
+                  (unsigned long long)object_number(migration, "state_number"),
+                  object_text(migration, "state"), object_text(migration, "side"));
+    if (migration_has_ended(migration))
+        fields_text(fields, "outcome", object_text(migration, "outcome"));
+    else
+        fields_format(fields, "phase", "%s, %llu %%", object_text(migration, "phase"),
+                      (unsigned long long)object_number(migration, "percent"));
+    if (*object_text(migration, "error"))
+        fields_format(fields, "reason", "%s (%s)", object_text(migration, "error"),
+                      object_text(migration, "cause"));
+    fields_time(fields, "started", object_text(migration, "started"));
+    fields_time(fields, "ended", object_text(migration, "ended"));
+}
+
+static void print_numbers(struct fields *fields, const json_t *migration)
+{
+    char text[UNITS_TEXT_SIZE];
+    const char *name;
+    json_t *part;
+
+    fields_text(fields, "total", units_format_duration(object_number(migration, "total_ns"), text));
+    fields_size(fields, "memory", object_number(migration, "memory_bytes"));
+    fields_size(fields, "sent", object_number(migration, "wire_bytes"));
+    if (!migration_has_ended(migration))
+        fields_size(fields, "left", object_number(migration, "remaining_bytes"));
+    fields_format(fields, "pages", "%llu sent, %llu zero, %llu never touched",
+                  (unsigned long long)object_number(migration, "pages_raw"),
+                  (unsigned long long)object_number(migration, "pages_zero"),
+                  (unsigned long long)object_number(migration, "pages_skipped"));
+    print_rates(fields, migration);
+    if (!object_number(migration, "downtime_ns"))
+        return;
+    fields_text(fields, "downtime", units_format_duration(object_number(migration, "downtime_ns"), text));
+    json_object_foreach(object_get(migration, "downtime_parts"), name, part) fields_format(
+        fields, "", "%-10s  %s", name, units_format_duration((uint64_t)json_integer_value(part), text));
+}
+
+static void print_log(struct cli *cli, const json_t *migration)
+{
+    const json_t *line;
+    size_t index;
+
+    json_array_foreach(object_get(migration, "log"), index, line)
+    {
+        const char *level = object_text(line, "level");
+        const char *color = cli->term.reset;
+        char time[UNITS_TEXT_SIZE];
+
+        if (strcmp(level, "error") == 0)
+            color = cli->term.red;
+        else if (strncmp(level, "warn", 4) == 0)
+            color = cli->term.yellow;
+        if (index == 0)
+            fputc('\n', cli->out);
+        fprintf(cli->out, "%s  %s  %s%s%s\n", units_format_time(object_text(line, "time"), true, time),
+                object_text(line, "host"), color, object_text(line, "text"), cli->term.reset);
+    }
+}
+
+static int migrations_show(struct cli *cli, struct ferry_error *err)
+{
+    char *path = client_path("/v1/migrations/%s", args_operand(&cli->args, 0));
+    json_t *migration = NULL;
+    int result = client_get(&cli->client, path, &migration, err);
+    struct fields fields;
+
+    free(path);
+    if (result < 0)
+        return result;
+    if (cli->json) {
+        cli_print_json(cli, migration);
+    } else {
+        fields_begin(&fields, cli);
+        print_what(&fields, migration);
+        print_numbers(&fields, migration);
+        fields_end(&fields);
+        if (json_array_size(object_get(migration, "rounds")) > 0)
+            fputc('\n', cli->out);
+        migration_print_rounds(cli, migration);
+        print_log(cli, migration);
+    }
+    json_decref(migration);
+    return 0;
+}
+
+const struct command command_migrations_show = {
+    .name = "migrations show",
+    .group = "Moving",
+    .summary = "Show all about one migration: numbers, rounds, downtime, log",
+    .operands =
+        (const struct operand[]){
+            {.name = "ID", .kind = VALUE_MIGRATION},
+            {.name = NULL},
+        },
+    .examples =
+        (const struct example[]){
+            {"ferry migrations show 1b4e28ba", "the beginning of an id is enough"},
+            {"ferry migrations show 1b4e28ba --json | jq .downtime_ns", "the downtime in nanoseconds"},
+            {NULL, NULL},
+        },
+    .needs_host = true,
+    .run = migrations_show,
+};

@@ -1,0 +1,90 @@
+#include "cli/command.h"
+
+#include "cli/fields.h"
+#include "cli/object.h"
+
+#include <stdlib.h>
+
+static void print_disks(struct fields *fields, const json_t *disks)
+{
+    const json_t *disk;
+    size_t index;
+
+    json_array_foreach(disks, index, disk) fields_format(
+        fields, index == 0 ? "disks" : "", "%s%s%s", object_text(disk, "path"),
+        object_flag(disk, "readonly") ? ", read-only" : "", object_flag(disk, "direct") ? ", direct" : "");
+}
+
+static void print_nets(struct fields *fields, const json_t *nets)
+{
+    const json_t *net;
+    size_t index;
+
+    json_array_foreach(nets, index, net)
+    {
+        const char *mac = object_text(net, "mac");
+
+        fields_format(fields, index == 0 ? "networks" : "", "%s%s%s", object_text(net, "backend"),
+                      *mac ? ", mac " : "", mac);
+    }
+}
+
+static void print_vm(struct cli *cli, const json_t *vm)
+{
+    struct fields fields;
+
+    fields_begin(&fields, cli);
+    fields_text(&fields, "name", object_text(vm, "name"));
+    fields_text(&fields, "state", object_text(vm, "state"));
+    fields_text(&fields, "why", object_text(vm, "why"));
+    fields_text(&fields, "host", object_text(vm, "host"));
+    fields_text(&fields, "migration", object_text(vm, "migration"));
+    fields_text(&fields, "machine", object_text(vm, "definition.machine"));
+    fields_format(&fields, "vCPUs", "%llu", (unsigned long long)object_number(vm, "definition.vcpus"));
+    fields_size(&fields, "memory", object_number(vm, "definition.memory"));
+    if (object_number(vm, "memory_resident"))
+        fields_size(&fields, "memory in use", object_number(vm, "memory_resident"));
+    fields_text(&fields, "kernel", object_text(vm, "definition.kernel"));
+    fields_text(&fields, "initrd", object_text(vm, "definition.initrd"));
+    fields_text(&fields, "command line", object_text(vm, "definition.cmdline"));
+    print_disks(&fields, object_get(vm, "definition.disks"));
+    print_nets(&fields, object_get(vm, "definition.nets"));
+    if (object_number(vm, "pid"))
+        fields_format(&fields, "process", "%llu", (unsigned long long)object_number(vm, "pid"));
+    fields_time(&fields, "started", object_text(vm, "started"));
+    fields_end(&fields);
+}
+
+static int show(struct cli *cli, struct ferry_error *err)
+{
+    char *path = client_path("/v1/vms/%s", args_operand(&cli->args, 0));
+    json_t *vm = NULL;
+    int result = client_get(&cli->client, path, &vm, err);
+
+    if (result == 0 && cli->json)
+        cli_print_json(cli, vm);
+    else if (result == 0)
+        print_vm(cli, vm);
+    json_decref(vm);
+    free(path);
+    return result;
+}
+
+const struct command command_show = {
+    .name = "show",
+    .group = "Virtual machines",
+    .summary = "Show a VM: its state and how it is defined",
+    .operands =
+        (const struct operand[]){
+            {.name = "VM", .kind = VALUE_VM},
+            {.name = NULL},
+        },
+    .examples =
+        (const struct example[]){
+            {"ferry show web", "everything about web"},
+            {"ferry show web --json | jq -r .state", "its state, for scripts"},
+            {NULL, NULL},
+        },
+    .needs_host = true,
+    .run = show,
+};

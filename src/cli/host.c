@@ -1,0 +1,66 @@
+#include "cli/host.h"
+
+#include "cli/fields.h"
+#include "cli/object.h"
+#include "cli/units.h"
+
+#include <string.h>
+
+static void print_machines(struct fields *fields, const json_t *machines)
+{
+    const json_t *machine;
+    size_t index;
+
+    json_array_foreach(machines, index, machine)
+    {
+        const char *why = object_text(machine, "why");
+        bool available = object_flag(machine, "available");
+
+        fields_format(fields, index == 0 ? "machines" : "", "%s by %s: %s%s%s",
+                      object_text(machine, "machine"), object_text(machine, "accel"),
+                      available ? "available" : "not available", *why ? ", " : "", why);
+    }
+}
+
+void host_print(struct cli *cli, const json_t *host)
+{
+    char total[UNITS_TEXT_SIZE], available[UNITS_TEXT_SIZE];
+    struct fields fields;
+
+    if (cli->json) {
+        cli_print_json(cli, host);
+        return;
+    }
+    fields_begin(&fields, cli);
+    fields_text(&fields, "name", object_text(host, "name"));
+    fields_format(&fields, "version", "%s (protocol %llu)", object_text(host, "version"),
+                  (unsigned long long)object_number(host, "protocol"));
+    fields_text(&fields, "address", object_text(host, "address"));
+    fields_text(&fields, "migrate address", object_text(host, "migrate_address"));
+    fields_format(&fields, "memory", "%s, %s of it available",
+                  units_format_size(object_number(host, "memory_total"), total),
+                  units_format_size(object_number(host, "memory_available"), available));
+    print_machines(&fields, object_get(host, "machines"));
+    fields_format(&fields, "VMs", "%llu", (unsigned long long)object_number(host, "vms"));
+    fields_text(&fields, "migration", object_text(host, "migration"));
+    fields_time(&fields, "started", object_text(host, "started"));
+    fields_format(&fields, "process", "%llu", (unsigned long long)object_number(host, "pid"));
+    fields_text(&fields, "state directory", object_text(host, "state_dir"));
+    fields_end(&fields);
+}
+
+int host_set_migration(struct cli *cli, bool enabled, struct ferry_error *err)
+{
+    json_t *body = cli_pack("{s:b}", "enabled", enabled);
+    json_t *host = NULL;
+    int result = client_request(&cli->client, "POST", "/v1/host/migration", body, &host, err);
+
+    if (result == 0 && cli->json)
+        cli_print_json(cli, host);
+    else if (result == 0)
+        fprintf(cli->out, "migration is %s on %s\n", object_text(host, "migration"),
+                object_text(host, "name"));
+    json_decref(host);
+    json_decref(body);
+    return result;
+}

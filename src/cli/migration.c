@@ -1,0 +1,181 @@
+#include "cli/migration.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "cli/object.h"
+#include "cli/table.h"
+#include "cli/units.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RETRY_FOR_MS   30000
+#define RETRY_PAUSE_MS 500
+
+char *migration_short_id(const json_t *migration, char text[static MIGRATION_SHORT_SIZE])
+{
+    snprintf(text, MIGRATION_SHORT_SIZE, "%s", object_text(migration, "id"));
+    return text;
+}
+
+bool migration_has_ended(const json_t *migration)
+{
+    return *object_text(migration, "ended") != '\0';
+}
+
+bool migration_is_completed(const json_t *migration)
+{
+    return strcmp(object_text(migration, "outcome"), "completed") == 0;
+}
+
+struct watching {
+    const struct migration_watch *watch;
+    json_t *last;
+};
+
+static int keep_last(void *opaque, json_t *migration, struct ferry_error *err)
+{
+    struct watching *watching = opaque;
+
+    json_decref(watching->last);
+    watching->last = json_incref(migration);
+    if (watching->watch->show)
+        return watching->watch->show(watching->watch->opaque, migration, err);
+    return 0;
+}
+
+/* Ends the watching when wake_fd is readable; who owns it reads it. */
+static int look_at_wake(void *opaque, struct ferry_error *err)
+{
+    struct watching *watching = opaque;
+    struct pollfd wake = {.fd = watching->watch->wake_fd, .events = POLLIN};
+
+    (void)err;
+    return poll(&wake, 1, 0) > 0;
+}
+
+int migration_watch(struct client *client, const char *id, const struct migration_watch *watch, json_t **last,
+                    struct ferry_error *err)
+{
+    struct watching watching = {.watch = watch};
+    struct client_stream stream = {
+        .opaque = &watching, .object = keep_last, .step = look_at_wake, .wake_fd = watch->wake_fd};
+    char *path = client_path("/v1/migrations/%s/watch", id);
+    uint64_t deadline = clock_deadline(RETRY_FOR_MS);
+    int result;
+
+    *last = NULL;
+    for (;;) {
+        struct pollfd wake = {.fd = watch->wake_fd, .events = POLLIN};
+
+        result = client_follow(client, path, &stream, err);
+        if (result == 1 || (watching.last && migration_has_ended(watching.last)))
+            break;
+        if (result < 0 && result != -EPIPE && result != -ECONNREFUSED)
+            break;
+        /* The stream ended but the migration did not: ferryd is being restarted. It adopts its VMs, and the
+         * migration goes on meanwhile. */
+        if (clock_left_ms(deadline) == 0) {
+            if (result == 0)
+                result = error_set(err, -EPIPE, "ferryd at %s stopped telling about the migration",
+                                   client->target);
+            break;
+        }
+        if (poll(&wake, 1, RETRY_PAUSE_MS) > 0) {
+            result = 1;
+            break;
+        }
+    }
+    free(path);
+    if (watching.last && migration_has_ended(watching.last) && result != 1) {
+        *last = watching.last;
+        return 0;
+    }
+    json_decref(watching.last);
+    return result;
+}
+
+void migration_print_summary(struct cli *cli, const json_t *migration)
+{
+    char total[UNITS_TEXT_SIZE], downtime[UNITS_TEXT_SIZE], size[UNITS_TEXT_SIZE];
+    unsigned long long rounds = object_number(migration, "round");
+
+    fprintf(cli->out, "%s: %s moved from %s to %s: total %s, downtime %s, %s in %llu round%s\n",
+            object_text(migration, "id"), object_text(migration, "vm"), object_text(migration, "source"),
+            object_text(migration, "destination"),
+            units_format_duration(object_number(migration, "total_ns"), total),
+            units_format_duration(object_number(migration, "downtime_ns"), downtime),
+            units_format_size(object_number(migration, "wire_bytes"), size), rounds, rounds == 1 ? "" : "s");
+}
+
+void migration_print_downtime(struct cli *cli, const json_t *migration)
+{
+    const json_t *parts = object_get(migration, "downtime_parts");
+    char text[UNITS_TEXT_SIZE];
+    const char *separator = " = ", *name;
+    json_t *part;
+
+    fprintf(cli->out, "downtime %s", units_format_duration(object_number(migration, "downtime_ns"), text));
+    json_object_foreach((json_t *)parts, name, part)
+    {
+        fprintf(cli->out, "%s%s %s", separator, name,
+                units_format_duration((uint64_t)json_integer_value(part), text));
+        separator = " + ";
+    }
+    fputc('\n', cli->out);
+}
+
+void migration_print_rounds(struct cli *cli, const json_t *migration)
+{
+    const json_t *rounds = object_get(migration, "rounds");
+    struct table table = TABLE_INIT;
+    size_t index;
+    json_t *round;
+
+    table_column(&table, "ROUND", TABLE_RIGHT);
+    table_column(&table, "PAGES", TABLE_RIGHT);
+    table_column(&table, "SENT", TABLE_RIGHT);
+    table_column(&table, "TIME", TABLE_RIGHT);
+    table_column(&table, "CHANGED MEANWHILE", TABLE_RIGHT);
+    json_array_foreach(rounds, index, round)
+    {
+        char text[UNITS_TEXT_SIZE];
+
+        table_cell_format(&table, "%zu", index + 1);
+        table_cell_format(&table, "%llu", (unsigned long long)object_number(round, "pages"));
+        table_cell(&table, units_format_size(object_number(round, "bytes"), text));
+        table_cell(&table, units_format_duration(object_number(round, "duration_ns"), text));
+        table_cell_format(&table, "%llu pages", (unsigned long long)object_number(round, "dirtied_pages"));
+    }
+    if (table_rows(&table) > 0)
+        table_print(&table, cli->out, cli->term.bold, cli->term.reset);
+    table_free(&table);
+}
+
+int migration_check_outcome(const json_t *migration, struct ferry_error *err)
+{
+    const char *outcome = object_text(migration, "outcome");
+    const char *vm = object_text(migration, "vm");
+    const char *source = object_text(migration, "source");
+    const char *destination = object_text(migration, "destination");
+    const char *reason = object_text(migration, "error");
+
+    if (strcmp(outcome, "completed") == 0)
+        return 0;
+    if (strcmp(outcome, "cancelled") == 0)
+        return error_set(err, -EIO, "the migration of %s to %s was cancelled; %s is on %s as before", vm,
+                         destination, vm, source);
+    if (strcmp(outcome, "unknown") == 0)
+        return error_set(
+            err, -EIO,
+            "nobody can say whether %s runs on %s: %s; it stays stopped on %s; look on %s before "
+            "anything else",
+            vm, destination, *reason ? reason : "the connection broke", source, destination);
+    if (strcmp(outcome, "lost") == 0)
+        return error_set(err, -EIO, "%s belongs to %s now, which did not say that it runs there: %s", vm,
+                         destination, *reason ? reason : "the connection broke");
+    return error_set(err, -EIO, "%s was not moved to %s: %s; it is on %s as before", vm, destination,
+                     *reason ? reason : "the host gave no reason", source);
+}

@@ -1,0 +1,126 @@
+#include "cli/moved.h"
+
+#include "base/error.h"
+#include "cli/migration.h"
+#include "cli/object.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The newest migration that took VM away from this host (*migration, owned by the caller), or NULL. */
+static int find_departure(struct client *client, const char *vm, json_t **migration, struct ferry_error *err)
+{
+    json_t *all = NULL, *candidate;
+    size_t index;
+    int result = client_get(client, "/v1/migrations", &all, err);
+
+    *migration = NULL;
+    if (result < 0)
+        return result;
+    json_array_foreach(all, index, candidate)
+    {
+        if (strcmp(object_text(candidate, "vm"), vm) != 0)
+            continue;
+        if (strcmp(object_text(candidate, "side"), "source") == 0)
+            *migration = json_incref(candidate);
+        break;
+    }
+    json_decref(all);
+    return 0;
+}
+
+static int find_address(struct client *client, struct moved *moved, struct ferry_error *err)
+{
+    json_t *hosts = NULL;
+    const json_t *host;
+    size_t index;
+    int result = client_get(client, "/v1/hosts", &hosts, err);
+
+    json_array_foreach(hosts, index, host)
+    {
+        if (strcmp(object_text(host, "name"), moved->host) == 0)
+            snprintf(moved->address, sizeof(moved->address), "%s", object_text(host, "address"));
+    }
+    json_decref(hosts);
+    return result;
+}
+
+/* Whether MIGRATION moved it away for good; waits for its end. */
+static int judge_migration(struct client *client, const json_t *migration, struct moved *moved,
+                           struct ferry_error *err)
+{
+    struct migration_watch watch = {.wake_fd = -1};
+    json_t *last = NULL;
+    int result = 0;
+
+    if (!migration_has_ended(migration)) {
+        result = migration_watch(client, object_text(migration, "id"), &watch, &last, err);
+        if (result < 0)
+            return result;
+        migration = last;
+    }
+    if (migration_is_completed(migration)) {
+        moved->kind = MOVED_AWAY;
+        snprintf(moved->host, sizeof(moved->host), "%s", object_text(migration, "destination"));
+        result = find_address(client, moved, err);
+    }
+    json_decref(last);
+    return result;
+}
+
+static bool state_is(const json_t *vm, const char *state)
+{
+    return strcmp(object_text(vm, "state"), state) == 0;
+}
+
+int moved_find(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
+{
+    char *path = client_path("/v1/vms/%s", vm);
+    json_t *object = NULL, *migration = NULL;
+    bool is_gone;
+    int result = client_get(client, path, &object, err);
+
+    free(path);
+    *moved = (struct moved){.kind = MOVED_NOT};
+    is_gone = result == -ENOENT;
+    if (result < 0 && !is_gone)
+        return result;
+    if (!is_gone && (state_is(object, "STOPPED") || state_is(object, "CRASHED"))) {
+        moved->kind = MOVED_ENDED;
+        snprintf(moved->why, sizeof(moved->why), "%s",
+                 *object_text(object, "why") ? object_text(object, "why") : "it is off");
+        json_decref(object);
+        return 0;
+    }
+    result = 0;
+    if (is_gone || *object_text(object, "migration")) {
+        result = find_departure(client, vm, &migration, err);
+        if (result == 0 && migration)
+            result = judge_migration(client, migration, moved, err);
+        if (result == 0 && moved->kind == MOVED_NOT && is_gone)
+            result = error_set(err, -ENOENT, "there is no VM %s on this host", vm);
+    }
+    json_decref(migration);
+    json_decref(object);
+    return result;
+}
+
+int moved_follow(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
+{
+    struct client next;
+    int result = moved_find(client, vm, moved, err);
+
+    if (result < 0 || moved->kind != MOVED_AWAY)
+        return result;
+    if (!*moved->address)
+        return error_set(err, -EHOSTUNREACH,
+                         "%s moved to %s, whose address is not known here; look there with ferry --host", vm,
+                         moved->host);
+    result = client_open(&next, moved->address, client->raw, err);
+    if (result < 0)
+        return error_prefix(err, result, "%s moved to %s", vm, moved->host);
+    client_close(client);
+    *client = next;
+    return 0;
+}

@@ -1,0 +1,169 @@
+#include "cli/progress.h"
+
+#include "base/clock.h"
+#include "cli/memory.h"
+#include "cli/object.h"
+#include "cli/text.h"
+#include "cli/units.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define BAR_WIDTH 24
+
+static const char *const phases[] = {"Init", "Copy", "I/O Quiesce", "Frozen"};
+
+#define PHASE_COUNT ((int)(sizeof(phases) / sizeof(phases[0])))
+#define PHASE_COPY  1
+
+void progress_init(struct progress *progress, const struct term *term, FILE *out)
+{
+    *progress = (struct progress){.term = term, .out = out, .phase = -1};
+}
+
+static int find_phase(const char *name)
+{
+    for (int i = 0; i < PHASE_COUNT; i++) {
+        if (strcmp(phases[i], name) == 0)
+            return i;
+    }
+    return -1;
+}
+
+static bool has_outcome(const json_t *migration, const char *outcome)
+{
+    return strcmp(object_text(migration, "outcome"), outcome) == 0;
+}
+
+static void append_bar(FILE *line, const struct progress *progress, unsigned percent)
+{
+    const char *full = progress->term->utf8 ? "█" : "#";
+    const char *empty = progress->term->utf8 ? "░" : ".";
+
+    for (unsigned i = 0; i < BAR_WIDTH; i++)
+        fputs(i < percent * BAR_WIDTH / 100 ? full : empty, line);
+}
+
+/* What there is to say about copying, most important first: what does not fit is cut off. */
+static void append_copy_details(FILE *line, const json_t *migration)
+{
+    uint64_t left = object_number(migration, "remaining_bytes");
+    uint64_t rate = object_number(migration, "bandwidth");
+    uint64_t dirty = object_number(migration, "dirty_rate");
+    char text[UNITS_TEXT_SIZE];
+
+    fprintf(line, "  %s left", units_format_size(left, text));
+    if (rate) {
+        double seconds = (double)left / (double)rate;
+
+        fprintf(line, "  %s", units_format_rate(rate, text));
+        if (seconds < 1e6)
+            fprintf(line, "  about %s", units_format_duration((uint64_t)(seconds * (double)NS_PER_S), text));
+    }
+    if (dirty)
+        fprintf(line, "  changing %s", units_format_rate(dirty, text));
+    if (object_number(migration, "round"))
+        fprintf(line, "  round %llu", (unsigned long long)object_number(migration, "round") + 1);
+}
+
+/* One phase's line without colours. Freed by the caller. */
+static char *phase_line(const struct progress *progress, const json_t *migration, int phase, int current)
+{
+    bool completed = has_outcome(migration, "completed");
+    bool ended = !has_outcome(migration, "none");
+    bool done = completed || phase < current;
+    unsigned percent = (unsigned)object_number(migration, "percent");
+    char *text = NULL;
+    size_t size;
+    FILE *line = open_memstream(&text, &size);
+
+    if (!line)
+        return memory_copy_text("");
+    if (done || percent > 100)
+        percent = 100;
+    else if (phase > current)
+        percent = 0;
+    fprintf(line, "  %-12s", phases[phase]);
+    append_bar(line, progress, percent);
+    fprintf(line, " %3u %%", percent);
+    if (phase == PHASE_COPY && phase == current && !ended)
+        append_copy_details(line, migration);
+    if (phase == current && ended && !completed)
+        fprintf(line, "  %s", object_text(migration, "outcome"));
+    fclose(line);
+    return text;
+}
+
+static void draw(struct progress *progress, const json_t *migration, int current)
+{
+    const struct term *term = progress->term;
+    bool ended = !has_outcome(migration, "none");
+    bool completed = has_outcome(migration, "completed");
+    size_t width = term_width(progress->out) - 1;
+
+    if (progress->drawn)
+        fprintf(progress->out, "\033[%dA", PHASE_COUNT);
+    else
+        fprintf(progress->out, "%sMoving %s from %s to %s%s  (%s)\n", term->bold,
+                object_text(migration, "vm"), object_text(migration, "source"),
+                object_text(migration, "destination"), term->reset, object_text(migration, "id"));
+    progress->drawn = true;
+    for (int i = 0; i < PHASE_COUNT; i++) {
+        char *line = phase_line(progress, migration, i, current);
+        const char *color = term->dim;
+
+        if (completed || i < current)
+            color = term->green;
+        else if (i == current)
+            color = ended ? term->red : term->bold;
+        fprintf(progress->out, "\r\033[K%s%.*s%s\n", color, (int)text_cut(line, width), line, term->reset);
+        free(line);
+    }
+}
+
+static void tell_rounds(struct progress *progress, const json_t *migration)
+{
+    const json_t *rounds = object_get(migration, "rounds");
+    char size[UNITS_TEXT_SIZE], time[UNITS_TEXT_SIZE], rate[UNITS_TEXT_SIZE];
+
+    for (; progress->rounds < json_array_size(rounds); progress->rounds++) {
+        const json_t *round = json_array_get(rounds, progress->rounds);
+        uint64_t bytes = object_number(round, "bytes");
+        uint64_t ns = object_number(round, "duration_ns");
+        double per_second = ns ? (double)bytes * (double)NS_PER_S / (double)ns : 0;
+
+        fprintf(progress->out, "%s: round %zu sent %llu pages, %s in %s (%s), %llu pages changed meanwhile\n",
+                phases[PHASE_COPY], progress->rounds + 1, (unsigned long long)object_number(round, "pages"),
+                units_format_size(bytes, size), units_format_duration(ns, time),
+                units_format_rate(per_second < 1e18 ? (uint64_t)per_second : 0, rate),
+                (unsigned long long)object_number(round, "dirtied_pages"));
+    }
+}
+
+static void tell_phases(struct progress *progress, int until)
+{
+    for (; progress->phase < until; progress->phase++) {
+        fprintf(progress->out, "%s\n", phases[progress->phase + 1]);
+    }
+}
+
+/* A quick migration may show only its end: phases and rounds are told in their order all the same. */
+static void tell(struct progress *progress, const json_t *migration, int current)
+{
+    if (has_outcome(migration, "completed"))
+        current = PHASE_COUNT - 1;
+    tell_phases(progress, current < PHASE_COPY ? current : PHASE_COPY);
+    tell_rounds(progress, migration);
+    tell_phases(progress, current);
+}
+
+void progress_show(struct progress *progress, const json_t *migration)
+{
+    int current = find_phase(object_text(migration, "phase"));
+
+    if (progress->term->is_terminal)
+        draw(progress, migration, current);
+    else
+        tell(progress, migration, current);
+    fflush(progress->out);
+}
