@@ -245,6 +245,14 @@ static int wait_ready(int fd, short events, uint64_t deadline, int cancel_fd, st
     }
 }
 
+/* The words for ERROR alone, for a caller who puts before them what failed. */
+static int set_words(struct ferry_error *err, int error)
+{
+    const char *words = strerrordesc_np(error);
+
+    return error_set(err, -error, "%s", words ? words : "unknown error");
+}
+
 static int connect_unix(int fd, const union sock_any *any, socklen_t size, uint64_t deadline, int cancel_fd,
                         struct ferry_error *err)
 {
@@ -255,7 +263,7 @@ static int connect_unix(int fd, const union sock_any *any, socklen_t size, uint6
         if (errno == EINTR)
             continue;
         if (errno != EAGAIN)
-            return error_set(err, -errno, "%s", strerror(errno));
+            return set_words(err, errno);
         result = wait_ready(-1, 0, retry < deadline ? retry : deadline, cancel_fd, err);
         if (result != -ETIMEDOUT || retry >= deadline)
             return result;
@@ -273,13 +281,13 @@ static int connect_inet(int fd, const union sock_any *any, socklen_t size, uint6
     if (connect(fd, &any->any, size) == 0)
         return 0;
     if (errno != EINPROGRESS && errno != EINTR)
-        return error_set(err, -errno, "%s", strerror(errno));
+        return set_words(err, errno);
     result = wait_ready(fd, POLLOUT, deadline, cancel_fd, err);
     if (result)
         return result;
     if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failure, &failure_size) < 0)
         failure = errno;
-    return failure ? error_set(err, -failure, "%s", strerror(failure)) : 0;
+    return failure ? set_words(err, failure) : 0;
 }
 
 int sock_connect(const char *address, uint64_t deadline, int cancel_fd, struct ferry_error *err)
@@ -299,7 +307,7 @@ int sock_connect(const char *address, uint64_t deadline, int cancel_fd, struct f
     else
         result = connect_inet(fd, &any, size, deadline, cancel_fd, err);
     if (!result && fcntl(fd, F_SETFL, 0) < 0)
-        result = error_set(err, -errno, "%s", strerror(errno));
+        result = set_words(err, errno);
     if (result) {
         close(fd);
         return error_prefix(err, result, "cannot connect to %s", address);
