@@ -3,6 +3,8 @@
  * guests/README.md.
  */
 #include "agent.h"
+#include "cpu.h"
+#include "disk.h"
 #include "echo.h"
 #include "work.h"
 
@@ -22,8 +24,8 @@ static int command_agent(const char *argument)
 }
 
 static const struct command commands[] = {
-    {"agent", NULL, command_agent},
-    {"echo", "PORT", echo_run},
+    {"agent", NULL, command_agent},         {"cpu", "LOOP[,OPTIONS]", cpu_run},
+    {"disk", "DEVICE[,OPTIONS]", disk_run}, {"echo", "PORT", echo_run},
     {"run", "OPTIONS", work_run},
 };
 
