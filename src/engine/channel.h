@@ -1,0 +1,63 @@
+/*
+ * A channel: ordered bytes between the two sides of a migration, over whatever carries them.
+ *
+ * Reads and writes are whole: they end when everything was moved, with an error, or when `cancel_fd` becomes
+ * readable (-ECANCELED). Time is bounded by progress: when not one byte moves for the timeout the answer is
+ * -ETIMEDOUT. iovecs may point into guest memory; nothing is copied in between.
+ *
+ * Threads: one reader and one writer at a time, which may be different threads. channel_shutdown and the byte
+ * counters may be used from any thread.
+ */
+#ifndef FERRY_ENGINE_CHANNEL_H
+#define FERRY_ENGINE_CHANNEL_H
+
+#include <ferry/error.h>
+
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#define CHANNEL_FOREVER UINT64_MAX
+
+struct channel;
+
+/* What carries the bytes. readv and writev move something or return a negative errno: -EAGAIN when that would
+ * wait (the channel then polls the descriptor); readv returns 0 at the end. */
+struct channel_ops {
+    const char *name;
+    ssize_t (*readv)(struct channel *channel, const struct iovec *iov, int count);
+    ssize_t (*writev)(struct channel *channel, const struct iovec *iov, int count);
+    void (*shutdown)(struct channel *channel);
+};
+
+struct channel {
+    const struct channel_ops *ops;
+    int fd;             /* owned */
+    int cancel_fd;      /* borrowed; -1 for none */
+    uint64_t read_ns;   /* default time without progress, for channel_read */
+    uint64_t write_ns;  /* the same for writes */
+    uint64_t bytes_in;  /* atomic; use channel_bytes_in */
+    uint64_t bytes_out; /* atomic */
+};
+
+extern const struct channel_ops channel_socket_ops; /* TCP and Unix stream sockets */
+
+/* Takes FD over (it becomes non-blocking). Cannot fail. */
+void channel_init_socket(struct channel *channel, int fd, int cancel_fd, uint64_t timeout_ns);
+/* Closes it. A zeroed or closed channel is allowed when fd is -1. */
+void channel_close(struct channel *channel);
+/* Both directions end, waiting readers and writers included. */
+void channel_shutdown(struct channel *channel);
+
+/* Fills all of iov (which is used up), waiting at most timeout_ns without progress. -EPIPE when the peer
+ * closed the connection. */
+int channel_readv(struct channel *channel, struct iovec *iov, int count, uint64_t timeout_ns,
+                  struct ferry_error *err);
+int channel_read(struct channel *channel, void *data, size_t size, uint64_t timeout_ns,
+                 struct ferry_error *err);
+int channel_writev(struct channel *channel, struct iovec *iov, int count, struct ferry_error *err);
+
+uint64_t channel_bytes_in(const struct channel *channel);
+uint64_t channel_bytes_out(const struct channel *channel);
+
+#endif

@@ -1,0 +1,110 @@
+#include "engine/link.h"
+
+#include "base/error.h"
+
+#include <errno.h>
+
+void link_init(struct link *link, int fd, int cancel_fd, uint64_t timeout_ns)
+{
+    *link = (struct link){.out = BUFFER_INIT, .in = BUFFER_INIT};
+    channel_init_socket(&link->channel, fd, cancel_fd, timeout_ns);
+}
+
+void link_close(struct link *link)
+{
+    channel_close(&link->channel);
+    buffer_free(&link->out);
+    buffer_free(&link->in);
+}
+
+void link_queue(struct link *link, enum wire_type type, uint8_t flags, const struct buffer *body)
+{
+    link->sent++;
+    wire_frame_put(&link->out, type, flags, link->sent, body ? body->data : NULL, body ? body->size : 0);
+    if (body && buffer_failed(body))
+        link->out.failed = true;
+}
+
+int link_flush(struct link *link, struct ferry_error *err)
+{
+    if (buffer_failed(&link->out))
+        return error_set(err, -ENOMEM, "out of memory for a message to the other side");
+
+    struct iovec iov = {.iov_base = link->out.data, .iov_len = link->out.size};
+    int result = channel_writev(&link->channel, &iov, 1, err);
+
+    buffer_clear(&link->out);
+    return result;
+}
+
+int link_send(struct link *link, enum wire_type type, uint8_t flags, const struct buffer *body,
+              struct ferry_error *err)
+{
+    link_queue(link, type, flags, body);
+    return link_flush(link, err);
+}
+
+int link_send_data(struct link *link, enum wire_type type, const struct buffer *body, struct iovec *iov,
+                   int count, uint32_t data, struct ferry_error *err)
+{
+    if (buffer_failed(body) || buffer_failed(&link->out))
+        return error_set(err, -ENOMEM, "out of memory for a message to the other side");
+
+    struct wire_header header = {
+        .type = (uint8_t)type, .length = (uint32_t)body->size, .data = data, .sequence = ++link->sent};
+    uint8_t bytes[WIRE_HEADER_SIZE];
+
+    wire_header_encode(bytes, &header, body->data);
+    buffer_put(&link->out, bytes, sizeof(bytes));
+    if (buffer_failed(&link->out))
+        return error_set(err, -ENOMEM, "out of memory for a message to the other side");
+    iov[0] = (struct iovec){.iov_base = link->out.data, .iov_len = link->out.size};
+    iov[1] = (struct iovec){.iov_base = body->data, .iov_len = body->size};
+
+    int result = channel_writev(&link->channel, iov, count, err);
+
+    buffer_clear(&link->out);
+    return result;
+}
+
+int link_receive(struct link *link, struct frame *frame, uint64_t timeout_ns, struct ferry_error *err)
+{
+    uint8_t bytes[WIRE_HEADER_SIZE];
+    struct wire_header header;
+    int result = channel_read(&link->channel, bytes, sizeof(bytes), timeout_ns, err);
+
+    if (result < 0)
+        return result;
+    result = wire_header_decode(bytes, &header, err);
+    if (result < 0)
+        return result;
+    if (header.sequence != link->received + 1)
+        return error_set(err, -EBADMSG, "%s frame has number %u, expected %u", wire_type_name(header.type),
+                         header.sequence, link->received + 1);
+    link->received = header.sequence;
+
+    buffer_clear(&link->in);
+    if (!buffer_reserve(&link->in, header.length))
+        return error_set(err, -ENOMEM, "out of memory for a %s frame of %u bytes",
+                         wire_type_name(header.type), header.length);
+    result = channel_read(&link->channel, link->in.data, header.length, link->channel.read_ns, err);
+    if (result < 0)
+        return result;
+    result = wire_body_check(bytes, &header, link->in.data, err);
+    if (result < 0)
+        return result;
+    link->in.size = header.length;
+
+    *frame = (struct frame){
+        .type = header.type,
+        .flags = header.flags,
+        .data = header.data,
+        .body = reader_init(link->in.data, header.length),
+    };
+    return 0;
+}
+
+int link_receive_data(struct link *link, struct iovec *iov, int count, struct ferry_error *err)
+{
+    return channel_readv(&link->channel, iov, count, link->channel.read_ns, err);
+}

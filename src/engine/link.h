@@ -1,0 +1,51 @@
+/*
+ * Frames over a channel: numbers and checks them (wire.h), and moves their bytes (channel.h).
+ *
+ * Receiving: link_receive gives the next frame with its body; a frame with data (PAGES) must be followed by
+ * link_receive_data for exactly that many bytes. Sending: at once, or queued and flushed together so that
+ * several frames leave in one write.
+ *
+ * Not thread-safe; sending and receiving may be on two threads.
+ */
+#ifndef FERRY_ENGINE_LINK_H
+#define FERRY_ENGINE_LINK_H
+
+#include "engine/channel.h"
+#include "engine/wire.h"
+
+struct link {
+    struct channel channel;
+    uint32_t sent;     /* sequence of the last frame sent */
+    uint32_t received; /* and received */
+    struct buffer out; /* queued frames */
+    struct buffer in;  /* body of the frame received last */
+};
+
+struct frame {
+    enum wire_type type;
+    uint8_t flags;
+    uint32_t data;      /* bytes that follow */
+    struct reader body; /* valid until the next link_receive */
+};
+
+/* Takes FD over. */
+void link_init(struct link *link, int fd, int cancel_fd, uint64_t timeout_ns);
+/* Closes the channel and frees; a zeroed link with fd -1 is allowed. */
+void link_close(struct link *link);
+
+/* BODY may be NULL for none. */
+void link_queue(struct link *link, enum wire_type type, uint8_t flags, const struct buffer *body);
+int link_flush(struct link *link, struct ferry_error *err);
+int link_send(struct link *link, enum wire_type type, uint8_t flags, const struct buffer *body,
+              struct ferry_error *err);
+/* A PAGES frame: queued frames, header and body, then the data of IOV[2..count), in one go. IOV[0] and IOV[1]
+ * are for the link's use. */
+int link_send_data(struct link *link, enum wire_type type, const struct buffer *body, struct iovec *iov,
+                   int count, uint32_t data, struct ferry_error *err);
+
+/* Waits at most timeout_ns (CHANNEL_FOREVER: no limit) for the frame to begin; once begun, the channel's own
+ * time limit holds. */
+int link_receive(struct link *link, struct frame *frame, uint64_t timeout_ns, struct ferry_error *err);
+int link_receive_data(struct link *link, struct iovec *iov, int count, struct ferry_error *err);
+
+#endif

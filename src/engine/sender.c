@@ -1,0 +1,194 @@
+#include "engine/sender.h"
+
+#include "base/error.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+static int send_batch(struct ferry_session *session, struct pace *pace, struct link *link,
+                      struct page_batch *batch, uint32_t round, struct buffer *body, struct ferry_error *err)
+{
+    uint32_t data = batch->raw * FERRY_PAGE_SIZE;
+
+    if (batch->count == 0)
+        return 0;
+    buffer_clear(body);
+    wire_batch_encode(body, round, batch->runs, batch->count);
+
+    int result = pace_take(pace, WIRE_HEADER_SIZE + body->size + data, err);
+
+    if (result == 0)
+        result = link_send_data(link, WIRE_PAGES, body, batch->iov, batch->iov_count, data, err);
+    if (result < 0)
+        return result;
+    session_count(&session->pages_raw, batch->raw);
+    session_count(&session->pages_zero, batch->zero);
+    __atomic_fetch_sub(&session->pages_left, batch->raw + batch->zero, __ATOMIC_RELAXED);
+    page_batch_clear(batch);
+    /* A connection that never makes us wait would never see that the session ends. */
+    return session_check(session, err);
+}
+
+/* Takes chunks until there are none. NEXT is shared by the threads of a round. */
+static int send_chunks(struct ferry_session *session, const struct page_map *map, struct pace *pace,
+                       struct link *link, struct page_batch *batch, uint32_t round,
+                       const struct page_set *set, uint64_t *next, struct ferry_error *err)
+{
+    struct buffer body = BUFFER_INIT;
+    int result = 0;
+
+    page_batch_clear(batch);
+    while (result == 0) {
+        uint64_t chunk = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+
+        if (chunk >= map->chunks)
+            break;
+
+        size_t first;
+        size_t end;
+        size_t region = page_map_chunk(map, chunk, &first, &end);
+
+        while (result == 0) {
+            first = page_batch_add(batch, map, set, region, first, end);
+            if (first == end)
+                break;
+            result = send_batch(session, pace, link, batch, round, &body, err);
+        }
+    }
+    if (result == 0)
+        result = send_batch(session, pace, link, batch, round, &body, err);
+    buffer_free(&body);
+    return result;
+}
+
+int sender_send_here(struct ferry_session *session, const struct page_map *map, struct pace *pace,
+                     struct link *link, struct page_batch *batch, uint32_t round, const struct page_set *set,
+                     struct ferry_error *err)
+{
+    uint64_t next = 0;
+
+    return send_chunks(session, map, pace, link, batch, round, set, &next, err);
+}
+
+static void stream_round(struct sender_stream *stream, uint32_t round, const struct page_set *set)
+{
+    struct sender *sender = stream->sender;
+    struct ferry_session *session = sender->session;
+    struct ferry_error err = {0};
+    struct buffer body = BUFFER_INIT;
+    int result = send_chunks(session, sender->map, sender->pace, &stream->link, &stream->batch, round, set,
+                             &sender->next_chunk, &err);
+
+    if (result == 0) {
+        wire_round_encode(&body, round);
+        result = link_send(&stream->link, WIRE_FENCE, 0, &body, &err);
+        buffer_free(&body);
+    }
+    if (result == -ENOMEM)
+        session_fail(session, FERRY_CAUSE_MEMORY, result, &err);
+    else if (result < 0 && result != -ECANCELED)
+        session_fail_network(session, result, &err);
+}
+
+static void *stream_main(void *opaque)
+{
+    struct sender_stream *stream = opaque;
+    struct sender *sender = stream->sender;
+    uint32_t done = 0;
+
+    pthread_mutex_lock(&sender->lock);
+    for (;;) {
+        while (!sender->quit && sender->round == done)
+            pthread_cond_wait(&sender->begin, &sender->lock);
+        if (sender->quit)
+            break;
+        done = sender->round;
+
+        const struct page_set *set = sender->set;
+
+        pthread_mutex_unlock(&sender->lock);
+        stream_round(stream, done, set);
+        pthread_mutex_lock(&sender->lock);
+        if (--sender->busy == 0)
+            eventfd_write(sender->done_fd, 1);
+    }
+    pthread_mutex_unlock(&sender->lock);
+    return NULL;
+}
+
+int sender_open(struct sender *sender, struct ferry_session *session, const struct page_map *map,
+                struct pace *pace, struct link *links, size_t count, struct ferry_error *err)
+{
+    *sender = (struct sender){.session = session, .map = map, .pace = pace, .done_fd = -1};
+    pthread_mutex_init(&sender->lock, NULL);
+    pthread_cond_init(&sender->begin, NULL);
+    sender->streams = calloc(count, sizeof(*sender->streams));
+    sender->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!sender->streams || sender->done_fd < 0) {
+        for (size_t i = 0; i < count; i++)
+            link_close(&links[i]);
+        return error_set(err, -ENOMEM, "out of memory for page connections");
+    }
+    sender->count = count;
+    for (size_t i = 0; i < count; i++) {
+        sender->streams[i].sender = sender;
+        sender->streams[i].link = links[i];
+        session_add_channel(session, &sender->streams[i].link.channel);
+    }
+    for (size_t i = 0; i < count; i++) {
+        char name[32];
+
+        snprintf(name, sizeof(name), "ferry-send%zu", i);
+
+        int result = thread_start(&sender->streams[i].thread, name, stream_main, &sender->streams[i], err);
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+void sender_close(struct sender *sender)
+{
+    if (!sender->session)
+        return;
+    pthread_mutex_lock(&sender->lock);
+    sender->quit = true;
+    pthread_cond_broadcast(&sender->begin);
+    pthread_mutex_unlock(&sender->lock);
+    for (size_t i = 0; i < sender->count; i++) {
+        struct sender_stream *stream = &sender->streams[i];
+
+        channel_shutdown(&stream->link.channel);
+        thread_join(&stream->thread);
+        session_remove_channel(sender->session, &stream->link.channel);
+        link_close(&stream->link);
+    }
+    free(sender->streams);
+    if (sender->done_fd >= 0)
+        close(sender->done_fd);
+    pthread_cond_destroy(&sender->begin);
+    pthread_mutex_destroy(&sender->lock);
+    sender->session = NULL;
+}
+
+void sender_begin(struct sender *sender, uint32_t round, const struct page_set *set)
+{
+    pthread_mutex_lock(&sender->lock);
+    sender->round = round;
+    sender->set = set;
+    sender->busy = sender->count;
+    __atomic_store_n(&sender->next_chunk, 0, __ATOMIC_RELAXED);
+    pthread_cond_broadcast(&sender->begin);
+    pthread_mutex_unlock(&sender->lock);
+}
+
+void sender_end(struct sender *sender)
+{
+    eventfd_t value;
+
+    eventfd_read(sender->done_fd, &value);
+}

@@ -1,0 +1,428 @@
+#include "engine/session.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define DEFAULT_STREAMS            1
+#define DEFAULT_DOWNTIME_NS        (50 * NS_PER_MS)
+#define DEFAULT_COPY_TIME_NS       (100 * NS_PER_S)
+#define DEFAULT_QUIESCE_TIMEOUT_NS (10 * NS_PER_S)
+#define DEFAULT_PEER_TIMEOUT_NS    (10 * NS_PER_S)
+#define DEFAULT_CONNECT_TIMEOUT_NS (30 * NS_PER_S)
+/* Longer ones are as good as this; keeps sums of deadlines far from overflow. */
+#define TIMEOUT_MAX_NS (24 * 3600 * NS_PER_S)
+
+static uint64_t setting(uint64_t value, uint64_t otherwise)
+{
+    return value == 0 ? otherwise : value > TIMEOUT_MAX_NS ? TIMEOUT_MAX_NS : value;
+}
+
+static void drop_connections(void *opaque)
+{
+    struct ferry_session *session = opaque;
+
+    pthread_mutex_lock(&session->lock);
+    for (size_t i = 0; i < session->channel_count; i++)
+        channel_shutdown(session->channels[i]);
+    pthread_mutex_unlock(&session->lock);
+}
+
+static int text_check(const char *text, size_t size, const char *what, struct ferry_error *err)
+{
+    size_t length = strnlen(text, size);
+
+    if (length == 0 || length == size)
+        return error_set(err, -EINVAL, "the migration's %s is missing or too long", what);
+    return 0;
+}
+
+static int session_new(struct ferry_session **out, enum session_role role,
+                       const struct ferry_handover *handover, const struct session_settings *settings,
+                       const struct ferry_guest_ops *ops, void *guest, const struct ferry_observer *observer,
+                       struct ferry_error *err)
+{
+    struct fault_plan faults = {0};
+    int result = text_check(handover->migration_id, sizeof(handover->migration_id), "id", err);
+
+    if (result == 0)
+        result = text_check(handover->source, sizeof(handover->source), "source host", err);
+    if (result == 0)
+        result = text_check(handover->destination, sizeof(handover->destination), "destination host", err);
+    if (result == 0)
+        result = fault_plan_parse(&faults, getenv("FERRY_FAULT"), err);
+    if (result < 0)
+        return result;
+
+    struct ferry_session *session = calloc(1, sizeof(*session));
+
+    if (!session)
+        return error_set(err, -ENOMEM, "out of memory for a migration");
+    session->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (session->stop_fd < 0) {
+        result = error_set_errno(err, -errno, "cannot make an eventfd for a migration");
+        free(session);
+        return result;
+    }
+    session->role = role;
+    session->ops = ops;
+    session->guest = guest;
+    if (observer)
+        session->observer = *observer;
+    session->settings = *settings;
+    session->handover = *handover;
+    session->faults = faults;
+    session->faults.drop = drop_connections;
+    session->faults.opaque = session;
+    session->start_ns = clock_now_ns();
+    pthread_mutex_init(&session->lock, NULL);
+    session->progress.phase = FERRY_PHASE_INIT;
+    session->progress.state = role == SESSION_DESTINATION ? MIGRATE_FROM_VMX_INIT : MIGRATE_VMX_NONE;
+    *out = session;
+    return 0;
+}
+
+int ferry_source_new(struct ferry_session **out, const struct ferry_source_options *options,
+                     const struct ferry_guest_ops *ops, void *guest, const struct ferry_observer *observer,
+                     struct ferry_error *err)
+{
+    struct ferry_handover handover = {0};
+    struct session_settings settings = {
+        .peer_timeout_ns = setting(options->peer_timeout_ns, DEFAULT_PEER_TIMEOUT_NS),
+        .verify_memory = options->verify_memory || getenv("FERRY_VERIFY_MEMORY"),
+        .destination_pid = options->destination_pid,
+        .streams = options->streams ? options->streams : DEFAULT_STREAMS,
+        .downtime_limit_ns = setting(options->downtime_limit_ns, DEFAULT_DOWNTIME_NS),
+        .bandwidth_limit = options->bandwidth_limit,
+        .copy_time_limit_ns = setting(options->copy_time_limit_ns, DEFAULT_COPY_TIME_NS),
+        .quiesce_timeout_ns = setting(options->quiesce_timeout_ns, DEFAULT_QUIESCE_TIMEOUT_NS),
+        .listen_fd = -1,
+    };
+    int result = text_check(options->address, sizeof(options->address), "destination address", err);
+
+    if (result < 0)
+        return result;
+    if (settings.streams > FERRY_STREAMS_MAX)
+        return error_set(err, -EINVAL, "%u page connections are too many, at most %d", settings.streams,
+                         FERRY_STREAMS_MAX);
+    if (!ops->list_regions || !ops->dirty_start || !ops->dirty_fetch || !ops->dirty_stop || !ops->pause ||
+        !ops->quiesce || !ops->resume || !ops->save_state || !ops->release_ownership ||
+        !ops->retake_ownership)
+        return error_set(err, -EINVAL, "the guest lacks a function that a source needs");
+    memcpy(settings.token, options->token, sizeof(settings.token));
+    memcpy(settings.address, options->address, sizeof(settings.address));
+    memcpy(handover.migration_id, options->migration_id, sizeof(handover.migration_id));
+    memcpy(handover.source, options->source, sizeof(handover.source));
+    memcpy(handover.destination, options->destination, sizeof(handover.destination));
+    return session_new(out, SESSION_SOURCE, &handover, &settings, ops, guest, observer, err);
+}
+
+int ferry_destination_new(struct ferry_session **out, const struct ferry_destination_options *options,
+                          const struct ferry_guest_ops *ops, void *guest,
+                          const struct ferry_observer *observer, struct ferry_error *err)
+{
+    struct ferry_handover handover = {0};
+    struct session_settings settings = {
+        .peer_timeout_ns = setting(options->peer_timeout_ns, DEFAULT_PEER_TIMEOUT_NS),
+        .listen_fd = options->listen_fd,
+        .connect_timeout_ns = setting(options->connect_timeout_ns, DEFAULT_CONNECT_TIMEOUT_NS),
+    };
+
+    if (!ops->list_regions || !ops->load_section || !ops->load_finish || !ops->resume ||
+        !ops->acquire_ownership)
+        return error_set(err, -EINVAL, "the guest lacks a function that a destination needs");
+    memcpy(settings.token, options->token, sizeof(settings.token));
+    memcpy(handover.migration_id, options->migration_id, sizeof(handover.migration_id));
+    memcpy(handover.source, options->source, sizeof(handover.source));
+    memcpy(handover.destination, options->destination, sizeof(handover.destination));
+    return session_new(out, SESSION_DESTINATION, &handover, &settings, ops, guest, observer, err);
+}
+
+void ferry_session_free(struct ferry_session *session)
+{
+    if (!session)
+        return;
+    close(session->stop_fd);
+    pthread_mutex_destroy(&session->lock);
+    explicit_bzero(session->settings.token, sizeof(session->settings.token));
+    free(session);
+}
+
+void session_log(struct ferry_session *session, enum ferry_log_level level, const char *format, ...)
+{
+    char text[FERRY_ERROR_TEXT_SIZE + 128];
+    va_list arguments;
+
+    if (!session->observer.log)
+        return;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    session->observer.log(session->observer.opaque, level, text);
+}
+
+void session_enter_state(struct ferry_session *session, enum ferry_state state)
+{
+    pthread_mutex_lock(&session->lock);
+    assert(state == session->progress.state ||
+           state_may_follow(session->role, session->progress.state, state));
+    session->progress.state = state;
+    pthread_mutex_unlock(&session->lock);
+
+    session_log(session, FERRY_LOG_INFO, "%s (%d)", ferry_state_name(state), (int)state);
+    if (session->observer.state_changed)
+        session->observer.state_changed(session->observer.opaque, state);
+}
+
+void session_enter_phase(struct ferry_session *session, enum ferry_phase phase)
+{
+    pthread_mutex_lock(&session->lock);
+    assert(phase >= session->progress.phase);
+    session->progress.phase = phase;
+    session->progress.percent = 0;
+    pthread_mutex_unlock(&session->lock);
+
+    if (session->observer.phase_changed)
+        session->observer.phase_changed(session->observer.opaque, phase);
+}
+
+void session_set_percent(struct ferry_session *session, uint64_t done, uint64_t total)
+{
+    pthread_mutex_lock(&session->lock);
+    session->progress.percent = state_percent(session->progress.percent, done, total);
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* Under the lock. */
+static bool fail_locked(struct ferry_session *session, enum ferry_cause cause, const char *text, int code)
+{
+    uint64_t one = 1;
+
+    if (session->cause != FERRY_CAUSE_NONE)
+        return false;
+    session->cause = cause == FERRY_CAUSE_NONE ? FERRY_CAUSE_INTERNAL : cause;
+    session->failure.code = code;
+    snprintf(session->failure.text, sizeof(session->failure.text), "%s", text);
+    /* An eventfd takes this unless it is readable already. */
+    while (write(session->stop_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+        continue;
+    return true;
+}
+
+int session_fail(struct ferry_session *session, enum ferry_cause cause, int code,
+                 const struct ferry_error *err)
+{
+    pthread_mutex_lock(&session->lock);
+    fail_locked(session, cause, err->text, code);
+    pthread_mutex_unlock(&session->lock);
+    return code;
+}
+
+int session_fail_network(struct ferry_session *session, int code, const struct ferry_error *err)
+{
+    pthread_mutex_lock(&session->lock);
+    if (fail_locked(session, FERRY_CAUSE_NETWORK, err->text, code))
+        session->local_network = true;
+    pthread_mutex_unlock(&session->lock);
+    return code;
+}
+
+int session_fail_by_peer(struct ferry_session *session, enum ferry_cause cause, const char *text,
+                         struct ferry_error *err)
+{
+    const char *peer =
+        session->role == SESSION_SOURCE ? session->handover.destination : session->handover.source;
+    struct ferry_error said = {0};
+    int code = cause == FERRY_CAUSE_CANCELLED ? -ECANCELED : -EREMOTEIO;
+
+    error_set(&said, code, "%s says: %s", peer, text[0] ? text : "no reason given");
+    pthread_mutex_lock(&session->lock);
+    if (session->local_network)
+        session->cause = FERRY_CAUSE_NONE;
+    session->local_network = false;
+    fail_locked(session, cause, said.text, code);
+    pthread_mutex_unlock(&session->lock);
+    return error_set(err, code, "%s", said.text);
+}
+
+int session_check(struct ferry_session *session, struct ferry_error *err)
+{
+    int code = 0;
+
+    pthread_mutex_lock(&session->lock);
+    if (session->cause != FERRY_CAUSE_NONE)
+        code = error_set(err, session->failure.code, "%s", session->failure.text);
+    pthread_mutex_unlock(&session->lock);
+    return code;
+}
+
+int session_commit(struct ferry_session *session, struct ferry_error *err)
+{
+    int code = 0;
+
+    pthread_mutex_lock(&session->lock);
+    if (session->cause != FERRY_CAUSE_NONE)
+        code = error_set(err, session->failure.code, "%s", session->failure.text);
+    else
+        session->committed = true;
+    pthread_mutex_unlock(&session->lock);
+    return code;
+}
+
+int session_fault(struct ferry_session *session, enum fault_point point, struct ferry_error *err)
+{
+    struct ferry_error why = {0};
+    int result = fault_hit(&session->faults, point, &why);
+
+    if (result < 0) {
+        session_fail(session, FERRY_CAUSE_INTERNAL, result, &why);
+        error_set(err, result, "%s", why.text);
+    }
+    return result;
+}
+
+void session_add_channel(struct ferry_session *session, struct channel *channel)
+{
+    pthread_mutex_lock(&session->lock);
+    assert(session->channel_count < SESSION_CHANNELS_MAX);
+    session->channels[session->channel_count++] = channel;
+    pthread_mutex_unlock(&session->lock);
+}
+
+static uint64_t channel_bytes(const struct ferry_session *session, const struct channel *channel)
+{
+    return session->role == SESSION_SOURCE ? channel_bytes_out(channel) : channel_bytes_in(channel);
+}
+
+void session_remove_channel(struct ferry_session *session, struct channel *channel)
+{
+    pthread_mutex_lock(&session->lock);
+    for (size_t i = 0; i < session->channel_count; i++) {
+        if (session->channels[i] == channel) {
+            session->closed_bytes += channel_bytes(session, channel);
+            session->channels[i] = session->channels[--session->channel_count];
+            break;
+        }
+    }
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* Under the lock. */
+static uint64_t wire_bytes_locked(const struct ferry_session *session)
+{
+    uint64_t bytes = session->closed_bytes;
+
+    for (size_t i = 0; i < session->channel_count; i++)
+        bytes += channel_bytes(session, session->channels[i]);
+    return bytes;
+}
+
+uint64_t session_wire_bytes(struct ferry_session *session)
+{
+    pthread_mutex_lock(&session->lock);
+
+    uint64_t bytes = wire_bytes_locked(session);
+
+    pthread_mutex_unlock(&session->lock);
+    return bytes;
+}
+
+static int end_session(struct ferry_session *session, enum ferry_outcome outcome, int result,
+                       struct ferry_error *err)
+{
+    pthread_mutex_lock(&session->lock);
+    if (result < 0) {
+        /* A path that failed without saying so is recorded here, so that no failure is without words. */
+        fail_locked(session, FERRY_CAUSE_INTERNAL, err ? err->text : "failed", result);
+        result = error_set(err, session->failure.code, "%s", session->failure.text);
+        if (outcome == FERRY_OUTCOME_FAILED && session->cause == FERRY_CAUSE_CANCELLED)
+            outcome = FERRY_OUTCOME_CANCELLED;
+        session->progress.cause = session->cause;
+        memcpy(session->progress.error, session->failure.text, sizeof(session->progress.error));
+    }
+    session->ended = true;
+    session->progress.outcome = outcome;
+    session->progress.total_ns = clock_now_ns() - session->start_ns;
+    session->progress.wire_bytes = wire_bytes_locked(session);
+    pthread_mutex_unlock(&session->lock);
+
+    if (result < 0)
+        session_log(session, FERRY_LOG_ERROR, "Migration %s %s (%s): %s", session->handover.migration_id,
+                    ferry_outcome_name(outcome), ferry_cause_name(session->cause), session->failure.text);
+    session_enter_state(session, session->role == SESSION_SOURCE ? MIGRATE_TO_VMX_FINISHED
+                                                                 : MIGRATE_FROM_VMX_FINISHED);
+    session_enter_state(session, MIGRATE_VMX_NONE);
+    return result;
+}
+
+int ferry_session_run(struct ferry_session *session, struct ferry_error *err)
+{
+    enum ferry_outcome outcome = FERRY_OUTCOME_FAILED;
+    struct ferry_error why = {0};
+    bool again;
+
+    pthread_mutex_lock(&session->lock);
+    again = session->running;
+    session->running = true;
+    pthread_mutex_unlock(&session->lock);
+    if (again)
+        return error_set(err, -EALREADY, "this migration was run before");
+
+    session_enter_state(session,
+                        session->role == SESSION_SOURCE ? MIGRATE_TO_VMX_READY : MIGRATE_FROM_VMX_INIT);
+
+    int result = session->role == SESSION_SOURCE ? source_run(session, &outcome, &why)
+                                                 : destination_run(session, &outcome, &why);
+
+    result = end_session(session, outcome, result, &why);
+    if (result < 0)
+        error_set(err, result, "%s", why.text);
+    return result;
+}
+
+int ferry_session_cancel(struct ferry_session *session, struct ferry_error *err)
+{
+    int result = 0;
+
+    pthread_mutex_lock(&session->lock);
+    if (session->ended)
+        result = error_set(err, -EALREADY, "too late to cancel: the migration has ended");
+    else if (session->committed)
+        result = error_set(err, -EALREADY, "too late to cancel: the guest is being handed over");
+    else if (session->cause != FERRY_CAUSE_NONE && session->cause != FERRY_CAUSE_CANCELLED)
+        result = error_set(err, -EALREADY, "too late to cancel: the migration is failing (%.400s)",
+                           session->failure.text);
+    else
+        fail_locked(session, FERRY_CAUSE_CANCELLED, "the migration was cancelled", -ECANCELED);
+    pthread_mutex_unlock(&session->lock);
+    return result;
+}
+
+void ferry_session_abort(struct ferry_session *session, enum ferry_cause cause, const char *why)
+{
+    pthread_mutex_lock(&session->lock);
+    if (!session->ended && !session->committed)
+        fail_locked(session, cause, why, -ECANCELED);
+    pthread_mutex_unlock(&session->lock);
+}
+
+void ferry_session_progress(struct ferry_session *session, struct ferry_progress *progress)
+{
+    pthread_mutex_lock(&session->lock);
+    *progress = session->progress;
+    if (!session->ended) {
+        progress->total_ns = clock_now_ns() - session->start_ns;
+        progress->wire_bytes = wire_bytes_locked(session);
+    }
+    progress->pages_raw = __atomic_load_n(&session->pages_raw, __ATOMIC_RELAXED);
+    progress->pages_zero = __atomic_load_n(&session->pages_zero, __ATOMIC_RELAXED);
+    progress->remaining_bytes = __atomic_load_n(&session->pages_left, __ATOMIC_RELAXED) * FERRY_PAGE_SIZE;
+    pthread_mutex_unlock(&session->lock);
+}

@@ -1,0 +1,112 @@
+/*
+ * The life of a session: settings, states and phases, how it fails or is cancelled, and the snapshot that any
+ * thread may take. What the two sides do is in source.c and destination.c.
+ *
+ * Ending. The first failure wins (session_fail): it is recorded and stop_fd becomes readable for good, which
+ * ends every wait of every thread of the session with -ECANCELED. session_commit is the point of no return:
+ * it succeeds only if nothing has failed, and from then on cancel and abort are refused. The source commits
+ * before it releases ownership, the destination when GO has come.
+ *
+ * Locks: `lock` guards what is marked so. It is a leaf: nothing is called while it is held.
+ */
+#ifndef FERRY_ENGINE_SESSION_H
+#define FERRY_ENGINE_SESSION_H
+
+#include "engine/channel.h"
+#include "engine/fault.h"
+#include "engine/state.h"
+
+#include <ferry/ferry.h>
+
+#include <pthread.h>
+
+#define SESSION_CHANNELS_MAX (1 + FERRY_STREAMS_MAX)
+
+struct session_settings {
+    uint8_t token[FERRY_TOKEN_SIZE];
+    uint64_t peer_timeout_ns;
+    bool verify_memory;
+
+    /* Source. */
+    char address[128];
+    int64_t destination_pid;
+    unsigned streams;
+    uint64_t downtime_limit_ns;
+    uint64_t bandwidth_limit;
+    uint64_t copy_time_limit_ns;
+    uint64_t quiesce_timeout_ns;
+
+    /* Destination. */
+    int listen_fd;
+    uint64_t connect_timeout_ns;
+};
+
+struct ferry_session {
+    enum session_role role;
+    const struct ferry_guest_ops *ops;
+    void *guest;
+    struct ferry_observer observer;
+    struct session_settings settings;
+    struct ferry_handover handover;
+    struct fault_plan faults;
+    int stop_fd; /* eventfd, readable when the session must end */
+    uint64_t start_ns;
+    uint64_t first_page_ns; /* 0 before; session thread only */
+
+    /* Counted by page threads; atomic. */
+    uint64_t pages_raw;
+    uint64_t pages_zero;
+    uint64_t pages_left; /* of the round */
+
+    pthread_mutex_t lock; /* guards the rest */
+    struct ferry_progress progress;
+    enum ferry_cause cause; /* of the failure; FERRY_CAUSE_NONE while there is none */
+    bool local_network;     /* the failure is only that the network failed here: the peer may know better */
+    struct ferry_error failure;
+    bool running;
+    bool committed;
+    bool ended;
+    struct channel *channels[SESSION_CHANNELS_MAX]; /* open ones, for byte counts and fault points */
+    size_t channel_count;
+    uint64_t closed_bytes; /* counts of channels that are closed */
+};
+
+void session_log(struct ferry_session *session, enum ferry_log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Session thread. Asserts that the transition is legal. */
+void session_enter_state(struct ferry_session *session, enum ferry_state state);
+void session_enter_phase(struct ferry_session *session, enum ferry_phase phase);
+void session_set_percent(struct ferry_session *session, uint64_t done, uint64_t total);
+
+/* Records the failure unless there is one, and stops the session's waits. Any thread. Returns code. */
+int session_fail(struct ferry_session *session, enum ferry_cause cause, int code,
+                 const struct ferry_error *err);
+/* As session_fail with cause network for a failure of our own end of the connection: what the peer says about
+ * it replaces it (session_fail_by_peer). */
+int session_fail_network(struct ferry_session *session, int code, const struct ferry_error *err);
+int session_fail_by_peer(struct ferry_session *session, enum ferry_cause cause, const char *text,
+                         struct ferry_error *err);
+/* 0, or the failure's code with err filled in. Any thread. */
+int session_check(struct ferry_session *session, struct ferry_error *err);
+int session_commit(struct ferry_session *session, struct ferry_error *err);
+
+/* 0 or -EIO (recorded as failure with cause internal). */
+int session_fault(struct ferry_session *session, enum fault_point point, struct ferry_error *err);
+
+/* An open channel of the session; removed before it is closed. */
+void session_add_channel(struct ferry_session *session, struct channel *channel);
+void session_remove_channel(struct ferry_session *session, struct channel *channel);
+uint64_t session_wire_bytes(struct ferry_session *session);
+
+static inline void session_count(uint64_t *counter, uint64_t by)
+{
+    __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+}
+
+/* The two sides; each returns 0 when completed, otherwise a failure is recorded. *outcome is what became of
+ * the guest. */
+int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struct ferry_error *err);
+int destination_run(struct ferry_session *session, enum ferry_outcome *outcome, struct ferry_error *err);
+
+#endif

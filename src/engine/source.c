@@ -1,0 +1,341 @@
+#include "engine/source.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/sock.h"
+#include "engine/precopy.h"
+#include "engine/switchover.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static uint64_t connect_deadline(const struct ferry_session *session)
+{
+    return clock_now_ns() + session->settings.peer_timeout_ns;
+}
+
+static int source_failed(struct ferry_session *session, enum ferry_cause cause, int code,
+                         struct ferry_error *err)
+{
+    /* Cancelled waits have the session's failure as their reason. */
+    if (code == -ECANCELED && session_check(session, err) < 0)
+        return session_check(session, NULL);
+    return session_fail(session, cause, code, err);
+}
+
+static void source_hello(const struct source *source, struct wire_hello *hello)
+{
+    const struct ferry_session *session = source->session;
+
+    *hello = (struct wire_hello){
+        .version_min = WIRE_VERSION_MIN,
+        .version_max = WIRE_VERSION_MAX,
+        .connection = WIRE_CONNECTION_CONTROL,
+        .streams = (uint16_t)session->settings.streams,
+        .page_size = FERRY_PAGE_SIZE,
+    };
+    memcpy(hello->migration_id, session->handover.migration_id, sizeof(hello->migration_id));
+    memcpy(hello->token, session->settings.token, sizeof(hello->token));
+    memcpy(hello->source, session->handover.source, sizeof(hello->source));
+    memcpy(hello->destination, session->handover.destination, sizeof(hello->destination));
+}
+
+static int source_connect(struct source *source, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    char local[SOCK_ADDRESS_SIZE] = "unknown";
+    int fd = sock_connect(session->settings.address, connect_deadline(session), session->stop_fd, err);
+
+    if (fd < 0)
+        return source_failed(session, FERRY_CAUSE_NETWORK, fd, err);
+    sock_local_address(fd, local, NULL);
+    control_open(&source->control, session, fd);
+    session_log(session, FERRY_LOG_INFO,
+                "Migration %s set up: source ip %s, destination ip %s, destination VM process id %lld",
+                session->handover.migration_id, local, session->settings.address,
+                (long long)session->settings.destination_pid);
+    return 0;
+}
+
+/* HELLO and REGIONS, WELCOME, START. */
+static int source_greet(struct source *source, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    struct control *control = &source->control;
+    struct buffer body = BUFFER_INIT;
+    struct wire_hello hello;
+    struct wire_welcome welcome;
+    struct wire_start start = {.quiesce_timeout_ns = session->settings.quiesce_timeout_ns};
+    struct frame frame;
+    struct ferry_error why = {0};
+    uint64_t sent = clock_now_ns();
+
+    source_hello(source, &hello);
+    wire_hello_encode(&body, &hello);
+    link_queue(&control->link, WIRE_HELLO, 0, &body);
+    buffer_clear(&body);
+    wire_regions_encode(&body, source->map.regions, source->map.count);
+
+    int result = control_send(control, WIRE_REGIONS, 0, &body, err);
+
+    if (result == 0)
+        result = control_expect(control, WIRE_WELCOME, &frame, session->settings.peer_timeout_ns, err);
+    if (result < 0)
+        goto out;
+    source->rtt_ns = clock_now_ns() - sent;
+    result = wire_welcome_decode(&frame.body, &welcome, &why);
+    if (result == 0 && (welcome.version < WIRE_VERSION_MIN || welcome.version > WIRE_VERSION_MAX ||
+                        (welcome.features & ~hello.features)))
+        result = error_set(&why, -EBADMSG, "WELCOME frame with version %u or features that were not offered",
+                           welcome.version);
+    if (result < 0) {
+        result = control_refuse(control, result, &why);
+        error_set(err, result, "%s", why.text);
+        goto out;
+    }
+    buffer_clear(&body);
+    wire_start_encode(&body, &start);
+    result = control_send(control, WIRE_START, 0, &body, err);
+
+out:
+    buffer_free(&body);
+    return result;
+}
+
+static int source_open_stream(struct source *source, unsigned index, struct link *link,
+                              struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    struct buffer body = BUFFER_INIT;
+    struct wire_hello hello;
+    int fd = sock_connect(session->settings.address, connect_deadline(session), session->stop_fd, err);
+
+    if (fd < 0)
+        return fd;
+    sock_tune(fd, (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
+    link_init(link, fd, session->stop_fd, session->settings.peer_timeout_ns);
+    source_hello(source, &hello);
+    hello.connection = WIRE_CONNECTION_PAGES;
+    hello.index = (uint16_t)index;
+    wire_hello_encode(&body, &hello);
+
+    int result = link_send(link, WIRE_HELLO, 0, &body, err);
+
+    buffer_free(&body);
+    if (result < 0)
+        link_close(link);
+    return result;
+}
+
+static int source_open_streams(struct source *source, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    struct link links[FERRY_STREAMS_MAX];
+    unsigned count = session->settings.streams;
+
+    for (unsigned i = 0; i < count; i++) {
+        int result = source_open_stream(source, i, &links[i], err);
+
+        if (result < 0) {
+            while (i-- > 0)
+                link_close(&links[i]);
+            if (result == -ECANCELED)
+                return source_failed(session, FERRY_CAUSE_NETWORK, result, err);
+            return session_fail_network(session, result, err);
+        }
+    }
+
+    int result = sender_open(&source->sender, session, &source->map, &source->pace, links, count, err);
+
+    return result < 0 ? source_failed(session, FERRY_CAUSE_MEMORY, result, err) : 0;
+}
+
+static int source_begin(struct source *source, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    int result = page_map_init(&source->map, session->ops, session->guest, err);
+
+    if (result == 0)
+        result = page_set_init(&source->set, &source->map, err);
+    if (result < 0)
+        return source_failed(session, FERRY_CAUSE_MEMORY, result, err);
+    result = session_fault(session, FAULT_SOURCE_BEFORE_CONNECT, err);
+    if (result == 0)
+        result = source_connect(source, err);
+    if (result == 0)
+        result = session_fault(session, FAULT_SOURCE_AFTER_CONNECT, err);
+    if (result == 0)
+        result = source_greet(source, err);
+    if (result == 0)
+        result = source_open_streams(source, err);
+    return result;
+}
+
+/* The destination said something while a round is sent: only an ABORT makes sense. */
+static int source_hear(struct source *source, struct ferry_error *err)
+{
+    struct frame frame;
+    struct ferry_error why = {0};
+    struct channel *channel = &source->control.link.channel;
+    uint8_t byte;
+
+    /* A KEEPALIVE must not make us wait for a frame after it. */
+    while (recv(channel->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0) {
+        int result = link_receive(&source->control.link, &frame, channel->read_ns, &why);
+        struct wire_reason reason;
+
+        if (result == 0 && frame.type == WIRE_KEEPALIVE)
+            continue;
+        if (result == 0 && frame.type == WIRE_ABORT)
+            result = wire_reason_decode(&frame.body, &reason, &why);
+        else if (result == 0)
+            result = error_set(&why, -EBADMSG, "%s frame in the middle of a round",
+                               wire_type_name((uint8_t)frame.type));
+        if (result == 0) {
+            source->control.peer_ended = true;
+            return session_fail_by_peer(source->session, reason.cause, reason.text, err);
+        }
+        result = control_refuse(&source->control, result, &why);
+        return error_set(err, result, "%s", why.text);
+    }
+    return 0;
+}
+
+static int source_wait_round(struct source *source, uint64_t pages, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    uint64_t interval_ms = session->settings.peer_timeout_ns / 4 / NS_PER_MS;
+    bool done = false;
+    int result = 0;
+
+    if (interval_ms == 0)
+        interval_ms = 1;
+    while (result == 0 && !done) {
+        struct pollfd polled[3] = {
+            {.fd = source->sender.done_fd, .events = POLLIN},
+            {.fd = source->control.link.channel.fd, .events = POLLIN},
+            {.fd = session->stop_fd, .events = POLLIN},
+        };
+        int n = poll(polled, 3, interval_ms > INT_MAX ? INT_MAX : (int)interval_ms);
+        uint64_t left = __atomic_load_n(&session->pages_left, __ATOMIC_RELAXED);
+
+        session_set_percent(session, pages - (left < pages ? left : pages), pages + pages / 64 + 1);
+        done = polled[0].revents != 0;
+        if (polled[2].revents)
+            break;
+        if (polled[1].revents)
+            result = source_hear(source, err);
+        if (n == 0)
+            result = control_send(&source->control, WIRE_KEEPALIVE, 0, NULL, err);
+    }
+    /* The page threads use the set until they have ended; a failure makes them end at once. */
+    while (!done) {
+        struct pollfd polled = {.fd = source->sender.done_fd, .events = POLLIN};
+
+        done = poll(&polled, 1, -1) > 0;
+    }
+    sender_end(&source->sender);
+    if (result == 0)
+        result = session_check(session, err);
+    return result;
+}
+
+int source_send_round(struct source *source, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    struct buffer body = BUFFER_INIT;
+    uint64_t pages = page_set_count(&source->set, &source->map);
+
+    __atomic_store_n(&session->pages_left, pages, __ATOMIC_RELAXED);
+    source->round++;
+    sender_begin(&source->sender, source->round, &source->set);
+
+    int result = source_wait_round(source, pages, err);
+
+    if (result == 0) {
+        wire_round_encode(&body, source->round);
+        result = control_send(&source->control, WIRE_ROUND_END, 0, &body, err);
+    }
+    buffer_free(&body);
+    return result;
+}
+
+int source_fetch_dirty(struct source *source, uint64_t *found, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+
+    for (size_t i = 0; i < source->map.count; i++) {
+        int result = session->ops->dirty_fetch(session->guest, i, source->set.bits[i], err);
+
+        if (result < 0)
+            return source_failed(session, FERRY_CAUSE_INTERNAL, result, err);
+    }
+    *found = page_set_count(&source->set, &source->map);
+    __atomic_store_n(&session->pages_left, *found, __ATOMIC_RELAXED);
+    return 0;
+}
+
+/* After a failure: the guest is put back as it was, or what retake_ownership says. */
+static enum ferry_outcome source_restore(struct source *source)
+{
+    struct ferry_session *session = source->session;
+    enum ferry_outcome outcome = FERRY_OUTCOME_FAILED;
+    struct ferry_error why = {0};
+
+    if (session->ops->throttle)
+        session->ops->throttle(session->guest, 0);
+    if (source->handed_over)
+        outcome = switchover_retake(source);
+    if (source->dirty_tracking)
+        session->ops->dirty_stop(session->guest);
+    if (outcome != FERRY_OUTCOME_FAILED || !source->paused)
+        return outcome;
+    if (session->ops->resume(session->guest, source->was_running, &why) < 0)
+        session_log(session, FERRY_LOG_ERROR, "Cannot resume the guest after the failed migration: %s",
+                    why.text);
+    else
+        session_log(session, FERRY_LOG_INFO, "The guest goes on here%s",
+                    source->was_running ? "" : ", paused as it was");
+    return outcome;
+}
+
+int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struct ferry_error *err)
+{
+    struct source *source = calloc(1, sizeof(*source));
+
+    if (!source) {
+        error_set(err, -ENOMEM, "out of memory for a migration");
+        return session_fail(session, FERRY_CAUSE_MEMORY, -ENOMEM, err);
+    }
+    source->session = session;
+    pace_init(&source->pace, session->settings.bandwidth_limit, session->stop_fd);
+
+    int result = session_check(session, err);
+
+    if (result == 0)
+        result = source_begin(source, err);
+    if (result == 0)
+        result = precopy_run(source, err);
+    if (result == 0)
+        result = switchover_source(source, err);
+    if (result == 0) {
+        *outcome = FERRY_OUTCOME_COMPLETED;
+        session->ops->dirty_stop(session->guest);
+    } else {
+        *outcome = source_restore(source); /* first: the guest waits */
+        /* After GO there is nothing to say: the destination acts on that, or on the lock. */
+        if (!source->handed_over || source->destination_out)
+            control_end_failed(&source->control, WIRE_ABORT);
+    }
+    sender_close(&source->sender);
+    control_close(&source->control);
+    page_set_free(&source->set);
+    pace_destroy(&source->pace);
+    free(source);
+    return result;
+}

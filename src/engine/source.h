@@ -1,0 +1,40 @@
+/*
+ * What the source's steps share: set up by source.c, used by precopy.c and switchover.c. Session thread only,
+ * except where the parts say otherwise.
+ */
+#ifndef FERRY_ENGINE_SOURCE_H
+#define FERRY_ENGINE_SOURCE_H
+
+#include "engine/control.h"
+#include "engine/pace.h"
+#include "engine/pages.h"
+#include "engine/sender.h"
+#include "engine/session.h"
+
+struct source {
+    struct ferry_session *session;
+    struct page_map map;
+    struct page_set set; /* what the current or next round must send */
+    struct control control;
+    struct sender sender;
+    struct pace pace;
+    uint64_t rtt_ns;         /* of the greeting */
+    uint32_t round;          /* the last one sent by the page connections */
+    uint64_t bandwidth;      /* measured, bytes/s; 0 unknown */
+    bool dirty_tracking;     /* is on */
+    bool paused;             /* the guest was stopped by us */
+    bool was_running;        /* what it was before */
+    bool handed_over;        /* ownership was released: only retake_ownership gives the guest back */
+    bool destination_out;    /* the destination certainly runs nothing */
+    struct page_batch batch; /* for pages sent on the control connection */
+};
+
+/* Has the page connections send `set` as the next round and waits for them; the other side's words and
+ * failures end the wait. */
+int source_send_round(struct source *source, struct ferry_error *err);
+
+/* Asks the guest which pages were written and adds them to `set`. *found is the number of pages in it then.
+ */
+int source_fetch_dirty(struct source *source, uint64_t *found, struct ferry_error *err);
+
+#endif

@@ -1,0 +1,235 @@
+/*
+ * The migration protocol as bytes: frames and what is in them. Pure encoding and checking, no input or
+ * output.
+ *
+ * Frame. Everything is little-endian. A frame is a header, a body, and, for PAGES only, raw page data:
+ *
+ *      0        1        2                 4                 8
+ *      +--------+--------+-----------------+-----------------+
+ *      |  type  | flags  |    reserved 0   |   body length   |
+ *      +--------+--------+-----------------+-----------------+
+ *      |        data length                |    sequence     |
+ *      +-----------------+-----------------+-----------------+
+ *      |        XXH3-64 of the body, seeded with XXH3-64     |
+ *      |        of the header's first 16 bytes               |
+ *      +-----------------------------------------------------+
+ *      |  body (bounded by type, WIRE_BODY_MAX at most)      |
+ *      |  data (PAGES only, WIRE_DATA_MAX at most)           |
+ *
+ * Sequence counts a connection's frames in one direction from 1. Page data is outside the checksum: the guest
+ * may write a page while it is being sent (it is then sent again). What the network does to it is TCP's and
+ * TLS's business; WIRE_END_VERIFY compares whole memories end to end.
+ *
+ * Connections. The source opens one control connection, then as many page connections as its HELLO said. Each
+ * begins with HELLO, whose first fields (up to the token) have the same place in every version.
+ *
+ *     source                     control                          destination
+ *       HELLO, REGIONS      ──────────────▶
+ *                           ◀──────────────   WELCOME (version, features)      or ABORT
+ *       START               ──────────────▶                                    (answer to WELCOME: round
+ * trip) ROUND_END           ──────────────▶   after the round's FENCE on every page connection
+ *                           ◀──────────────   ROUND_DONE (all of it is placed)
+ *       ... more rounds ...
+ *       PAUSED              ──────────────▶
+ *       PAGES*, SECTION*, END ────────────▶   the last pages here, or by page connections and one more FENCE
+ *                           ◀──────────────   VERDICT: Restore-OK or Restore-Failure
+ *       GO                  ──────────────▶
+ *                           ◀──────────────   RUNNING, or NOT_RUNNING (not one instruction was executed)
+ *
+ *       KEEPALIVE, ABORT: both ways at any time. An ABORT or NOT_RUNNING of the destination also means that
+ * the guest was not and will not be run there.
+ *
+ *     source                  page connection                     destination
+ *       HELLO, (PAGES*, FENCE)* ──────────▶   FENCE: everything before it is placed on all page connections
+ *                                             before anything after it on any, so that an older copy of a
+ * page never overwrites a newer one.
+ *
+ * Versions. HELLO names the lowest and highest version the source speaks; the destination picks the highest
+ * both know and says so in WELCOME, or sends ABORT with the versions in words. A released version's frames
+ * never change; a new frame, field or meaning is a new version, or a feature bit offered in HELLO and taken
+ * in WELCOME. HELLO up to its token, ABORT, and the header are the same in all versions. Zero is no valid
+ * type, sequence, version, kind or verdict.
+ *
+ * All decoders are given untrusted bytes: they return -EBADMSG with the reason, and read nothing outside.
+ */
+#ifndef FERRY_ENGINE_WIRE_H
+#define FERRY_ENGINE_WIRE_H
+
+#include "base/buffer.h"
+
+#include <ferry/ferry.h>
+
+#define WIRE_VERSION_MIN     1
+#define WIRE_VERSION_MAX     1
+#define WIRE_HEADER_SIZE     24
+#define WIRE_RUNS_MAX        512 /* runs in one PAGES frame */
+#define WIRE_BATCH_PAGES_MAX 256 /* raw pages in one PAGES frame */
+#define WIRE_DATA_MAX        (WIRE_BATCH_PAGES_MAX * FERRY_PAGE_SIZE)
+#define WIRE_BODY_MAX        (FERRY_SECTION_SIZE_MAX + 128)
+#define WIRE_HELLO_MAX       512
+
+enum wire_type {
+    WIRE_HELLO = 1,
+    WIRE_WELCOME = 2,
+    WIRE_REGIONS = 3,
+    WIRE_START = 4,
+    WIRE_PAGES = 5,
+    WIRE_FENCE = 6,
+    WIRE_ROUND_END = 7,
+    WIRE_ROUND_DONE = 8,
+    WIRE_PAUSED = 9,
+    WIRE_SECTION = 10,
+    WIRE_END = 11,
+    WIRE_VERDICT = 12,
+    WIRE_GO = 13,
+    WIRE_RUNNING = 14,
+    WIRE_NOT_RUNNING = 15,
+    WIRE_ABORT = 16,
+    WIRE_KEEPALIVE = 17,
+};
+
+#define WIRE_END_VERIFY 0x01 /* flag of END: the memory checksum is there and must be compared */
+
+const char *wire_type_name(uint8_t type); /* "HELLO"; "unknown" */
+
+struct wire_header {
+    uint8_t type;
+    uint8_t flags;
+    uint32_t length; /* of the body */
+    uint32_t data;   /* bytes after the body */
+    uint32_t sequence;
+    uint64_t checksum;
+};
+
+/* Fills in the checksum and writes the header. */
+void wire_header_encode(uint8_t out[static WIRE_HEADER_SIZE], struct wire_header *header, const void *body);
+/* Refuses unknown types and flags, and lengths outside the type's bounds. */
+int wire_header_decode(const uint8_t in[static WIRE_HEADER_SIZE], struct wire_header *header,
+                       struct ferry_error *err);
+/* Compares the checksum. IN is the header as it came. */
+int wire_body_check(const uint8_t in[static WIRE_HEADER_SIZE], const struct wire_header *header,
+                    const void *body, struct ferry_error *err);
+/* Appends a whole frame without data to OUT. */
+void wire_frame_put(struct buffer *out, enum wire_type type, uint8_t flags, uint32_t sequence,
+                    const void *body, size_t size);
+
+enum wire_connection {
+    WIRE_CONNECTION_CONTROL = 1,
+    WIRE_CONNECTION_PAGES = 2,
+};
+
+struct wire_hello {
+    uint16_t version_min;
+    uint16_t version_max;
+    char migration_id[FERRY_ID_SIZE];
+    uint8_t token[FERRY_TOKEN_SIZE];
+    /* From here on only when `version` is not 0. */
+    enum wire_connection connection;
+    uint16_t index;   /* of a page connection, from 0 */
+    uint16_t streams; /* page connections in all, 1 to FERRY_STREAMS_MAX */
+    uint32_t page_size;
+    uint64_t features; /* offered */
+    uint64_t required; /* of those, not to be done without */
+    char source[FERRY_NAME_SIZE];
+    char destination[FERRY_NAME_SIZE];
+
+    uint16_t version; /* decoded: the highest both know, 0 when there is none */
+};
+
+void wire_hello_encode(struct buffer *out, const struct wire_hello *hello);
+int wire_hello_decode(struct reader *in, struct wire_hello *hello, struct ferry_error *err);
+
+struct wire_welcome {
+    uint16_t version;
+    uint64_t features; /* taken */
+};
+
+void wire_welcome_encode(struct buffer *out, const struct wire_welcome *welcome);
+int wire_welcome_decode(struct reader *in, struct wire_welcome *welcome, struct ferry_error *err);
+
+struct wire_region {
+    char name[FERRY_NAME_SIZE];
+    uint64_t guest_addr;
+    uint64_t size;
+};
+
+void wire_regions_encode(struct buffer *out, const struct ferry_ram_region *regions, size_t count);
+/* *count is at most FERRY_REGIONS_MAX, sizes are whole pages and not zero. */
+int wire_regions_decode(struct reader *in, struct wire_region regions[static FERRY_REGIONS_MAX],
+                        size_t *count, struct ferry_error *err);
+
+struct wire_start {
+    uint64_t quiesce_timeout_ns; /* how long the source may need between PAUSED and END */
+};
+
+void wire_start_encode(struct buffer *out, const struct wire_start *start);
+int wire_start_decode(struct reader *in, struct wire_start *start, struct ferry_error *err);
+
+enum wire_page_kind {
+    WIRE_PAGE_RAW = 1,  /* PAGES × FERRY_PAGE_SIZE bytes of data */
+    WIRE_PAGE_ZERO = 2, /* no data */
+};
+
+/* Pages [first, first + pages) of a region, all of one kind; their data follows in the order of the runs. */
+struct wire_run {
+    uint8_t region; /* index in REGIONS */
+    uint8_t kind;
+    uint16_t pages;
+    uint32_t first;
+};
+
+void wire_batch_encode(struct buffer *out, uint32_t round, const struct wire_run *runs, size_t count);
+/* Checks counts and kinds and that the raw runs add up to DATA bytes; regions are the caller's to check. */
+int wire_batch_decode(struct reader *in, uint32_t data, uint32_t *round,
+                      struct wire_run runs[static WIRE_RUNS_MAX], size_t *count, struct ferry_error *err);
+
+/* FENCE, ROUND_END, ROUND_DONE: the round's number. */
+void wire_round_encode(struct buffer *out, uint32_t round);
+int wire_round_decode(struct reader *in, uint32_t *round, struct ferry_error *err);
+
+void wire_paused_encode(struct buffer *out, bool was_running);
+int wire_paused_decode(struct reader *in, bool *was_running, struct ferry_error *err);
+
+void wire_section_encode(struct buffer *out, const struct ferry_section *section);
+/* section->data points into the reader's bytes. */
+int wire_section_decode(struct reader *in, struct ferry_section *section, struct ferry_error *err);
+
+struct wire_end {
+    uint32_t sections;
+    uint32_t fence; /* the last round sent by page connections */
+    uint64_t memory_checksum;
+};
+
+void wire_end_encode(struct buffer *out, const struct wire_end *end);
+int wire_end_decode(struct reader *in, struct wire_end *end, struct ferry_error *err);
+
+/* ABORT and NOT_RUNNING; also the reason in a VERDICT. Decoded text has control characters replaced. */
+struct wire_reason {
+    enum ferry_cause cause;
+    char text[FERRY_ERROR_TEXT_SIZE];
+};
+
+void wire_reason_encode(struct buffer *out, const struct wire_reason *reason);
+int wire_reason_decode(struct reader *in, struct wire_reason *reason, struct ferry_error *err);
+
+enum wire_verdict {
+    WIRE_RESTORE_OK = 1,
+    WIRE_RESTORE_FAILURE = 2,
+};
+
+void wire_verdict_encode(struct buffer *out, enum wire_verdict verdict, const struct wire_reason *reason);
+int wire_verdict_decode(struct reader *in, enum wire_verdict *verdict, struct wire_reason *reason,
+                        struct ferry_error *err);
+
+/* How long the destination's steps took. */
+struct wire_running {
+    uint64_t state_load_ns;
+    uint64_t lock_ns;
+    uint64_t resume_ns;
+    uint64_t announce_ns;
+};
+
+void wire_running_encode(struct buffer *out, const struct wire_running *running);
+int wire_running_decode(struct reader *in, struct wire_running *running, struct ferry_error *err);
+
+#endif
