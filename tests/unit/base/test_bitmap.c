@@ -3,6 +3,8 @@
 #include "base/bitmap.h"
 #include "base/thread.h"
 
+#include <sched.h>
+
 #define SEED UINT64_C(0x5eed0001)
 
 /* The naive model: a byte a bit. */
@@ -142,9 +144,9 @@ static void take_merges_and_clears(void **state)
  * A page as the migration sees it: the writer raises its value and then sets its bit; the taker copies the
  * value when it finds the bit. When all is done, the last copy must be the last value.
  */
-#define PAGES   256
-#define WRITERS 3
-#define WRITES  60000
+#define PAGES   64
+#define WRITERS 2
+#define WRITES  200000
 
 struct race {
     uint64_t dirty[PAGES / 64];
@@ -155,6 +157,7 @@ struct race {
 
 struct writer {
     struct race *race;
+    size_t index; /* the pages it writes: index, index + WRITERS, ... */
     uint64_t seed;
 };
 
@@ -163,10 +166,11 @@ static void *writer_main(void *opaque)
     struct writer *writer = opaque;
     struct race *race = writer->race;
 
-    for (int i = 0; i < WRITES; i++) {
-        size_t page = unit_random(&writer->seed) % PAGES;
+    for (uint64_t i = 1; i <= WRITES; i++) {
+        size_t page = writer->index + WRITERS * (unit_random(&writer->seed) % (PAGES / WRITERS));
 
-        __atomic_fetch_add(&race->value[page], 1, __ATOMIC_RELAXED);
+        /* A plain store, which may linger in the CPU's store buffer; a read-modify-write would not. */
+        __atomic_store_n(&race->value[page], i, __ATOMIC_RELAXED);
         bitmap_set_atomic(race->dirty, page);
     }
     __atomic_fetch_sub(&race->running, 1, __ATOMIC_RELEASE);
@@ -191,7 +195,7 @@ static void concurrent_set_and_take_lose_nothing(void **state)
     struct ferry_error err;
 
     for (int i = 0; i < WRITERS; i++) {
-        writers[i] = (struct writer){&race, SEED + (uint64_t)i};
+        writers[i] = (struct writer){&race, (size_t)i, SEED + (uint64_t)i};
         assert_ok(thread_start(&threads[i], "writer", writer_main, &writers[i], &err), err);
     }
     while (__atomic_load_n(&race.running, __ATOMIC_ACQUIRE) > 0)
@@ -202,6 +206,66 @@ static void concurrent_set_and_take_lose_nothing(void **state)
     assert_memory_equal(race.copy, race.value, sizeof(race.value));
 }
 
+/*
+ * The hardest moment: the bit is set already and the page is written once more while the taker takes it. Each
+ * round ends with both at rest, when what was copied must be what was written last.
+ */
+#define ROUNDS 20000
+
+struct duel {
+    uint64_t dirty;
+    uint64_t value;
+    unsigned turn; /* atomic: round the writer may play */
+    unsigned done; /* atomic: round the writer has played */
+};
+
+static void wait_for(const unsigned *counter, unsigned wanted)
+{
+    while (__atomic_load_n(counter, __ATOMIC_ACQUIRE) != wanted)
+        sched_yield();
+}
+
+static void *duel_main(void *opaque)
+{
+    struct duel *duel = opaque;
+
+    for (unsigned round = 1; round <= ROUNDS; round++) {
+        wait_for(&duel->turn, round);
+        for (uint64_t i = 1; i <= 8; i++) {
+            __atomic_store_n(&duel->value, round * 8 + i, __ATOMIC_RELAXED);
+            bitmap_set_atomic(&duel->dirty, 0);
+        }
+        __atomic_store_n(&duel->done, round, __ATOMIC_RELEASE);
+    }
+    return NULL;
+}
+
+static void page_written_again_while_taken_is_not_lost(void **state)
+{
+    struct duel duel = {0};
+    struct thread thread;
+    struct ferry_error err;
+    uint64_t copy = 0;
+    unsigned lost = 0;
+
+    assert_ok(thread_start(&thread, "duel", duel_main, &duel, &err), err);
+    for (unsigned round = 1; round <= ROUNDS; round++) {
+        bool last;
+
+        __atomic_store_n(&duel.turn, round, __ATOMIC_RELEASE);
+        do {
+            uint64_t taken = 0;
+
+            last = __atomic_load_n(&duel.done, __ATOMIC_ACQUIRE) == round;
+            if (bitmap_take_words(&duel.dirty, &taken, 1))
+                copy = __atomic_load_n(&duel.value, __ATOMIC_RELAXED);
+        } while (!last);
+        lost += copy != round * 8 + 8;
+    }
+    thread_join(&thread);
+    assert_int_equal(lost, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -210,6 +274,7 @@ int main(void)
         cmocka_unit_test(bits_past_the_end_are_not_seen),
         cmocka_unit_test(take_merges_and_clears),
         cmocka_unit_test(concurrent_set_and_take_lose_nothing),
+        cmocka_unit_test(page_written_again_while_taken_is_not_lost),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
