@@ -16,6 +16,7 @@ import sys
 # x2 points into the scratch page all the time; everything else is free.
 ALL = [n for n in range(32) if n != 2]
 COMPRESSED = range(8, 16)
+GROUP = 1000
 SCRATCH = 1024  # Bytes on either side of x2.
 
 ALU = "add sub sll slt sltu xor srl sra or and addw subw sllw srlw sraw".split()
@@ -243,7 +244,7 @@ class Generator:
         for _ in range(20 + self.below(40)):
             text = self.instruction()
             lines.append(f"    {text}")
-        lines += ["    j block_end", "    .option pop"]
+        lines += [f"    j hop_{index // GROUP}", "    .option pop"]
         return "\n".join(lines)
 
 
@@ -255,6 +256,10 @@ def main():
     print(f"/* Made by isa-random.py {seed} {count}; not to be edited. */")
     print("    .text\n    .balign 4")
     for index in range(count):
+        if index % GROUP == 0:
+            # A jump reaches 1 MiB, and no register is free for more: each group goes back by way of the one before.
+            group = index // GROUP
+            print(f"hop_{group}:\n    j {f'hop_{group - 1}' if group else 'block_end'}")
         print(generator.block(index))
     print("    .section .rodata\n    .balign 8\n    .globl block_table, block_count, block_seed\nblock_table:")
     for index in range(count):
