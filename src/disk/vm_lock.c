@@ -1,0 +1,224 @@
+#include "disk/vm_lock.h"
+
+#include "base/buffer.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+/*
+ * The record, little-endian, one 512-byte sector so that a write is whole or not there:
+ *
+ *     0   "ferryvml"   8   version u32 (1)   12  state u32   16  generation u64   24  pid u64
+ *     32  vm[64]   96  holder[64]   160  destination[64]   224  migration[40]   264 zeros   504  XXH3-64 of
+ * 0..503
+ */
+#define RECORD_SIZE     512
+#define RECORD_CHECKSUM 504
+#define RECORD_VERSION  1
+static const char record_magic[8] = {'f', 'e', 'r', 'r', 'y', 'v', 'm', 'l'};
+
+enum {
+    MIGRATION_FIELD_SIZE = 40,
+};
+
+struct vm_lock {
+    char *path;
+    int fd;
+    bool taken;
+};
+
+const char *vm_lock_state_name(enum vm_lock_state state)
+{
+    static const char *const names[] = {"new", "held", "handover", "acquired", "started"};
+
+    return (unsigned)state < sizeof(names) / sizeof(names[0]) ? names[state] : "unknown";
+}
+
+int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_DSYNC | O_NOFOLLOW, 0660);
+    struct stat status;
+
+    if (fd < 0)
+        return error_set_errno(err, -errno, "cannot open the VM's lock file %s", path);
+    if (fstat(fd, &status) < 0)
+        return error_set_errno(err, -errno, "cannot look at the VM's lock file %s", path);
+    if (!S_ISREG(status.st_mode))
+        return error_set(err, -EINVAL, "the VM's lock file %s is not a regular file; move it away", path);
+
+    struct vm_lock *lock = calloc(1, sizeof(*lock));
+    CLEANUP_FREE char *copy = strdup(path);
+
+    if (!lock || !copy) {
+        free(lock);
+        return error_set(err, -ENOMEM, "out of memory opening the lock file %s", path);
+    }
+    lock->path = TAKE_POINTER(copy);
+    lock->fd = TAKE_FD(fd);
+    *out = lock;
+    return 0;
+}
+
+void vm_lock_close(struct vm_lock *lock)
+{
+    if (!lock)
+        return;
+    close(lock->fd); /* the kernel drops the lock with the last descriptor */
+    free(lock->path);
+    free(lock);
+}
+
+const char *vm_lock_path(const struct vm_lock *lock)
+{
+    return lock->path;
+}
+
+bool vm_lock_is_taken(const struct vm_lock *lock)
+{
+    return lock->taken;
+}
+
+/* Words for a lock that another process has. */
+static int vm_lock_refused(struct vm_lock *lock, struct ferry_error *err)
+{
+    struct vm_lock_record record;
+
+    if (vm_lock_read(lock, &record, NULL) < 0 || record.state == VM_LOCK_NEW)
+        return error_set(err, -EBUSY, "another process holds the lock %s", lock->path);
+    return error_set(err, -EBUSY, "%s runs on host %s (process %" PRId64 "), which holds the lock %s",
+                     record.vm, record.holder, record.pid, lock->path);
+}
+
+int vm_lock_take(struct vm_lock *lock, struct ferry_error *err)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    if (lock->taken)
+        return 0;
+    while (fcntl(lock->fd, F_OFD_SETLK, &whole) < 0) {
+        if (errno == EINTR)
+            continue;
+        if (errno == EAGAIN || errno == EACCES)
+            return vm_lock_refused(lock, err);
+        return error_set_errno(err, -errno, "cannot lock %s; is the storage reachable?", lock->path);
+    }
+    lock->taken = true;
+    return 0;
+}
+
+void vm_lock_drop(struct vm_lock *lock)
+{
+    struct flock whole = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+
+    if (!lock->taken)
+        return;
+    fcntl(lock->fd, F_OFD_SETLK, &whole);
+    lock->taken = false;
+}
+
+/* A fixed-size field that must be NUL-terminated text. */
+static bool record_get_text(struct reader *in, char *out, size_t out_size, size_t field_size)
+{
+    const uint8_t *field = reader_view(in, field_size);
+
+    if (!field || !memchr(field, 0, out_size < field_size ? out_size : field_size))
+        return false;
+    strcpy(out, (const char *)field); /* the NUL was found within out_size */
+    return true;
+}
+
+static int record_decode(const uint8_t *bytes, struct vm_lock_record *record)
+{
+    struct reader in = reader_init(bytes, RECORD_SIZE);
+    const uint8_t *magic = reader_view(&in, sizeof(record_magic));
+    struct reader checksum = reader_init(bytes + RECORD_CHECKSUM, 8);
+
+    if (memcmp(magic, record_magic, sizeof(record_magic)) != 0 || reader_get_u32(&in) != RECORD_VERSION ||
+        reader_get_u64(&checksum) != XXH3_64bits(bytes, RECORD_CHECKSUM))
+        return -EBADMSG;
+
+    uint32_t state = reader_get_u32(&in);
+
+    record->state = (enum vm_lock_state)state;
+    record->generation = reader_get_u64(&in);
+    record->pid = (int64_t)reader_get_u64(&in);
+    if (state < VM_LOCK_HELD || state > VM_LOCK_STARTED || record->generation == 0 ||
+        !record_get_text(&in, record->vm, sizeof(record->vm), VM_LOCK_NAME_SIZE) ||
+        !record_get_text(&in, record->holder, sizeof(record->holder), VM_LOCK_NAME_SIZE) ||
+        !record_get_text(&in, record->destination, sizeof(record->destination), VM_LOCK_NAME_SIZE) ||
+        !record_get_text(&in, record->migration, sizeof(record->migration), MIGRATION_FIELD_SIZE))
+        return -EBADMSG;
+    return 0;
+}
+
+int vm_lock_read(struct vm_lock *lock, struct vm_lock_record *record, struct ferry_error *err)
+{
+    uint8_t bytes[RECORD_SIZE];
+    ssize_t got;
+
+    do {
+        got = pread(lock->fd, bytes, sizeof(bytes), 0);
+    } while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return error_set_errno(err, -errno, "cannot read the lock file %s; is the storage reachable?",
+                               lock->path);
+    memset(record, 0, sizeof(*record));
+    if (got == 0)
+        return 0;
+    if (got != RECORD_SIZE || record_decode(bytes, record) < 0)
+        return error_set(err, -EBADMSG,
+                         "the lock file %s does not hold a lock record; find out which host runs the VM, "
+                         "then remove the file",
+                         lock->path);
+    return 0;
+}
+
+static void record_put_text(struct buffer *out, const char *text, size_t field_size)
+{
+    char field[VM_LOCK_NAME_SIZE] = {0};
+
+    memcpy(field, text, strnlen(text, field_size - 1));
+    buffer_put(out, field, field_size);
+}
+
+int vm_lock_write(struct vm_lock *lock, const struct vm_lock_record *record, struct ferry_error *err)
+{
+    struct buffer out CLEANUP(buffer_free) = BUFFER_INIT;
+    static const uint8_t zeros[RECORD_SIZE];
+
+    assert(lock->taken);
+    assert(record->state != VM_LOCK_NEW && record->generation > 0);
+    buffer_put(&out, record_magic, sizeof(record_magic));
+    buffer_put_u32(&out, RECORD_VERSION);
+    buffer_put_u32(&out, record->state);
+    buffer_put_u64(&out, record->generation);
+    buffer_put_u64(&out, (uint64_t)record->pid);
+    record_put_text(&out, record->vm, VM_LOCK_NAME_SIZE);
+    record_put_text(&out, record->holder, VM_LOCK_NAME_SIZE);
+    record_put_text(&out, record->destination, VM_LOCK_NAME_SIZE);
+    record_put_text(&out, record->migration, MIGRATION_FIELD_SIZE);
+    buffer_put(&out, zeros, RECORD_CHECKSUM - out.size);
+    buffer_put_u64(&out, buffer_failed(&out) ? 0 : XXH3_64bits(out.data, RECORD_CHECKSUM));
+    if (buffer_failed(&out))
+        return error_set(err, -ENOMEM, "out of memory writing the lock file %s", lock->path);
+
+    ssize_t put;
+
+    do {
+        put = pwrite(lock->fd, out.data, out.size, 0);
+    } while (put < 0 && errno == EINTR);
+    if (put < 0)
+        return error_set_errno(err, -errno, "cannot write the lock file %s", lock->path);
+    if (put != RECORD_SIZE)
+        return error_set(err, -EIO, "the lock file %s took only %zd of %d bytes", lock->path, put,
+                         RECORD_SIZE);
+    return 0;
+}

@@ -1,0 +1,74 @@
+/*
+ * The ownership lock of a VM: which process, on which host, may run it.
+ *
+ * It is a small file on storage that every host of the VM reaches: beside its first writable disk, or in a
+ * lock directory. Exclusion is an open-file-description write lock on the file (fcntl F_OFD_SETLK; it works
+ * on local file systems and on NFSv4, and the kernel drops it when the holder dies). What the file says is a
+ * record of 512 bytes, one sector, written synchronously (O_DSYNC) and only by the holder:
+ *
+ *     state        written by      means
+ *     held         source          runs here, cold start or after a failed move
+ *     handover     source          given to `destination` for `migration`; nobody else may take it
+ *     acquired     destination     taken; not one instruction executed yet
+ *     started      destination     runs, or ran, there: every other copy of the VM is stale for ever
+ *
+ * The generation grows with every owner: +1 when the destination acquires, +2 when the source takes back, so
+ * that a late destination can tell. The record carries a checksum: a torn or foreign file is refused, never
+ * guessed at.
+ *
+ * The names are those of the model, tests/model/switchover.pml. One owner thread; the struct may move between
+ * threads.
+ */
+#ifndef FERRY_DISK_VM_LOCK_H
+#define FERRY_DISK_VM_LOCK_H
+
+#include <ferry/error.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define VM_LOCK_NAME_SIZE      64
+#define VM_LOCK_MIGRATION_SIZE 37
+#define VM_LOCK_SUFFIX         ".ferry-lock"
+
+enum vm_lock_state {
+    VM_LOCK_NEW = 0, /* the file is empty: never owned */
+    VM_LOCK_HELD = 1,
+    VM_LOCK_HANDOVER = 2,
+    VM_LOCK_ACQUIRED = 3,
+    VM_LOCK_STARTED = 4,
+};
+
+struct vm_lock_record {
+    enum vm_lock_state state;
+    uint64_t generation; /* 1 or more; 0 in a new file */
+    int64_t pid;         /* of the holder, on its host */
+    char vm[VM_LOCK_NAME_SIZE];
+    char holder[VM_LOCK_NAME_SIZE];      /* host */
+    char destination[VM_LOCK_NAME_SIZE]; /* host; handover, acquired and started by a migration, else empty */
+    char migration[VM_LOCK_MIGRATION_SIZE]; /* as destination */
+};
+
+struct vm_lock;
+
+const char *vm_lock_state_name(enum vm_lock_state state); /* "held", … */
+
+/* Opens or creates (mode 0660) the lock file; takes nothing. */
+int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err);
+/* Drops the lock if it is held; the record stays. NULL allowed. */
+void vm_lock_close(struct vm_lock *lock);
+const char *vm_lock_path(const struct vm_lock *lock);
+bool vm_lock_is_taken(const struct vm_lock *lock);
+
+/* Takes the lock now. -EBUSY, naming the holder as the record has it, when another process has it.
+ * Idempotent. */
+int vm_lock_take(struct vm_lock *lock, struct ferry_error *err);
+void vm_lock_drop(struct vm_lock *lock);
+
+/* What the file says; need not hold the lock, but then it may change at any moment. -EBADMSG: not a lock
+ * record. */
+int vm_lock_read(struct vm_lock *lock, struct vm_lock_record *record, struct ferry_error *err);
+/* On storage when it returns. The lock must be taken. */
+int vm_lock_write(struct vm_lock *lock, const struct vm_lock_record *record, struct ferry_error *err);
+
+#endif
