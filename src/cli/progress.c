@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BAR_WIDTH 24
+#define BAR_WIDTH 16
 
 static const char *const phases[] = {"Init", "Copy", "I/O Quiesce", "Frozen"};
 
