@@ -1,0 +1,231 @@
+/* The guest's console: its history as a stream, and the live connection by HTTP upgrade. */
+#include "host/api.h"
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "host/vms.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SLICE_MS           1000 /* how often a quiet stream looks whether its client is still there */
+#define CONNECT_TIMEOUT_MS 3000
+#define PUMP_SIZE          4096
+
+/* --- history --- */
+
+struct log_stream {
+    struct host *host;
+    struct vm *vm; /* a reference */
+    int client_fd;
+    int fd;      /* console.log; -1: not there yet */
+    int inotify; /* -1: not following */
+    bool follow;
+    char path[PATH_MAX];
+};
+
+static void log_stream_free(void *opaque)
+{
+    struct log_stream *stream = opaque;
+
+    if (stream->fd >= 0)
+        close(stream->fd);
+    if (stream->inotify >= 0)
+        close(stream->inotify);
+    vm_unref(stream->host, stream->vm);
+    free(stream);
+}
+
+/* True when there may be more: the file grew, was replaced, or the VM still runs. */
+static bool wait_more(struct log_stream *stream)
+{
+    struct pollfd polls[2] = {{.fd = stream->inotify, .events = POLLIN},
+                              {.fd = stream->host->stop_fd, .events = POLLIN}};
+    char events[4096];
+    bool runs;
+
+    if (!stream->follow || host_stopping(stream->host) || api_client_gone(stream->client_fd))
+        return false;
+    host_lock(stream->host);
+    runs = stream->vm->process != NULL;
+    host_unlock(stream->host);
+    if (poll(polls, 2, runs ? SLICE_MS : 0) == 0)
+        return runs;
+    while (read(stream->inotify, events, sizeof(events)) > 0)
+        ;
+    return !polls[1].revents;
+}
+
+/* ferry-vm keeps the newest part of a long log in a new file of the same name: then that is read on from its
+ * beginning. A file cut short in place likewise. */
+static void follow_replacement(struct log_stream *stream)
+{
+    struct stat ours, named;
+
+    if (stream->fd < 0) {
+        stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        return;
+    }
+    if (fstat(stream->fd, &ours) < 0)
+        return;
+    if (stat(stream->path, &named) == 0 && (named.st_ino != ours.st_ino || named.st_dev != ours.st_dev)) {
+        close(stream->fd);
+        stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    } else if (lseek(stream->fd, 0, SEEK_CUR) > ours.st_size) {
+        lseek(stream->fd, 0, SEEK_SET);
+    }
+}
+
+static size_t fill_log(void *opaque, char *buffer, size_t size)
+{
+    struct log_stream *stream = opaque;
+
+    for (;;) {
+        ssize_t got = stream->fd >= 0 ? read(stream->fd, buffer, size) : 0;
+
+        if (got > 0)
+            return (size_t)got;
+        if (got < 0 && errno != EINTR)
+            return 0;
+        if (!wait_more(stream))
+            return 0;
+        follow_replacement(stream);
+    }
+}
+
+int api_console_log(struct api_request *request)
+{
+    struct log_stream *stream = calloc(1, sizeof(*stream));
+    int result;
+
+    if (!stream)
+        return error_set(&request->err, -ENOMEM, "out of memory");
+    stream->host = request->host;
+    stream->client_fd = api_client_fd(request);
+    stream->inotify = -1;
+    stream->fd = -1;
+    result = api_query_bool(request, "follow", &stream->follow);
+    if (result == 0) {
+        stream->vm = vm_get(request->host, request->arguments[0], &request->err);
+        result = stream->vm ? 0 : HOST_NOT_FOUND;
+    }
+    if (result < 0) {
+        log_stream_free(stream);
+        return result;
+    }
+    if (snprintf(stream->path, sizeof(stream->path), "%s/console.log", stream->vm->directory) >= PATH_MAX)
+        stream->path[0] = '\0';
+    if (stream->follow) {
+        stream->inotify = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+        inotify_add_watch(stream->inotify, stream->vm->directory, IN_MODIFY | IN_CREATE | IN_MOVED_TO);
+    }
+    stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    return api_answer_stream(request, "application/octet-stream", fill_log, stream, log_stream_free);
+}
+
+/* --- live --- */
+
+struct console {
+    struct host *host;
+    int vm_fd;
+};
+
+/* Blocking, all of it; false when the other end is gone. */
+static bool pass_on(int fd, const char *data, size_t size)
+{
+    return sock_write_full(fd, data, size, clock_deadline(10000), -1, NULL) == 0;
+}
+
+/* One direction's turn: false when either end is gone. */
+static bool pump(int from, int to)
+{
+    char data[PUMP_SIZE];
+    ssize_t got = recv(from, data, sizeof(data), MSG_DONTWAIT);
+
+    if (got < 0)
+        return errno == EAGAIN || errno == EINTR;
+    return got > 0 && pass_on(to, data, (size_t)got);
+}
+
+/* The connection is ours now; runs on its thread until an end goes away or the host stops. */
+static void converse(void *opaque, struct MHD_Connection *connection, void *context, const char *extra,
+                     size_t extra_size, MHD_socket client, struct MHD_UpgradeResponseHandle *handle)
+{
+    struct console *console = opaque;
+    bool open = extra_size == 0 || pass_on(console->vm_fd, extra, extra_size);
+
+    (void)connection;
+    (void)context;
+    while (open) {
+        struct pollfd polls[3] = {{.fd = client, .events = POLLIN},
+                                  {.fd = console->vm_fd, .events = POLLIN},
+                                  {.fd = console->host->stop_fd, .events = POLLIN}};
+
+        if (poll(polls, 3, -1) < 0 && errno != EINTR)
+            break;
+        open = !polls[2].revents;
+        if (open && polls[0].revents)
+            open = pump(client, console->vm_fd);
+        if (open && polls[1].revents)
+            open = pump(console->vm_fd, client);
+    }
+    close(console->vm_fd);
+    free(console);
+    MHD_upgrade_action(handle, MHD_UPGRADE_ACTION_CLOSE);
+}
+
+static int connect_console(struct api_request *request, int *fd)
+{
+    struct vm *vm = vm_get(request->host, request->arguments[0], &request->err);
+    char path[PATH_MAX];
+    bool runs;
+
+    if (!vm)
+        return HOST_NOT_FOUND;
+    host_lock(request->host);
+    runs = vm->process != NULL;
+    host_unlock(request->host);
+    if (snprintf(path, sizeof(path), "%s/console.sock", vm->directory) >= PATH_MAX)
+        path[0] = '\0';
+    vm_unref(request->host, vm);
+    if (!runs)
+        return error_set(&request->err, HOST_CONFLICT, "VM %s does not run", request->arguments[0]);
+    *fd = sock_connect(path, clock_deadline(CONNECT_TIMEOUT_MS), -1, &request->err);
+    if (*fd < 0)
+        return error_prefix(&request->err, *fd, "the console of VM %s cannot be reached",
+                            request->arguments[0]);
+    return 0;
+}
+
+int api_console(struct api_request *request)
+{
+    const char *upgrade = MHD_lookup_connection_value(request->connection, MHD_HEADER_KIND, "Upgrade");
+    struct console *console;
+    int fd = -1;
+    int result;
+
+    if (!upgrade || strcasecmp(upgrade, "ferry-console") != 0)
+        return error_set(&request->err, HOST_USAGE, "the console needs Upgrade: ferry-console");
+    result = connect_console(request, &fd);
+    if (result < 0)
+        return result;
+    console = calloc(1, sizeof(*console));
+    if (console) {
+        *console = (struct console){request->host, fd};
+        request->response = MHD_create_response_for_upgrade(converse, console);
+    }
+    if (!request->response) {
+        free(console);
+        close(fd);
+        return error_set(&request->err, -ENOMEM, "out of memory");
+    }
+    MHD_add_response_header(request->response, "Upgrade", "ferry-console");
+    request->status = MHD_HTTP_SWITCHING_PROTOCOLS;
+    return 0;
+}

@@ -1,0 +1,49 @@
+#include "host/api.h"
+
+#include "host/peers.h"
+
+int api_host_show(struct api_request *request)
+{
+    return api_answer(request, MHD_HTTP_OK, host_object(request->host));
+}
+
+int api_host_migration(struct api_request *request)
+{
+    bool enabled = false;
+    const struct field fields[] = {{"enabled", FIELD_BOOL, true, &enabled}};
+    int result = api_read_body(request, fields, 1);
+
+    if (result < 0)
+        return result;
+    host_set_migration(request->host, enabled);
+    return api_answer(request, MHD_HTTP_OK, host_object(request->host));
+}
+
+int api_hosts_list(struct api_request *request)
+{
+    return api_answer(request, MHD_HTTP_OK, peers_list(request->host));
+}
+
+int api_hosts_add(struct api_request *request)
+{
+    const char *name = NULL;
+    const char *address = NULL;
+    const struct field fields[] = {
+        {"name", FIELD_STRING, true, &name},
+        {"address", FIELD_STRING, true, &address},
+    };
+    int result = api_read_body(request, fields, 2);
+
+    if (result == 0)
+        result = peers_add(request->host, name, address, &request->err);
+    if (result < 0)
+        return result;
+    return api_answer(request, MHD_HTTP_CREATED, json_pack("{s:s, s:s}", "name", name, "address", address));
+}
+
+int api_hosts_remove(struct api_request *request)
+{
+    int result = peers_remove(request->host, request->arguments[0], &request->err);
+
+    return result < 0 ? result : api_answer_empty(request);
+}

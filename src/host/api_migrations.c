@@ -1,0 +1,176 @@
+#include "host/api.h"
+
+#include "base/error.h"
+#include "host/migration.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SLICE_MS      1000 /* how often a quiet stream looks whether its client is still there */
+#define STREAMS_MAX   16
+#define LINE_MAX_SIZE (256u << 10)
+
+int api_vm_migrate(struct api_request *request)
+{
+    struct migration_options options = {0};
+    const struct field fields[] = {
+        {"destination", FIELD_STRING, true, &options.destination},
+        {"downtime_limit", FIELD_UINT, false, &options.downtime_limit},
+        {"bandwidth_limit", FIELD_UINT, false, &options.bandwidth_limit},
+        {"streams", FIELD_UINT, false, &options.streams},
+    };
+    char id[MIGRATION_ID_SIZE];
+    int result = api_read_body(request, fields, 4);
+
+    if (result == 0 && !config_name_valid(options.destination))
+        result = error_set(&request->err, HOST_USAGE, "\"%.80s\" is not a host's name", options.destination);
+    if (result == 0 && options.streams > STREAMS_MAX)
+        result = error_set(&request->err, HOST_USAGE, "\"streams\" must be 1 to %d", STREAMS_MAX);
+    if (result == 0)
+        result = migration_start(request->host, request->arguments[0], &options, id, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_ACCEPTED, json_pack("{s:s}", "id", id));
+}
+
+int api_migrations_list(struct api_request *request)
+{
+    static const struct {
+        const char *name;
+        enum store_view view;
+    } views[] = {
+        {"active", STORE_VIEW_ACTIVE}, {"history", STORE_VIEW_HISTORY}, {"failed", STORE_VIEW_FAILED}};
+    const char *name = api_query(request, "view");
+
+    if (!name)
+        return api_answer(request, MHD_HTTP_OK, migrations_list(request->host, STORE_VIEW_ALL));
+    for (size_t i = 0; i < sizeof(views) / sizeof(views[0]); i++) {
+        if (strcmp(name, views[i].name) == 0)
+            return api_answer(request, MHD_HTTP_OK, migrations_list(request->host, views[i].view));
+    }
+    return error_set(&request->err, HOST_USAGE, "?view= is active, history or failed, not \"%.32s\"", name);
+}
+
+int api_migration_show(struct api_request *request)
+{
+    json_t *object = NULL;
+    bool local = false;
+    int result = api_query_bool(request, "local", &local);
+
+    if (result == 0)
+        result = migration_show(request->host, request->arguments[0], local, &object, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, object);
+}
+
+int api_migration_cancel(struct api_request *request)
+{
+    json_t *object = NULL;
+    int result = api_read_body(request, NULL, 0);
+
+    if (result == 0)
+        result = migration_cancel(request->host, request->arguments[0], &object, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, object);
+}
+
+struct watch_stream {
+    struct host *host;
+    int client_fd;
+    char id[MIGRATION_ID_SIZE];
+    unsigned seen;
+    bool ended;
+    char *line; /* being sent, with its newline */
+    size_t size;
+    size_t sent;
+};
+
+/* The next object as a line; false at the end. */
+static bool fetch(struct watch_stream *stream)
+{
+    json_t *object = NULL;
+
+    free(stream->line);
+    stream->line = NULL;
+    while (!object) {
+        if (stream->ended || host_stopping(stream->host) || api_client_gone(stream->client_fd) ||
+            migration_watch(stream->host, stream->id, &stream->seen, clock_deadline(SLICE_MS), &object,
+                            &stream->ended, NULL) < 0)
+            return false;
+    }
+    stream->line = malloc(LINE_MAX_SIZE);
+    stream->size = stream->line ? json_dumpb(object, stream->line, LINE_MAX_SIZE - 1, JSON_COMPACT) : 0;
+    stream->sent = 0;
+    json_decref(object);
+    if (stream->size == 0 || stream->size >= LINE_MAX_SIZE)
+        return false;
+    stream->line[stream->size++] = '\n';
+    return true;
+}
+
+static size_t fill_watch(void *opaque, char *buffer, size_t size)
+{
+    struct watch_stream *stream = opaque;
+    size_t count;
+
+    if (stream->sent == stream->size && !fetch(stream)) {
+        stream->size = stream->sent = 0;
+        return 0;
+    }
+    count = stream->size - stream->sent;
+    if (count > size)
+        count = size;
+    memcpy(buffer, stream->line + stream->sent, count);
+    stream->sent += count;
+    return count;
+}
+
+static void free_watch(void *opaque)
+{
+    struct watch_stream *stream = opaque;
+
+    free(stream->line);
+    free(stream);
+}
+
+int api_migration_watch(struct api_request *request)
+{
+    struct watch_stream *stream = calloc(1, sizeof(*stream));
+    int result;
+
+    if (!stream)
+        return error_set(&request->err, -ENOMEM, "out of memory");
+    stream->host = request->host;
+    stream->client_fd = api_client_fd(request);
+    result = migration_resolve(request->host, request->arguments[0], stream->id, &request->err);
+    if (result < 0) {
+        free_watch(stream);
+        return result;
+    }
+    return api_answer_stream(request, "application/x-ndjson", fill_watch, stream, free_watch);
+}
+
+int api_incoming(struct api_request *request)
+{
+    struct migration_offer offer = {0};
+    json_t *definition = NULL;
+    json_t *answer = NULL;
+    const struct field fields[] = {
+        {"id", FIELD_STRING, true, &offer.id},
+        {"definition", FIELD_OBJECT, true, &definition},
+        {"source", FIELD_STRING, true, &offer.source},
+        {"protocol", FIELD_UINT, true, &offer.protocol},
+        {"check_only", FIELD_BOOL, false, &offer.check_only},
+    };
+    int result = api_read_body(request, fields, 5);
+
+    offer.definition = definition;
+    if (result == 0)
+        result = migration_receive(request->host, &offer, &answer, &request->err);
+    if (result < 0)
+        return result;
+    return api_answer(request, offer.check_only ? MHD_HTTP_OK : MHD_HTTP_CREATED, answer);
+}
+
+int api_incoming_withdraw(struct api_request *request)
+{
+    int result = migration_withdraw(request->host, request->arguments[0], &request->err);
+
+    return result < 0 ? result : api_answer_empty(request);
+}

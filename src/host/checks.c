@@ -1,0 +1,375 @@
+#include "host/checks.h"
+
+#include "base/error.h"
+#include "host/definition.h"
+#include "host/fields.h"
+#include "host/vms.h"
+
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/ioctl.h>
+#include <linux/fs.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+typedef int check_function(const struct check_context *context, struct ferry_error *err);
+
+static unsigned long long mib(uint64_t bytes)
+{
+    return (unsigned long long)(bytes >> 20);
+}
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    return text ? text : "";
+}
+
+/* --- source --- */
+
+static int check_state(const struct check_context *context, struct ferry_error *err)
+{
+    struct host *host = context->host;
+    struct vm *vm;
+    int result = 0;
+
+    host_lock(host);
+    vm = vms_find(host, context->vm);
+    if (!vm || !vm->process || !vm_runs(vm))
+        result = error_set(err, HOST_CONFLICT,
+                           "VM %s on host %s is %s; only a running or paused VM can be moved while it runs",
+                           context->vm, context->source, vm ? vm_state_text(vm) : "gone");
+    host_unlock(host);
+    return result;
+}
+
+static int check_elsewhere(const struct check_context *context, struct ferry_error *err)
+{
+    if (strcmp(context->source, context->destination) == 0)
+        return error_set(err, HOST_CONFLICT, "VM %s is on host %s already", context->vm, context->source);
+    return 0;
+}
+
+static int check_enabled_here(const struct check_context *context, struct ferry_error *err)
+{
+    struct host *host = context->host;
+    bool enabled;
+
+    host_lock(host);
+    enabled = host->migration_enabled;
+    host_unlock(host);
+    if (!enabled)
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move: migration is disabled on host %s; enable it there with: ferry "
+                         "host enable",
+                         context->vm, host->config->name);
+    return 0;
+}
+
+static int check_who_answers(const struct check_context *context, struct ferry_error *err)
+{
+    if (strcmp(text_of(context->there, "name"), context->destination) != 0)
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move to host %s: the host at its address is called \"%.64s\"; remove "
+                         "and add it again",
+                         context->vm, context->destination, text_of(context->there, "name"));
+    return 0;
+}
+
+static int check_protocol_there(const struct check_context *context, struct ferry_error *err)
+{
+    json_t *protocol = json_object_get(context->there, "protocol");
+
+    if (!json_is_integer(protocol) || json_integer_value(protocol) != HOST_PROTOCOL)
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move to host %s: it has Ferry %.32s, which speaks version %lld of the "
+                         "protocol, host %s version %d; bring both to the same version",
+                         context->vm, context->destination, text_of(context->there, "version"),
+                         (long long)json_integer_value(protocol), context->source, HOST_PROTOCOL);
+    return 0;
+}
+
+static int check_enabled_there(const struct check_context *context, struct ferry_error *err)
+{
+    if (strcmp(text_of(context->there, "migration"), "enabled") != 0)
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move: migration is disabled on host %s; enable it there with: ferry "
+                         "host enable",
+                         context->vm, context->destination);
+    return 0;
+}
+
+static int check_machine_there(const struct check_context *context, struct ferry_error *err)
+{
+    const char *machine = definition_machine(context->definition);
+    json_t *row;
+    size_t i;
+
+    json_array_foreach(json_object_get(context->there, "machines"), i, row)
+    {
+        if (strcmp(text_of(row, "machine"), machine) != 0)
+            continue;
+        if (json_is_true(json_object_get(row, "available")))
+            return 0;
+        return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s cannot run %s machines: %.128s",
+                         context->vm, context->destination, machine, text_of(row, "why"));
+    }
+    return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s does not know %s machines", context->vm,
+                     context->destination, machine);
+}
+
+/*
+ * On one machine (same boot) a file is known by device and inode. Elsewhere device numbers mean nothing; a
+ * shared file system shows the same inode number and size on both sides.
+ */
+static bool same_file(const json_t *here, const json_t *there, bool same_machine)
+{
+    return json_equal(json_object_get(here, "size"), json_object_get(there, "size")) &&
+           json_equal(json_object_get(here, "inode"), json_object_get(there, "inode")) &&
+           (!same_machine || json_equal(json_object_get(here, "device"), json_object_get(there, "device")));
+}
+
+static int check_same_disks(const struct check_context *context, struct ferry_error *err)
+{
+    bool same_machine = strcmp(text_of(context->there_answer, "boot_id"), context->host->boot_id) == 0;
+    json_t *theirs = json_object_get(context->there_answer, "disks");
+    json_t *ours = checks_describe_disks(context->definition);
+    json_t *disk;
+    size_t i;
+    int result = 0;
+
+    json_array_foreach(ours, i, disk)
+    {
+        if (result == 0 && !same_file(disk, json_array_get(theirs, i), same_machine))
+            result =
+                error_set(err, HOST_REFUSED,
+                          "VM %s cannot move: disk %.200s on host %s is not the same file as on host %s; "
+                          "share the storage between them",
+                          context->vm, text_of(disk, "path"), context->destination, context->source);
+    }
+    json_decref(ours);
+    return result;
+}
+
+/* --- destination --- */
+
+static int check_protocol(const struct check_context *context, struct ferry_error *err)
+{
+    if (context->protocol != HOST_PROTOCOL)
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move to host %s: host %s speaks version %llu of the protocol, this "
+                         "one %d; bring both to the same version",
+                         context->vm, context->destination, context->source,
+                         (unsigned long long)context->protocol, HOST_PROTOCOL);
+    return 0;
+}
+
+static int check_not_ourselves(const struct check_context *context, struct ferry_error *err)
+{
+    if (strcmp(context->source, context->destination) == 0)
+        return error_set(err, HOST_REFUSED, "VM %s cannot move: both hosts are called %s; rename one",
+                         context->vm, context->source);
+    return 0;
+}
+
+static int check_name_free(const struct check_context *context, struct ferry_error *err)
+{
+    struct host *host = context->host;
+    bool taken;
+
+    host_lock(host);
+    taken = vms_find(host, context->vm) != NULL;
+    host_unlock(host);
+    if (taken)
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move to host %s: there is a VM of that name already; remove one",
+                         context->vm, context->destination);
+    return 0;
+}
+
+static int check_machine(const struct check_context *context, struct ferry_error *err)
+{
+    const char *machine = definition_machine(context->definition);
+    const char *missing = host_machine_missing(machine);
+
+    if (missing)
+        return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s cannot run %s machines: %s",
+                         context->vm, context->destination, machine, missing);
+    return 0;
+}
+
+static int check_memory(const struct check_context *context, struct ferry_error *err)
+{
+    uint64_t wanted = definition_memory(context->definition);
+    uint64_t available = host_memory_available(context->host);
+
+    if (wanted > available)
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move: it needs %llu MiB of memory, host %s has %llu MiB to give; free "
+                         "memory there or choose another host",
+                         context->vm, mib(wanted), context->destination, mib(available));
+    return 0;
+}
+
+static int check_disk(const struct check_context *context, const json_t *disk, struct ferry_error *err)
+{
+    const char *path = text_of(disk, "path");
+    bool readonly = json_is_true(json_object_get(disk, "readonly"));
+    struct stat status;
+
+    if (stat(path, &status) < 0)
+        return error_set(
+            err, HOST_REFUSED,
+            "VM %s cannot move: its disk %.200s cannot be reached on host %s (%s); share it under "
+            "the same path",
+            context->vm, path, context->destination, strerror(errno));
+    if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move: its disk %.200s is neither a file nor a block device on host %s",
+                         context->vm, path, context->destination);
+    if (access(path, readonly ? R_OK : R_OK | W_OK) < 0)
+        return error_set(err, HOST_REFUSED,
+                         "VM %s cannot move: its disk %.200s cannot be %s on host %s (%s); check permissions",
+                         context->vm, path, readonly ? "read" : "written", context->destination,
+                         strerror(errno));
+    return 0;
+}
+
+static int check_disks(const struct check_context *context, struct ferry_error *err)
+{
+    json_t *disk;
+    size_t i;
+    int result = 0;
+
+    json_array_foreach(definition_disks(context->definition), i, disk)
+    {
+        result = check_disk(context, disk, err);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static int check_networks(const struct check_context *context, struct ferry_error *err)
+{
+    json_t *net;
+    size_t i;
+
+    json_array_foreach(definition_nets(context->definition), i, net)
+    {
+        const char *backend = text_of(net, "backend");
+
+        if (strncmp(backend, "user", 4) != 0 || (backend[4] && backend[4] != ','))
+            return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s has no network \"%.64s\"",
+                             context->vm, context->destination, backend);
+    }
+    return 0;
+}
+
+/* User-mode networking keeps no connection from outside: they end with the move. */
+static int check_network_connections(const struct check_context *context, struct ferry_error *err)
+{
+    if (json_array_size(definition_nets(context->definition)) > 0)
+        return error_set(
+            err, HOST_REFUSED,
+            "connections to VM %s through user networking end when it moves to host %s; new ones "
+            "work there",
+            context->vm, context->destination);
+    return 0;
+}
+
+enum check_severity {
+    CHECK_ERROR = 1,
+    CHECK_WARNING,
+};
+
+static const struct check {
+    const char *name;
+    enum check_stage stage;
+    enum check_severity severity;
+    check_function *run;
+} checks[] = {
+    {"elsewhere", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_elsewhere},
+    {"state", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_state},
+    {"enabled-source", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_enabled_here},
+
+    {"host-name", CHECK_SOURCE_PEER, CHECK_ERROR, check_who_answers},
+    {"protocol", CHECK_SOURCE_PEER, CHECK_ERROR, check_protocol_there},
+    {"enabled-destination", CHECK_SOURCE_PEER, CHECK_ERROR, check_enabled_there},
+    {"machine", CHECK_SOURCE_PEER, CHECK_ERROR, check_machine_there},
+
+    {"same-disks", CHECK_SOURCE_ANSWER, CHECK_ERROR, check_same_disks},
+
+    {"protocol", CHECK_DESTINATION, CHECK_ERROR, check_protocol},
+    {"host-name", CHECK_DESTINATION, CHECK_ERROR, check_not_ourselves},
+    {"enabled-destination", CHECK_DESTINATION, CHECK_ERROR, check_enabled_here},
+    {"machine", CHECK_DESTINATION, CHECK_ERROR, check_machine},
+    {"name", CHECK_DESTINATION, CHECK_ERROR, check_name_free},
+    {"memory", CHECK_DESTINATION, CHECK_ERROR, check_memory},
+    {"disks", CHECK_DESTINATION, CHECK_ERROR, check_disks},
+    {"networks", CHECK_DESTINATION, CHECK_ERROR, check_networks},
+    {"connections", CHECK_DESTINATION, CHECK_WARNING, check_network_connections},
+};
+
+int checks_run(enum check_stage stage, const struct check_context *context, json_t *results,
+               struct ferry_error *err)
+{
+    int first = 0;
+
+    for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {
+        const struct check *check = &checks[i];
+        struct ferry_error found = {0};
+        int result;
+
+        if (check->stage != stage)
+            continue;
+        result = check->run(context, &found);
+        if (result == 0)
+            continue;
+        if (results)
+            json_array_append_new(results, json_pack("{s:s, s:s, s:o}", "check", check->name, "severity",
+                                                     check->severity == CHECK_ERROR ? "error" : "warning",
+                                                     "message", fields_text(found.text)));
+        if (check->severity == CHECK_ERROR && first == 0)
+            first = error_set(err, result, "%s", found.text);
+    }
+    return first;
+}
+
+static json_int_t disk_size(const char *path, const struct stat *status)
+{
+    uint64_t bytes = 0;
+    int fd;
+
+    if (!S_ISBLK(status->st_mode))
+        return (json_int_t)status->st_size;
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd >= 0) {
+        if (ioctl(fd, BLKGETSIZE64, &bytes) < 0)
+            bytes = 0;
+        close(fd);
+    }
+    return (json_int_t)bytes;
+}
+
+json_t *checks_describe_disks(const json_t *definition)
+{
+    json_t *list = json_array();
+    json_t *disk;
+    size_t i;
+
+    json_array_foreach(definition_disks(definition), i, disk)
+    {
+        const char *path = text_of(disk, "path");
+        struct stat status = {0};
+
+        if (stat(path, &status) < 0)
+            memset(&status, 0, sizeof(status));
+        json_array_append_new(
+            list, json_pack("{s:s, s:I, s:I, s:I}", "path", path, "size", disk_size(path, &status), "device",
+                            (json_int_t)(S_ISBLK(status.st_mode) ? status.st_rdev : status.st_dev), "inode",
+                            (json_int_t)(S_ISBLK(status.st_mode) ? 0 : status.st_ino)));
+    }
+    return list;
+}

@@ -1,0 +1,49 @@
+/*
+ * What ferryd was told by its command line and its configuration file.
+ *
+ * The file has lines "key = value", '#' begins a comment; keys are the long options' names. The command line
+ * wins over the file. One table in config.c describes every key, for both.
+ */
+#ifndef FERRY_HOST_CONFIG_H
+#define FERRY_HOST_CONFIG_H
+
+#include "base/sock.h"
+
+#include <ferry/error.h>
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define HOST_NAME_SIZE 64 /* a host's or a VM's name with its NUL */
+
+struct config {
+    char state_dir[PATH_MAX];                /* absolute */
+    char name[HOST_NAME_SIZE];               /* this host's name */
+    char listen[SOCK_ADDRESS_SIZE];          /* "ADDR:PORT", empty: no TCP */
+    char migrate_address[SOCK_ADDRESS_SIZE]; /* numeric address without a port; where moving VMs connect to */
+    char lock_dir[PATH_MAX];                 /* empty: none */
+    char vm_program[PATH_MAX];               /* the ferry-vm to start */
+    bool insecure;                           /* addresses other than loopback are allowed */
+    uint64_t memory_limit;                   /* bytes all VMs together may have; 0: what the machine has */
+};
+
+enum config_action {
+    CONFIG_RUN = 1,
+    CONFIG_HELP,
+    CONFIG_VERSION,
+};
+
+/* Reads the command line and, when named there, the file. -EINVAL: bad usage, err says what. */
+int config_read(struct config *config, int argc, char **argv, enum config_action *action,
+                struct ferry_error *err);
+void config_usage(FILE *stream);
+
+/* 1 to 63 of [A-Za-z0-9._-], beginning with a letter or a digit. */
+bool config_name_valid(const char *name);
+
+/* "256M", "4GiB", "1048576" to bytes. -EINVAL when it is none or does not fit. */
+int config_parse_size(const char *text, uint64_t *bytes, struct ferry_error *err);
+
+#endif

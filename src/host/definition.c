@@ -1,0 +1,212 @@
+#include "host/definition.h"
+
+#include "base/error.h"
+#include "host/config.h"
+#include "host/fields.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/random.h>
+
+static int check_path(const char *path, const char *key, struct ferry_error *err)
+{
+    if (path[0] != '/')
+        return error_set(err, -EINVAL, "\"%s\" of the definition must be an absolute path, not \"%.200s\"",
+                         key, path);
+    if (strlen(path) >= PATH_MAX)
+        return error_set(err, -EINVAL, "\"%s\" of the definition is too long", key);
+    return 0;
+}
+
+static int read_disk(const json_t *input, json_t *disks, struct ferry_error *err)
+{
+    const char *path = NULL;
+    bool readonly = false;
+    bool direct = false;
+    const struct field fields[] = {
+        {"path", FIELD_STRING, true, &path},
+        {"readonly", FIELD_BOOL, false, &readonly},
+        {"direct", FIELD_BOOL, false, &direct},
+    };
+    int result = fields_read(input, fields, 3, FIELDS_STRICT, "a disk of the definition", err);
+    size_t i;
+    json_t *other;
+
+    if (result == 0)
+        result = check_path(path, "path", err);
+    if (result < 0)
+        return result;
+    json_array_foreach(disks, i, other)
+    {
+        if (strcmp(json_string_value(json_object_get(other, "path")), path) == 0)
+            return error_set(err, -EINVAL, "disk %.200s is in the definition twice", path);
+    }
+    json_array_append_new(disks,
+                          json_pack("{s:s, s:b, s:b}", "path", path, "readonly", readonly, "direct", direct));
+    return 0;
+}
+
+/* Six two-digit hexadecimal numbers with colons; a unicast address. */
+static bool mac_valid(const char *mac)
+{
+    static const char hex[] = "0123456789abcdefABCDEF";
+
+    if (strlen(mac) != 17)
+        return false;
+    for (size_t i = 0; i < 17; i++) {
+        if (i % 3 == 2 ? mac[i] != ':' : !strchr(hex, mac[i]))
+            return false;
+    }
+    return !(strtoul(mac, NULL, 16) & 1);
+}
+
+static void mac_make(char mac[static 18])
+{
+    uint8_t random[3] = {0};
+
+    if (getrandom(random, sizeof(random), 0) != sizeof(random))
+        random[0] = 1;
+    snprintf(mac, 18, "52:54:00:%02x:%02x:%02x", random[0], random[1], random[2]);
+}
+
+static int read_net(const json_t *input, json_t *nets, struct ferry_error *err)
+{
+    const char *backend = NULL;
+    const char *mac = NULL;
+    char made[18];
+    const struct field fields[] = {
+        {"backend", FIELD_STRING, true, &backend},
+        {"mac", FIELD_STRING, false, &mac},
+    };
+    int result = fields_read(input, fields, 2, FIELDS_STRICT, "a network of the definition", err);
+
+    if (result < 0)
+        return result;
+    if (!backend[0] || strlen(backend) > 1024)
+        return error_set(err, -EINVAL, "\"backend\" of a network must be a network's name or \"user\"");
+    if (mac && !mac_valid(mac))
+        return error_set(err, -EINVAL, "\"mac\" of a network must look like 52:54:00:12:34:56, not \"%.32s\"",
+                         mac);
+    if (!mac) {
+        mac_make(made);
+        mac = made;
+    }
+    json_array_append_new(nets, json_pack("{s:s, s:s}", "backend", backend, "mac", mac));
+    return 0;
+}
+
+static int read_list(const json_t *input, size_t limit, const char *what,
+                     int (*read)(const json_t *, json_t *, struct ferry_error *), json_t *out,
+                     struct ferry_error *err)
+{
+    size_t i;
+    json_t *item;
+    int result = 0;
+
+    if (json_array_size(input) > limit)
+        return error_set(err, -EINVAL, "the definition has more than %zu %s", limit, what);
+    json_array_foreach((json_t *)input, i, item)
+    {
+        result = read(item, out, err);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static int check_numbers(uint64_t memory, uint64_t vcpus, struct ferry_error *err)
+{
+    if (memory < DEFINITION_MEMORY_MIN || memory > DEFINITION_MEMORY_MAX || memory % (1 << 20))
+        return error_set(err, -EINVAL,
+                         "memory of %llu bytes is not possible: whole MiB, from 16 MiB to 16 TiB",
+                         (unsigned long long)memory);
+    if (vcpus < 1 || vcpus > DEFINITION_VCPUS_MAX)
+        return error_set(err, -EINVAL, "%llu vCPUs are not possible: 1 to %d", (unsigned long long)vcpus,
+                         DEFINITION_VCPUS_MAX);
+    return 0;
+}
+
+int definition_normalise(const json_t *input, json_t **out, struct ferry_error *err)
+{
+    const char *name = NULL;
+    const char *machine = "riscv64";
+    const char *kernel = NULL;
+    const char *initrd = NULL;
+    const char *cmdline = "";
+    uint64_t memory = DEFINITION_MEMORY_DEFAULT;
+    uint64_t vcpus = 1;
+    json_t *disks_in = NULL;
+    json_t *nets_in = NULL;
+    const struct field fields[] = {
+        {"name", FIELD_STRING, true, &name},        {"machine", FIELD_STRING, false, &machine},
+        {"memory", FIELD_UINT, false, &memory},     {"vcpus", FIELD_UINT, false, &vcpus},
+        {"kernel", FIELD_STRING, true, &kernel},    {"initrd", FIELD_STRING, false, &initrd},
+        {"cmdline", FIELD_STRING, false, &cmdline}, {"disks", FIELD_ARRAY, false, &disks_in},
+        {"nets", FIELD_ARRAY, false, &nets_in},
+    };
+    json_t *disks = json_array();
+    json_t *nets = json_array();
+    json_t *made = NULL;
+    int result =
+        fields_read(input, fields, sizeof(fields) / sizeof(fields[0]), FIELDS_STRICT, "the definition", err);
+
+    if (result == 0 && !config_name_valid(name))
+        result = error_set(err, -EINVAL,
+                           "\"%.80s\" is not a VM's name: 1 to 63 of letters, digits, '.', '_' and '-', "
+                           "beginning with a letter or a digit",
+                           name);
+    if (result == 0 && strcmp(machine, "riscv64") != 0 && strcmp(machine, "x86_64") != 0)
+        result =
+            error_set(err, -EINVAL, "there is no machine \"%.64s\"; there are riscv64 and x86_64", machine);
+    if (result == 0 && strlen(cmdline) >= 2048)
+        result = error_set(err, -EINVAL, "\"cmdline\" of the definition is longer than 2047 bytes");
+    if (result == 0)
+        result = check_numbers(memory, vcpus, err);
+    if (result == 0)
+        result = check_path(kernel, "kernel", err);
+    if (result == 0 && initrd)
+        result = check_path(initrd, "initrd", err);
+    if (result == 0)
+        result = read_list(disks_in, DEFINITION_DISKS_MAX, "disks", read_disk, disks, err);
+    if (result == 0)
+        result = read_list(nets_in, DEFINITION_NETS_MAX, "networks", read_net, nets, err);
+    if (result == 0) {
+        made = json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:O, s:O}", "name", name, "machine", machine,
+                         "memory", (json_int_t)memory, "vcpus", (json_int_t)vcpus, "kernel", kernel,
+                         "cmdline", cmdline, "disks", disks, "nets", nets);
+        if (made && initrd)
+            json_object_set_new(made, "initrd", json_string(initrd));
+        if (!made)
+            result = error_set(err, -ENOMEM, "out of memory");
+    }
+    json_decref(disks);
+    json_decref(nets);
+    *out = made;
+    return result;
+}
+
+const char *definition_name(const json_t *definition)
+{
+    return json_string_value(json_object_get(definition, "name"));
+}
+
+const char *definition_machine(const json_t *definition)
+{
+    return json_string_value(json_object_get(definition, "machine"));
+}
+
+uint64_t definition_memory(const json_t *definition)
+{
+    return (uint64_t)json_integer_value(json_object_get(definition, "memory"));
+}
+
+json_t *definition_disks(const json_t *definition)
+{
+    return json_object_get(definition, "disks");
+}
+
+json_t *definition_nets(const json_t *definition)
+{
+    return json_object_get(definition, "nets");
+}

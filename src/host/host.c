@@ -1,0 +1,366 @@
+#include "host/host.h"
+
+#include "base/buffer.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/thread.h"
+#include "host/api.h"
+#include "host/definition.h"
+#include "host/events.h"
+#include "host/fields.h"
+#include "host/migration.h"
+#include "host/peers.h"
+#include "host/vms.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FILE_MAX        (16u << 20)
+#define MEMORY_RESERVED (128ull << 20) /* what is never given to VMs */
+#define MEMORY_A_VM     (32ull << 20)  /* what a ferry-vm needs beside its guest's memory */
+
+bool host_stopping(struct host *host)
+{
+    return __atomic_load_n(&host->stopping, __ATOMIC_ACQUIRE);
+}
+
+void host_record_failed(struct host *host, const struct ferry_error *err)
+{
+    log_error(host->log, "not recorded (VMs are not affected): %s", err->text);
+}
+
+/* --- files --- */
+
+int host_write_file(const char *path, const char *text, struct ferry_error *err)
+{
+    char temporary[PATH_MAX];
+    CLEANUP_CLOSE int fd = -1;
+    size_t size = strlen(text);
+    size_t done = 0;
+
+    if (snprintf(temporary, sizeof(temporary), "%s.new", path) >= PATH_MAX)
+        return error_set(err, -ENAMETOOLONG, "the path %s is too long", path);
+    fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
+    if (fd < 0)
+        return error_set_errno(err, -errno, "cannot write %s", path);
+    while (done < size) {
+        ssize_t written = write(fd, text + done, size - done);
+
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written <= 0)
+            break;
+        done += (size_t)written;
+    }
+    if (done < size || fsync(fd) < 0 || rename(temporary, path) < 0) {
+        int code = -errno;
+
+        unlink(temporary);
+        return error_set_errno(err, code, "cannot write %s", path);
+    }
+    return 0;
+}
+
+int host_read_json(const char *path, json_t **out, struct ferry_error *err)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct buffer buffer = BUFFER_INIT;
+    ssize_t got = 1;
+    int result = 0;
+
+    *out = NULL;
+    if (fd < 0)
+        return error_set_errno(err, -errno, "cannot read %s", path);
+    while (got > 0 && buffer.size < FILE_MAX && buffer_reserve(&buffer, 65536)) {
+        got = read(fd, buffer.data + buffer.size, 65536);
+        if (got > 0)
+            buffer.size += (size_t)got;
+    }
+    if (got != 0)
+        result = error_set(err, got < 0 ? -errno : -EFBIG, "cannot read %s", path);
+    if (result == 0) {
+        *out = fields_parse((const char *)buffer.data, buffer.size, path, err);
+        if (!*out)
+            result = -EINVAL;
+    }
+    buffer_free(&buffer);
+    return result;
+}
+
+/* --- memory and machines --- */
+
+/* A field of /proc/meminfo, in bytes; 0 when it is not there. */
+static uint64_t meminfo(const char *field)
+{
+    FILE *file = fopen("/proc/meminfo", "re");
+    char line[128];
+    uint64_t bytes = 0;
+
+    while (file && fgets(line, sizeof(line), file)) {
+        if (strncmp(line, field, strlen(field)) == 0 && line[strlen(field)] == ':')
+            bytes = strtoull(line + strlen(field) + 1, NULL, 10) * 1024;
+    }
+    if (file)
+        fclose(file);
+    return bytes;
+}
+
+uint64_t host_memory_total(const struct host *host)
+{
+    uint64_t total = meminfo("MemTotal");
+
+    return host->config->memory_limit && host->config->memory_limit < total ? host->config->memory_limit
+                                                                            : total;
+}
+
+static uint64_t minus(uint64_t a, uint64_t b)
+{
+    return a > b ? a - b : 0;
+}
+
+uint64_t host_memory_available(struct host *host)
+{
+    uint64_t available = minus(meminfo("MemAvailable"), MEMORY_RESERVED);
+    uint64_t limit = host->config->memory_limit;
+
+    host_lock(host);
+    for (struct vm *vm = host->vms; vm; vm = vm->next) {
+        available = minus(available, vm->memory_promised);
+        if (vm->process || vm->memory_promised)
+            limit = minus(limit, definition_memory(vm->definition));
+    }
+    host_unlock(host);
+    available = minus(available, MEMORY_A_VM);
+    return host->config->memory_limit && limit < available ? limit : available;
+}
+
+static const struct host_machine {
+    const char *machine;
+    const char *accel;
+    const char *missing; /* NULL: it runs here */
+} machines[] = {
+    {"riscv64", "soft", NULL},
+    {"x86_64", "kvm", "this version of Ferry has no x86_64 machine yet"},
+};
+
+const char *host_machine_missing(const char *machine)
+{
+    for (size_t i = 0; i < sizeof(machines) / sizeof(machines[0]); i++) {
+        if (strcmp(machines[i].machine, machine) == 0)
+            return machines[i].missing;
+    }
+    return "it is not known";
+}
+
+json_t *host_object(struct host *host)
+{
+    json_t *list = json_array();
+    json_t *object;
+    bool enabled;
+
+    for (size_t i = 0; i < sizeof(machines) / sizeof(machines[0]); i++)
+        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:s}", "machine", machines[i].machine, "accel",
+                                              machines[i].accel, "available", !machines[i].missing, "why",
+                                              machines[i].missing ? machines[i].missing : ""));
+    host_lock(host);
+    enabled = host->migration_enabled;
+    host_unlock(host);
+    object = json_pack("{s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:o, s:i, s:s, s:i, s:s, s:o}", "name",
+                       host->config->name, "version", FERRY_VERSION, "protocol", HOST_PROTOCOL, "address",
+                       api_address(host), "migrate_address", host->config->migrate_address, "memory_total",
+                       (json_int_t)host_memory_total(host), "memory_available",
+                       (json_int_t)host_memory_available(host), "machines", list, "vms", (int)vms_count(host),
+                       "migration", enabled ? "enabled" : "disabled", "pid", (int)getpid(), "started",
+                       host->started, "state_dir", fields_text(host->config->state_dir));
+    return object;
+}
+
+void host_set_migration(struct host *host, bool enabled)
+{
+    struct ferry_error err;
+    bool changed;
+
+    host_lock(host);
+    changed = host->migration_enabled != enabled;
+    host->migration_enabled = enabled;
+    host_unlock(host);
+    if (!changed)
+        return;
+    if (host->store->ops->setting_put(host->store, "migration", enabled ? "enabled" : "disabled", &err) < 0)
+        host_record_failed(host, &err);
+    events_emit(host, EVENT_HOST_SETTING, NULL, NULL, NULL, "migration %s on host %s",
+                enabled ? "enabled" : "disabled", host->config->name);
+}
+
+/* --- start and stop --- */
+
+/* The lock is the kernel's: it goes with the process, whatever ends it. The number is for people. */
+static int take_state_dir(struct host *host, struct ferry_error *err)
+{
+    const char *directory = host->config->state_dir;
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    char path[PATH_MAX];
+    char text[32] = "";
+
+    if (mkdir(directory, 0750) < 0 && errno != EEXIST)
+        return error_set_errno(err, -errno, "cannot make the state directory %s", directory);
+    if (snprintf(path, sizeof(path), "%s/ferryd.pid", directory) >= PATH_MAX)
+        return error_set(err, -ENAMETOOLONG, "the path of the state directory is too long");
+    host->pid_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (host->pid_fd < 0)
+        return error_set_errno(err, -errno, "cannot write to the state directory %s", directory);
+    if (fcntl(host->pid_fd, F_OFD_SETLK, &lock) < 0) {
+        ssize_t got = read(host->pid_fd, text, sizeof(text) - 1);
+
+        text[got > 0 ? strspn(text, "0123456789") : 0] = '\0';
+        return error_set(err, -EBUSY,
+                         "another ferryd (process %s) has the state directory %s; stop it, or use another "
+                         "directory",
+                         text[0] ? text : "unknown", directory);
+    }
+    snprintf(text, sizeof(text), "%d\n", (int)getpid());
+    if (ftruncate(host->pid_fd, 0) < 0 || pwrite(host->pid_fd, text, strlen(text), 0) < 0)
+        log_warn(host->log, "cannot write %s: %s", path, strerror(errno)); /* a full disk: go on */
+    return 0;
+}
+
+static int open_log(struct host *host, struct ferry_error *err)
+{
+    char path[PATH_MAX];
+
+    if (snprintf(path, sizeof(path), "%s/ferryd.log", host->config->state_dir) >= PATH_MAX)
+        return error_set(err, -ENAMETOOLONG, "the path of the state directory is too long");
+    return log_open_file(&host->log, path, LOG_LEVEL_DEBUG, err);
+}
+
+static int open_records(struct host *host, struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    char *value = NULL;
+    int result;
+
+    if (snprintf(path, sizeof(path), "%s/ferryd.db", host->config->state_dir) >= PATH_MAX)
+        return error_set(err, -ENAMETOOLONG, "the path of the state directory is too long");
+    result = store_open_sqlite(&host->store, path, err);
+    if (result == 0)
+        result = host->store->ops->setting_get(host->store, "migration", &value, err);
+    host->migration_enabled = !value || strcmp(value, "disabled") != 0;
+    free(value);
+    if (result == 0)
+        result = events_new(host, err);
+    if (result == 0)
+        result = peers_load(host, err);
+    return result;
+}
+
+static void read_boot_id(struct host *host)
+{
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+
+    if (!file || !fgets(host->boot_id, sizeof(host->boot_id), file))
+        snprintf(host->boot_id, sizeof(host->boot_id), "unknown");
+    if (file)
+        fclose(file);
+    host->boot_id[strcspn(host->boot_id, "\n")] = '\0';
+}
+
+static int check_lock_dir(const struct config *config, struct ferry_error *err)
+{
+    struct stat status;
+
+    if (!config->lock_dir[0])
+        return 0;
+    if (stat(config->lock_dir, &status) < 0)
+        return error_set_errno(err, -errno, "the lock directory %s cannot be used", config->lock_dir);
+    if (!S_ISDIR(status.st_mode) || access(config->lock_dir, R_OK | W_OK | X_OK) < 0)
+        return error_set(err, -EACCES, "the lock directory %s is no directory that ferryd can write to",
+                         config->lock_dir);
+    return 0;
+}
+
+int host_new(struct host **out, const struct config *config, struct loop *loop, struct ferry_error *err)
+{
+    struct host *host = calloc(1, sizeof(*host));
+    int result;
+
+    *out = NULL;
+    if (!host)
+        return error_set(err, -ENOMEM, "out of memory");
+    host->config = config;
+    host->loop = loop;
+    host->pid_fd = -1;
+    pthread_mutex_init(&host->lock, NULL);
+    thread_cond_init(&host->changed);
+    clock_format(clock_realtime_ns(), host->started);
+    read_boot_id(host);
+    host->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    result = host->stop_fd < 0 ? error_set_errno(err, -errno, "cannot start") : 0;
+    if (result == 0)
+        result = take_state_dir(host, err);
+    if (result == 0)
+        result = open_log(host, err);
+    if (result == 0)
+        result = check_lock_dir(config, err);
+    if (result == 0)
+        result = open_records(host, err);
+    if (result == 0)
+        result = api_listen(host, err); /* before VMs are touched: the address may be taken */
+    if (result == 0)
+        result = vms_adopt(host, err);
+    if (result == 0) {
+        migrations_adopt(host);
+        vms_drop_leftovers(host);
+        result = api_serve(host, err);
+    }
+    if (result < 0) {
+        host_free(host);
+        return result;
+    }
+    host->ready = true;
+    events_emit(host, EVENT_HOST_STARTED, NULL, NULL, NULL, "ferryd %s started on host %s (process %d)",
+                FERRY_VERSION, config->name, (int)getpid());
+    *out = host;
+    return 0;
+}
+
+static void announce_stop(struct host *host)
+{
+    uint64_t one = 1;
+
+    host_lock(host);
+    __atomic_store_n(&host->stopping, true, __ATOMIC_RELEASE);
+    host_changed(host);
+    host_unlock(host);
+    if (host->stop_fd >= 0)
+        (void)!write(host->stop_fd, &one, sizeof(one));
+    if (host->events)
+        events_wake(host->events);
+}
+
+void host_free(struct host *host)
+{
+    if (!host)
+        return;
+    announce_stop(host);
+    api_free(host);
+    migrations_reap(host, true);
+    vms_free(host);
+    peers_free(host);
+    if (host->ready)
+        events_emit(host, EVENT_HOST_STOPPED, NULL, NULL, NULL, "ferryd stopped on host %s; its VMs run on",
+                    host->config->name);
+    events_free(host->events);
+    store_close(host->store);
+    log_close(host->log);
+    if (host->pid_fd >= 0)
+        close(host->pid_fd);
+    if (host->stop_fd >= 0)
+        close(host->stop_fd);
+    pthread_cond_destroy(&host->changed);
+    pthread_mutex_destroy(&host->lock);
+    free(host);
+}

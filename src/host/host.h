@@ -1,0 +1,122 @@
+/*
+ * ferryd: one host. `struct host` is the context everything in src/host works on; there are no globals.
+ *
+ * Threads
+ *   main           runs the event loop: signals, processes that end. Short work only.
+ *   API threads    one a connection, made by libmicrohttpd; they may block (on a VM, another host, a client).
+ *   rpc readers    one a VM, inside base/jsonrpc; they deliver what a VM tells, and do short work only.
+ *   migration jobs one a migration in progress; they may block.
+ * All end when `stopping` is set: it is announced by `stop_fd` becoming readable (for poll) and a broadcast
+ * of `changed` (for waiters). Whoever waits, watches one of the two.
+ *
+ * Lock
+ *   `lock` guards the inventory: the lists below and every field of what is on them that is not marked
+ *   constant. `changed` is broadcast at every change of a VM or a migration. It is never held over anything
+ *   that may take long: a call to a VM or another host, a store, a file, a child. Who needs a VM's process,
+ *   a peer's address or a migration meanwhile takes a reference or a copy, and looks again afterwards. A VM
+ *   on which something slow is being done is claimed (vms.h), so that nobody else does.
+ *   Order: `lock` before the events' own lock; the store's own lock is never taken under either.
+ */
+#ifndef FERRY_HOST_HOST_H
+#define FERRY_HOST_HOST_H
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/loop.h"
+#include "host/config.h"
+#include "host/store.h"
+
+#include <ferry/error.h>
+
+#include <errno.h>
+#include <jansson.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+#define HOST_PROTOCOL 1 /* of the calls between hosts; other versions are refused */
+
+/*
+ * Error codes whose class the API tells its caller (docs/API.md, "Errors"). Every other code is `failed`.
+ * EEXIST, EBUSY, EADDRINUSE and EALREADY all are `conflict`.
+ */
+#define HOST_USAGE       (-EINVAL)
+#define HOST_NOT_FOUND   (-ESRCH)
+#define HOST_CONFLICT    (-EEXIST)
+#define HOST_REFUSED     (-EKEYREJECTED)
+#define HOST_UNREACHABLE (-EHOSTUNREACH)
+
+struct vm;
+struct peer;
+struct migration;
+struct events;
+struct api;
+
+struct host {
+    /* constant after host_new */
+    const struct config *config;
+    struct log *log;
+    struct loop *loop;
+    struct store *store;
+    struct events *events;
+    struct api *api;
+    int stop_fd;
+    int pid_fd; /* locked: one ferryd a state directory */
+    char started[CLOCK_TEXT_SIZE];
+    bool ready;       /* host_new succeeded */
+    char boot_id[40]; /* this machine's, to tell whether two hosts share it */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool stopping;
+    bool migration_enabled;
+    struct vm *vms;               /* by name */
+    struct peer *peers;           /* by name */
+    struct migration *migrations; /* newest first */
+};
+
+/*
+ * Takes the state directory (refused while another ferryd has it), opens the records, adopts the VMs that
+ * run, and serves the API. CONFIG and LOOP are borrowed.
+ */
+int host_new(struct host **out, const struct config *config, struct loop *loop, struct ferry_error *err);
+/* Stops serving, waits for threads, leaves the VMs alone. After loop_run has returned. NULL allowed. */
+void host_free(struct host *host);
+
+static inline void host_lock(struct host *host)
+{
+    pthread_mutex_lock(&host->lock);
+}
+
+static inline void host_unlock(struct host *host)
+{
+    pthread_mutex_unlock(&host->lock);
+}
+
+/* Under the lock. */
+static inline void host_changed(struct host *host)
+{
+    pthread_cond_broadcast(&host->changed);
+}
+
+/* Whether the host is going down; any thread, with or without the lock. */
+bool host_stopping(struct host *host);
+
+/* The host object of docs/API.md. New reference. */
+json_t *host_object(struct host *host);
+/* Bytes that a new VM may have here now, and how many there are in all. */
+uint64_t host_memory_available(struct host *host);
+uint64_t host_memory_total(const struct host *host);
+/* NULL when VMs of this machine type run here, else why not. */
+const char *host_machine_missing(const char *machine);
+/* Enables or disables migrations to and from this host; recorded. */
+void host_set_migration(struct host *host, bool enabled);
+
+/* Logs and forgets a failure to record something. */
+void host_record_failed(struct host *host, const struct ferry_error *err);
+
+/* Writes TEXT to PATH so that after a crash it is there whole or not at all. */
+int host_write_file(const char *path, const char *text, struct ferry_error *err);
+/* Parses the JSON object in PATH, at most 16 MiB; -ENOENT when there is none. */
+int host_read_json(const char *path, json_t **out, struct ferry_error *err);
+
+#endif

@@ -1,0 +1,839 @@
+#include "host/migration.h"
+
+#include "base/error.h"
+#include "host/events.h"
+#include "host/fields.h"
+#include "host/peers.h"
+#include "host/vms.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define LIST_MAX       1000
+#define LINES_TIMEOUT  4000 /* ms; for the other host's lines */
+#define CANCEL_TIMEOUT 5000 /* ms */
+#define EVENTS_TIMEOUT 3000 /* ms */
+
+const char *migration_id(const struct migration *migration)
+{
+    return migration->id;
+}
+
+const char *migration_peer_name(const struct migration *migration)
+{
+    return migration->outgoing ? migration->destination : migration->source;
+}
+
+struct migration *migration_new(struct host *host, const char *id, const char *vm, const char *machine,
+                                const char *source, const char *destination)
+{
+    struct migration *migration = calloc(1, sizeof(*migration));
+
+    if (!migration)
+        return NULL;
+    migration->host = host;
+    migration->refs = 1;
+    migration->outcome = "none";
+    migration->cause = "";
+    migration->fresh = true;
+    migration->started_ns = clock_realtime_ns();
+    migration->lines = json_array();
+    migration->outgoing = strcmp(source, host->config->name) == 0;
+    migration->events_ours = events_last(host);
+    snprintf(migration->id, sizeof(migration->id), "%s", id);
+    snprintf(migration->vm_name, sizeof(migration->vm_name), "%s", vm);
+    snprintf(migration->machine, sizeof(migration->machine), "%s", machine);
+    snprintf(migration->source, sizeof(migration->source), "%s", source);
+    snprintf(migration->destination, sizeof(migration->destination), "%s", destination);
+    return migration;
+}
+
+void migration_unref(struct migration *migration)
+{
+    struct host *host;
+    bool last;
+
+    if (!migration)
+        return;
+    host = migration->host;
+    host_lock(host);
+    last = --migration->refs == 0;
+    host_unlock(host);
+    if (!last)
+        return;
+    vm_unref(host, migration->vm);
+    json_decref(migration->send);
+    json_decref(migration->progress);
+    json_decref(migration->lines);
+    free(migration);
+}
+
+/* Under the lock: borrowed. */
+static struct migration *find(struct host *host, const char *id)
+{
+    for (struct migration *migration = host->migrations; migration; migration = migration->next) {
+        if (strcmp(migration->id, id) == 0)
+            return migration;
+    }
+    return NULL;
+}
+
+static void touch(struct migration *migration)
+{
+    migration->version++;
+    host_changed(migration->host);
+}
+
+void migration_register(struct migration *migration, struct vm *vm)
+{
+    struct host *host = migration->host;
+
+    host_lock(host);
+    migration->vm = vm;
+    if (vm) {
+        vm->migration = migration;
+        migration->refs++;
+    }
+    migration->next = host->migrations;
+    host->migrations = migration;
+    migration->refs++;
+    touch(migration);
+    host_unlock(host);
+}
+
+void migration_release_vm(struct migration *migration)
+{
+    struct host *host = migration->host;
+    bool held;
+
+    host_lock(host);
+    held = migration->vm && migration->vm->migration == migration;
+    if (held)
+        migration->vm->migration = NULL;
+    touch(migration);
+    host_unlock(host);
+    if (held)
+        migration_unref(migration);
+}
+
+void migration_unregister(struct migration *migration)
+{
+    struct host *host = migration->host;
+    bool found = false;
+
+    migration_release_vm(migration);
+    host_lock(host);
+    for (struct migration **link = &host->migrations; *link; link = &(*link)->next) {
+        if (*link == migration) {
+            *link = migration->next;
+            found = true;
+            break;
+        }
+    }
+    host_unlock(host);
+    if (found)
+        migration_unref(migration);
+}
+
+/* --- log lines --- */
+
+static const char *level_text(enum log_level level)
+{
+    static const char *const names[] = {"", "debug", "info", "warn", "error"};
+
+    return names[level];
+}
+
+static enum log_level level_of(const char *text)
+{
+    for (enum log_level level = LOG_LEVEL_DEBUG; level <= LOG_LEVEL_ERROR; level++) {
+        if (strcmp(text, level_text(level)) == 0)
+            return level;
+    }
+    return LOG_LEVEL_INFO;
+}
+
+static void store_line(struct host *host, const char *id, const json_t *line)
+{
+    struct ferry_error err;
+    const struct store_line row = {
+        .migration = id,
+        .time_ns = (uint64_t)json_integer_value(json_object_get(line, "time_ns")),
+        .level = json_string_value(json_object_get(line, "level")),
+        .host = json_string_value(json_object_get(line, "host")),
+        .text = json_string_value(json_object_get(line, "text")),
+    };
+
+    if (host->store->ops->line_put(host->store, &row, &err) < 0)
+        host_record_failed(host, &err);
+}
+
+static void add_line(struct migration *migration, uint64_t time_ns, enum log_level level, const char *text)
+{
+    struct host *host = migration->host;
+    char tag[LOG_TAG_SIZE];
+    struct log *view;
+    bool recorded;
+    json_t *line = json_pack("{s:I, s:s, s:s, s:o}", "time_ns", (json_int_t)time_ns, "level",
+                             level_text(level), "host", host->config->name, "text", fields_text(text));
+
+    snprintf(tag, sizeof(tag), "migration %s", migration->id);
+    view = log_scope(host->log, tag);
+    log_write(view, level, "%s", text);
+    log_close(view);
+    host_lock(host);
+    if (json_array_size(migration->lines) < MIGRATION_LINES_MAX)
+        json_array_append(migration->lines, line);
+    recorded = migration->recorded;
+    host_unlock(host);
+    if (recorded)
+        store_line(host, migration->id, line);
+    json_decref(line);
+}
+
+void migration_log(struct migration *migration, enum log_level level, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    add_line(migration, clock_realtime_ns(), level, text);
+}
+
+/* RFC 3339 with zone to nanoseconds since 1970; 0 when it is none. */
+static uint64_t parse_time(const char *text)
+{
+    struct tm fields = {0};
+    const char *rest = strptime(text, "%Y-%m-%dT%H:%M:%S", &fields);
+    uint64_t fraction = 0;
+    uint64_t unit = NS_PER_S / 10;
+    int hours, minutes;
+    char sign;
+    time_t seconds;
+
+    if (!rest)
+        return 0;
+    if (*rest == '.') {
+        for (rest++; *rest >= '0' && *rest <= '9'; rest++, unit /= 10)
+            fraction += (uint64_t)(*rest - '0') * unit;
+    }
+    seconds = timegm(&fields);
+    if (sscanf(rest, "%c%2d:%2d", &sign, &hours, &minutes) == 3 && (sign == '+' || sign == '-'))
+        seconds -= (sign == '+' ? 1 : -1) * (hours * 3600 + minutes * 60);
+    return seconds < 0 ? 0 : (uint64_t)seconds * NS_PER_S + fraction;
+}
+
+/* --- what ferry-vm tells --- */
+
+void migration_told(struct host *host, struct vm *vm, const char *method, const json_t *params)
+{
+    const char *id = json_string_value(json_object_get(params, "id"));
+    struct migration *migration = NULL;
+
+    host_lock(host);
+    if (id && vm->migration && strcmp(vm->migration->id, id) == 0) {
+        migration = vm->migration;
+        migration->refs++;
+    }
+    if (migration && strcmp(method, "migration.log") != 0 && !migration->told_final) {
+        json_decref(migration->progress);
+        migration->progress = json_incref((json_t *)params);
+        migration->told_final = strcmp(method, "migration.finished") == 0;
+        touch(migration);
+    }
+    host_unlock(host);
+    if (migration && strcmp(method, "migration.log") == 0) {
+        const char *time = json_string_value(json_object_get(params, "time"));
+        const char *level = json_string_value(json_object_get(params, "level"));
+        const char *text = json_string_value(json_object_get(params, "text"));
+        uint64_t time_ns = time ? parse_time(time) : 0;
+
+        if (text)
+            add_line(migration, time_ns ? time_ns : clock_realtime_ns(), level_of(level ? level : ""), text);
+    }
+    migration_unref(migration);
+}
+
+bool migration_wait(struct migration *migration)
+{
+    struct host *host = migration->host;
+    bool stopping;
+
+    host_lock(host);
+    while (!migration->told_final && migration->vm && migration->vm->process && !host->stopping)
+        pthread_cond_wait(&host->changed, &host->lock);
+    stopping = !migration->told_final && migration->vm && migration->vm->process;
+    host_unlock(host);
+    return !stopping;
+}
+
+json_t *migration_final_word(struct migration *migration)
+{
+    struct host *host = migration->host;
+    json_t *word = NULL;
+    json_t *left;
+
+    host_lock(host);
+    left = migration->vm ? migration->vm->exit : NULL;
+    if (migration->told_final) {
+        word = json_incref(migration->progress);
+    } else if (left) {
+        const char *id = json_string_value(json_object_get(left, "migration"));
+        json_t *report = json_object_get(left, "report");
+
+        if (id && strcmp(id, migration->id) == 0 && json_is_object(report))
+            word = json_incref(report);
+    }
+    if (word && word != migration->progress) {
+        json_decref(migration->progress);
+        migration->progress = json_incref(word);
+    }
+    host_unlock(host);
+    return word;
+}
+
+/* --- objects --- */
+
+/* What a migration looks like before ferry-vm has said anything. */
+static json_t *blank_object(const struct migration *migration)
+{
+    json_t *object = json_pack(
+        "{s:s, s:i, s:s, s:i, s:s, s:s, s:[], s:i, s:{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}}", "state",
+        migration->outgoing ? "MIGRATE_TO_VMX_READY" : "MIGRATE_FROM_VMX_INIT", "state_number",
+        migration->outgoing ? 1 : 7, "phase", "Init", "percent", 0, "cause", "", "error", "", "rounds",
+        "round", 0, "downtime_parts", "pause", 0, "quiesce", 0, "last pages", 0, "state save", 0, "wire", 0,
+        "state load", 0, "lock", 0, "resume", 0, "announce", 0);
+    static const char *const numbers[] = {"memory_bytes", "remaining_bytes", "wire_bytes", "pages_raw",
+                                          "pages_zero",   "pages_skipped",   "bandwidth",  "dirty_rate",
+                                          "total_ns",     "setup_ns",        "downtime_ns"};
+
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        json_object_set_new(object, numbers[i], json_integer(0));
+    return object;
+}
+
+static void set_time(json_t *object, const char *key, uint64_t realtime_ns)
+{
+    char text[CLOCK_TEXT_SIZE];
+
+    json_object_set_new(object, key,
+                        realtime_ns ? json_string(clock_format(realtime_ns, text)) : json_null());
+}
+
+/* Under the lock. The migration object without its log. New reference. */
+static json_t *object_of(const struct migration *migration)
+{
+    json_t *object = blank_object(migration);
+
+    if (migration->progress)
+        json_object_update(object, migration->progress);
+    json_object_del(object, "log");
+    json_object_set_new(object, "id", json_string(migration->id));
+    json_object_set_new(object, "vm", json_string(migration->vm_name));
+    json_object_set_new(object, "source", json_string(migration->source));
+    json_object_set_new(object, "destination", json_string(migration->destination));
+    json_object_set_new(object, "side", json_string(migration->outgoing ? "source" : "destination"));
+    json_object_set_new(object, "kind", json_string("hot"));
+    json_object_set_new(object, "outcome", json_string(migration->outcome));
+    json_object_set_new(object, "machine", json_string(migration->machine));
+    set_time(object, "started", migration->started_ns);
+    set_time(object, "ended", migration->ended_ns);
+    if (migration->ended) {
+        json_object_set_new(object, "cause", json_string(migration->cause));
+        json_object_set_new(object, "error", fields_text(migration->error));
+    }
+    return object;
+}
+
+void migration_record(struct migration *migration)
+{
+    struct host *host = migration->host;
+    struct ferry_error err;
+    struct store_migration row = {
+        .id = migration->id,
+        .vm = migration->vm_name,
+        .started_ns = migration->started_ns,
+    };
+    json_t *lines = NULL;
+    json_t *line;
+    size_t i;
+    int result;
+
+    host_lock(host);
+    row.outcome = migration->outcome;
+    row.ended_ns = migration->ended_ns;
+    row.object = object_of(migration);
+    if (!migration->recorded)
+        lines = json_copy(migration->lines);
+    migration->recorded = true;
+    host_unlock(host);
+    json_object_set_new(row.object, "peer_address", json_string(migration->peer_address));
+    json_object_set_new(row.object, "started_ns", json_integer((json_int_t)migration->started_ns));
+    result = host->store->ops->migration_put(host->store, &row, &err);
+    if (result < 0)
+        host_record_failed(host, &err);
+    json_array_foreach(lines, i, line) store_line(host, migration->id, line);
+    if (result == 0 && row.ended_ns) {
+        host_lock(host);
+        migration->final_recorded = true;
+        host_unlock(host);
+    }
+    json_decref(lines);
+    json_decref(row.object);
+}
+
+void migration_end(struct migration *migration, const char *outcome, const char *cause, const char *error)
+{
+    struct host *host = migration->host;
+
+    migration_release_vm(migration);
+    host_lock(host);
+    migration->outcome = outcome;
+    migration->cause = cause;
+    snprintf(migration->error, sizeof(migration->error), "%s", error);
+    migration->ended_ns = clock_realtime_ns();
+    migration->ended = true;
+    host_unlock(host);
+    migration_record(migration);
+    host_lock(host);
+    touch(migration);
+    host_unlock(host);
+}
+
+const char *migration_known_cause(const char *cause)
+{
+    static const char *const known[] = {"network", "storage",     "version",   "cpu",   "memory",
+                                        "lock",    "convergence", "cancelled", "guest", "internal"};
+
+    for (size_t i = 0; cause && i < sizeof(known) / sizeof(known[0]); i++) {
+        if (strcmp(cause, known[i]) == 0)
+            return known[i];
+    }
+    return "";
+}
+
+/* --- lists --- */
+
+static bool in_view(enum store_view view, const json_t *object)
+{
+    bool ended = !json_is_null(json_object_get(object, "ended"));
+    const char *outcome = json_string_value(json_object_get(object, "outcome"));
+
+    switch (view) {
+    case STORE_VIEW_ALL:
+        return true;
+    case STORE_VIEW_ACTIVE:
+        return !ended;
+    case STORE_VIEW_HISTORY:
+        return ended;
+    case STORE_VIEW_FAILED:
+        return ended && outcome && strcmp(outcome, "completed") != 0;
+    }
+    return false;
+}
+
+static void strip(json_t *object)
+{
+    json_object_del(object, "peer_address");
+    json_object_del(object, "started_ns");
+    json_object_del(object, "machine");
+}
+
+json_t *migrations_list(struct host *host, enum store_view view)
+{
+    json_t *list = json_array();
+    json_t *known = json_object();
+    json_t *rows = NULL;
+    struct ferry_error err;
+    json_t *row;
+    size_t i;
+
+    host_lock(host);
+    for (struct migration *migration = host->migrations; migration; migration = migration->next) {
+        json_t *object = object_of(migration);
+
+        json_object_set_new(known, migration->id, json_true());
+        strip(object);
+        if (in_view(view, object))
+            json_array_append(list, object);
+        json_decref(object);
+    }
+    host_unlock(host);
+    if (host->store->ops->migration_list(host->store, view, LIST_MAX, &rows, &err) < 0)
+        host_record_failed(host, &err);
+    json_array_foreach(rows, i, row)
+    {
+        const char *id = json_string_value(json_object_get(row, "id"));
+
+        strip(row);
+        if (id && !json_object_get(known, id) && in_view(view, row))
+            json_array_append(list, row);
+    }
+    json_decref(rows);
+    json_decref(known);
+    return list;
+}
+
+static int no_such_migration(struct host *host, const char *prefix, struct ferry_error *err)
+{
+    return error_set(err, HOST_NOT_FOUND, "there is no migration %.64s on host %s", prefix,
+                     host->config->name);
+}
+
+int migration_resolve(struct host *host, const char *prefix, char id[static MIGRATION_ID_SIZE],
+                      struct ferry_error *err)
+{
+    json_t *ids = json_object();
+    json_t *rows = NULL;
+    json_t *row;
+    size_t i;
+    int result = 0;
+
+    if (prefix[0] && strspn(prefix, "0123456789abcdef-") == strlen(prefix)) {
+        if (host->store->ops->migration_find(host->store, prefix, &rows, err) < 0)
+            host_record_failed(host, err);
+        json_array_foreach(rows, i, row)
+            json_object_set_new(ids, json_string_value(json_object_get(row, "id")), json_true());
+        host_lock(host);
+        for (struct migration *migration = host->migrations; migration; migration = migration->next) {
+            if (strncmp(migration->id, prefix, strlen(prefix)) == 0)
+                json_object_set_new(ids, migration->id, json_true());
+        }
+        host_unlock(host);
+    }
+    if (json_object_size(ids) == 0)
+        result = no_such_migration(host, prefix, err);
+    else if (json_object_size(ids) > 1)
+        result = error_set(err, HOST_CONFLICT,
+                           "more than one migration begins with %.36s; give more of its id", prefix);
+    else
+        snprintf(id, MIGRATION_ID_SIZE, "%s", json_object_iter_key(json_object_iter(ids)));
+    json_decref(rows);
+    json_decref(ids);
+    return result;
+}
+
+/* *object with recorded extras (peer_address), *lines as stored. Both new. */
+static int load(struct host *host, const char *id, json_t **object, json_t **lines, struct ferry_error *err)
+{
+    struct migration *migration;
+    json_t *rows = NULL;
+    int result;
+
+    *object = NULL;
+    *lines = NULL;
+    host_lock(host);
+    migration = find(host, id);
+    if (migration) {
+        *object = object_of(migration);
+        json_object_set_new(*object, "peer_address", json_string(migration->peer_address));
+        *lines = json_copy(migration->lines);
+    }
+    host_unlock(host);
+    if (*object)
+        return 0;
+    result = host->store->ops->migration_find(host->store, id, &rows, err);
+    if (result == 0 && json_array_size(rows) != 1)
+        result = no_such_migration(host, id, err);
+    if (result == 0)
+        result = host->store->ops->line_list(host->store, id, lines, err);
+    if (result == 0)
+        *object = json_incref(json_array_get(rows, 0));
+    json_decref(rows);
+    return result;
+}
+
+static uint64_t line_time(const json_t *line)
+{
+    return (uint64_t)json_integer_value(json_object_get(line, "time_ns"));
+}
+
+/* Both in order; the result too. Steals both. */
+static json_t *merge_lines(json_t *ours, json_t *theirs)
+{
+    json_t *merged = json_array();
+    size_t i = 0;
+    size_t j = 0;
+
+    while (i < json_array_size(ours) || j < json_array_size(theirs)) {
+        bool take_ours = j >= json_array_size(theirs) ||
+                         (i < json_array_size(ours) &&
+                          line_time(json_array_get(ours, i)) <= line_time(json_array_get(theirs, j)));
+
+        json_array_append(merged, take_ours ? json_array_get(ours, i++) : json_array_get(theirs, j++));
+    }
+    json_decref(ours);
+    json_decref(theirs);
+    return merged;
+}
+
+/* The other host's lines of a migration; never fails, but says in a line of its own when they are missing. */
+static json_t *their_lines(struct host *host, const json_t *object)
+{
+    const char *id = json_string_value(json_object_get(object, "id"));
+    const char *side = json_string_value(json_object_get(object, "side"));
+    bool outgoing = side && strcmp(side, "source") == 0;
+    const char *peer = json_string_value(json_object_get(object, outgoing ? "destination" : "source"));
+    const char *recorded = json_string_value(json_object_get(object, "peer_address"));
+    char address[SOCK_ADDRESS_SIZE] = "";
+    char path[128];
+    struct ferry_error err = {0};
+    json_t *answer = NULL;
+    json_t *lines = json_array();
+    json_t *line;
+    size_t i;
+    int result = peers_find(host, peer ? peer : "", address, &err);
+
+    if (result < 0 && recorded && recorded[0]) {
+        snprintf(address, sizeof(address), "%s", recorded);
+        result = 0;
+    }
+    snprintf(path, sizeof(path), "/v1/migrations/%s?local=1", id);
+    if (result == 0)
+        result = peer_call(host, address, "GET", path, NULL, LINES_TIMEOUT, &answer, &err);
+    json_array_foreach(json_object_get(answer, "log"), i, line)
+    {
+        const char *time = json_string_value(json_object_get(line, "time"));
+        const char *level = json_string_value(json_object_get(line, "level"));
+        const char *from = json_string_value(json_object_get(line, "host"));
+        const char *text = json_string_value(json_object_get(line, "text"));
+
+        if (time && level && from && text)
+            json_array_append_new(lines,
+                                  json_pack("{s:I, s:s, s:s, s:s}", "time_ns", (json_int_t)parse_time(time),
+                                            "level", level, "host", from, "text", text));
+    }
+    json_decref(answer);
+    if (result < 0) {
+        char text[FERRY_ERROR_TEXT_SIZE + 64];
+
+        snprintf(text, sizeof(text), "the lines of host %s are missing: %s", peer ? peer : "?", err.text);
+        json_array_append_new(lines, json_pack("{s:I, s:s, s:s, s:o}", "time_ns",
+                                               (json_int_t)clock_realtime_ns(), "level", "warn", "host",
+                                               host->config->name, "text", fields_text(text)));
+    }
+    return lines;
+}
+
+int migration_show(struct host *host, const char *prefix, bool local_only, json_t **answer,
+                   struct ferry_error *err)
+{
+    char id[MIGRATION_ID_SIZE];
+    json_t *object = NULL;
+    json_t *lines = NULL;
+    json_t *log;
+    json_t *line;
+    size_t i;
+    int result = migration_resolve(host, prefix, id, err);
+
+    if (result == 0)
+        result = load(host, id, &object, &lines, err);
+    if (result < 0) {
+        json_decref(lines);
+        return result;
+    }
+    if (!local_only)
+        lines = merge_lines(lines, their_lines(host, object));
+    log = json_array();
+    json_array_foreach(lines, i, line)
+    {
+        json_t *shown = json_object();
+
+        set_time(shown, "time", line_time(line));
+        json_object_set(shown, "level", json_object_get(line, "level"));
+        json_object_set(shown, "host", json_object_get(line, "host"));
+        json_object_set(shown, "text", json_object_get(line, "text"));
+        json_array_append_new(log, shown);
+    }
+    json_decref(lines);
+    strip(object);
+    json_object_set_new(object, "log", log);
+    *answer = object;
+    return 0;
+}
+
+int migration_watch(struct host *host, const char *id, unsigned *seen, uint64_t deadline, json_t **answer,
+                    bool *ended, struct ferry_error *err)
+{
+    struct migration *migration;
+    json_t *lines = NULL;
+    int result = 0;
+
+    *answer = NULL;
+    *ended = false;
+    host_lock(host);
+    migration = find(host, id);
+    if (migration) {
+        migration->refs++;
+        while (migration->version == *seen && !migration->ended && !host->stopping) {
+            if (!thread_cond_wait_until(&host->changed, &host->lock, deadline))
+                break;
+        }
+        if (migration->version != *seen || migration->ended) {
+            *seen = migration->version;
+            *answer = object_of(migration);
+            *ended = migration->ended;
+            strip(*answer);
+        }
+    }
+    host_unlock(host);
+    if (migration) {
+        migration_unref(migration);
+        return 0;
+    }
+    result = load(host, id, answer, &lines, err);
+    json_decref(lines);
+    if (result == 0) {
+        strip(*answer);
+        *ended = true;
+    }
+    return result;
+}
+
+int migration_cancel(struct host *host, const char *prefix, json_t **answer, struct ferry_error *err)
+{
+    char id[MIGRATION_ID_SIZE];
+    struct vm_process *process = NULL;
+    struct migration *migration;
+    int result = migration_resolve(host, prefix, id, err);
+
+    if (result < 0)
+        return result;
+    host_lock(host);
+    migration = find(host, id);
+    if (migration && !migration->ended && migration->vm)
+        process = migration->vm->process;
+    if (process)
+        process->refs++;
+    host_unlock(host);
+    if (!process)
+        return error_set(err, HOST_CONFLICT, "migration %s cannot be cancelled: too late, it has ended", id);
+    result =
+        vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), CANCEL_TIMEOUT, NULL, err);
+    vm_process_unref(process);
+    if (result < 0)
+        return error_prefix(err, result == -EALREADY || result == -EPIPE ? HOST_CONFLICT : result,
+                            "migration %s cannot be cancelled", id);
+    return migration_show(host, id, true, answer, err);
+}
+
+/* --- jobs --- */
+
+static void *job_main(void *opaque)
+{
+    struct migration *migration = opaque;
+
+    if (migration->outgoing)
+        migration_run_source(migration);
+    else
+        migration_run_destination(migration);
+    migration_unref(migration);
+    return NULL;
+}
+
+int migration_start_job(struct migration *migration, struct ferry_error *err)
+{
+    char name[16];
+    int result;
+
+    snprintf(name, sizeof(name), "move-%.8s", migration->id);
+    host_lock(migration->host);
+    migration->refs++;
+    result = thread_start(&migration->thread, name, job_main, migration, err); /* before it can be joined */
+    host_unlock(migration->host);
+    if (result < 0)
+        migration_unref(migration);
+    return result;
+}
+
+void migrations_reap(struct host *host, bool all)
+{
+    struct migration **link;
+    struct migration *done = NULL;
+
+    host_lock(host);
+    for (link = &host->migrations; *link;) {
+        struct migration *migration = *link;
+
+        if (!all && !(migration->ended && migration->final_recorded)) {
+            link = &migration->next;
+            continue;
+        }
+        *link = migration->next;
+        migration->next = done;
+        done = migration;
+    }
+    host_unlock(host);
+    while (done) {
+        struct migration *next = done->next;
+
+        thread_join(&done->thread);
+        migration_release_vm(done);
+        migration_unref(done);
+        done = next;
+    }
+}
+
+/* --- events of both sides --- */
+
+static bool event_is(const json_t *event, const char *key, const char *value)
+{
+    const char *text = json_string_value(json_object_get(event, key));
+
+    return text && strcmp(text, value) == 0;
+}
+
+static void send_events(struct migration *migration)
+{
+    struct host *host = migration->host;
+    json_t *batch = events_read(host, migration->events_ours);
+    json_t *chosen = json_array();
+    json_t *event;
+    size_t i;
+
+    json_array_foreach(batch, i, event)
+    {
+        migration->events_ours = (uint64_t)json_integer_value(json_object_get(event, "number"));
+        if (event_is(event, "migration", migration->id) && event_is(event, "host", host->config->name))
+            json_array_append(chosen, event);
+    }
+    if (json_array_size(chosen) > 0) {
+        json_t *body = json_pack("{s:O}", "events", chosen);
+
+        peer_call(host, migration->peer_address, "POST", "/v1/events", body, EVENTS_TIMEOUT, NULL, NULL);
+        json_decref(body);
+    }
+    json_decref(chosen);
+    json_decref(batch);
+}
+
+void migration_exchange_events(struct migration *migration)
+{
+    struct host *host = migration->host;
+    char path[160];
+    json_t *theirs = NULL;
+    json_t *event;
+    size_t i;
+
+    if (!migration->peer_address[0])
+        return;
+    send_events(migration);
+    snprintf(path, sizeof(path), "/v1/events?since=%llu&migration=%s",
+             (unsigned long long)migration->events_theirs, migration->id);
+    if (peer_lines(host, migration->peer_address, path, EVENTS_TIMEOUT, &theirs, NULL) < 0)
+        return;
+    json_array_foreach(theirs, i, event)
+    {
+        json_int_t number = json_integer_value(json_object_get(event, "number"));
+
+        if (number > 0 && (uint64_t)number > migration->events_theirs)
+            migration->events_theirs = (uint64_t)number;
+        if (event_is(event, "migration", migration->id) &&
+            event_is(event, "host", migration_peer_name(migration)))
+            events_import(host, event, NULL);
+    }
+    json_decref(theirs);
+}

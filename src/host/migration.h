@@ -1,0 +1,152 @@
+/*
+ * Migrations of this host's VMs, leaving and arriving: their records, log lines, and the jobs that see them
+ * through. The moving itself is done by the two ferry-vm processes; ferryd checks, starts, watches, records
+ * and clears up. When a ferryd dies meanwhile, they finish by themselves, and the restarted ferryd reads how
+ * it went from them (`migrate.status`, exit.json) and completes the record.
+ *
+ *     migration_start (synchronous)                     destination's ferryd
+ *       checks here
+ *       GET /v1/host, POST /v1/incoming check_only  ->    checks there
+ *       migrate.prepare to ferry-vm
+ *       POST /v1/incoming                           ->    ferry-vm --incoming, memory reserved, listens
+ *     job (its own thread)                              job (its own thread)
+ *       migrate.send to ferry-vm                          waits for the end
+ *       waits for the end
+ *       completed: the VM is taken off the inventory      completed: the VM is listed as running
+ *       failed:    DELETE /v1/incoming/ID           ->    failed: VM, process and directory are gone
+ *
+ * One id on both sides, in every record and log line. A record is written when the migration has passed all
+ * checks, and again when it has ended.
+ */
+#ifndef FERRY_HOST_MIGRATION_H
+#define FERRY_HOST_MIGRATION_H
+
+#include "base/thread.h"
+#include "host/host.h"
+
+#define MIGRATION_ID_SIZE   37
+#define MIGRATION_LINES_MAX 4096
+
+struct vm;
+
+struct migration {
+    /* constant once registered */
+    struct host *host;
+    char id[MIGRATION_ID_SIZE];
+    char vm_name[HOST_NAME_SIZE];
+    char machine[16];
+    char source[HOST_NAME_SIZE];
+    char destination[HOST_NAME_SIZE];
+    bool outgoing;
+    bool fresh;                           /* begun in this ferryd's life, not taken up from a former one */
+    char peer_address[SOCK_ADDRESS_SIZE]; /* the other host's API; empty when not known */
+    uint64_t started_ns;                  /* real time */
+    struct vm *vm;                        /* a reference; NULL when it is gone */
+    json_t *send;                         /* source: parameters for migrate.send; NULL: it was sent already */
+
+    /* host lock */
+    struct migration *next;
+    unsigned refs;
+    unsigned version;    /* counts changes, for watchers */
+    json_t *progress;    /* the migration object ferry-vm told last, or NULL; immutable */
+    bool told_final;     /* ferry-vm said that it has ended */
+    bool recorded;       /* its record exists; its lines go there too */
+    bool ended;          /* all is done: the record is final */
+    bool final_recorded; /* the final record was written */
+    const char *outcome; /* "none" until ended */
+    const char *cause;
+    char error[FERRY_ERROR_TEXT_SIZE];
+    uint64_t ended_ns;
+    json_t *lines; /* [{time_ns, level, host, text}], at most MIGRATION_LINES_MAX */
+
+    /* the job's own */
+    struct thread thread;
+    uint64_t events_ours; /* up to which event numbers were exchanged with the other host */
+    uint64_t events_theirs;
+};
+
+/* --- verbs of the API --- */
+
+struct migration_options {
+    const char *destination;
+    uint64_t downtime_limit;  /* ns; 0: default */
+    uint64_t bandwidth_limit; /* bytes/s; 0: none */
+    uint64_t streams;         /* 0: default */
+};
+
+/* Both sides' checks, then the job. Returns when it is under way. */
+int migration_start(struct host *host, const char *vm, const struct migration_options *options,
+                    char id[static MIGRATION_ID_SIZE], struct ferry_error *err);
+
+struct migration_offer {
+    const char *id;
+    const json_t *definition; /* as it came, not yet checked */
+    const char *source;
+    uint64_t protocol;
+    bool check_only;
+};
+
+/* POST /v1/incoming. *answer: {address, token, pid, warnings, disks, boot_id}, or with check_only the last
+ * three. */
+int migration_receive(struct host *host, const struct migration_offer *offer, json_t **answer,
+                      struct ferry_error *err);
+/* DELETE /v1/incoming/ID: returns when the VM that was arriving is gone. */
+int migration_withdraw(struct host *host, const char *id, struct ferry_error *err);
+
+int migration_cancel(struct host *host, const char *id, json_t **answer, struct ferry_error *err);
+json_t *migrations_list(struct host *host, enum store_view view);
+/* With LOCAL_ONLY the log has this host's lines; otherwise the other host is asked for its own. */
+int migration_show(struct host *host, const char *prefix, bool local_only, json_t **answer,
+                   struct ferry_error *err);
+
+/*
+ * For GET .../watch. *seen (start with 0) tells which change the caller knows; waits for a newer one until
+ * the deadline. *answer: the object, or NULL when nothing changed; *ended: that object is final.
+ */
+int migration_watch(struct host *host, const char *id, unsigned *seen, uint64_t deadline, json_t **answer,
+                    bool *ended, struct ferry_error *err);
+/* The whole id of the migration whose id begins with PREFIX. */
+int migration_resolve(struct host *host, const char *prefix, char id[static MIGRATION_ID_SIZE],
+                      struct ferry_error *err);
+
+/* --- for the other modules --- */
+
+const char *migration_id(const struct migration *migration);
+/* A ferry-vm's notification `migration.*`; on a reader thread. */
+void migration_told(struct host *host, struct vm *vm, const char *method, const json_t *params);
+/* At start, after the VMs were adopted: takes up what was in progress, closes what has ended meanwhile. */
+void migrations_adopt(struct host *host);
+/* Joins ended jobs and forgets what is on record; with ALL (the host stops) waits for every job. */
+void migrations_reap(struct host *host, bool all);
+
+/* --- between migration.c and the two sides' files --- */
+
+struct migration *migration_new(struct host *host, const char *id, const char *vm, const char *machine,
+                                const char *source, const char *destination);
+void migration_unref(struct migration *migration);
+/* On the list, and `vm->migration`: the VM (whose reference is taken over) is moving from now on. */
+void migration_register(struct migration *migration, struct vm *vm);
+/* Off the list again, as if it had never been: a check failed. */
+void migration_unregister(struct migration *migration);
+void migration_record(struct migration *migration); /* writes the record and the lines so far */
+void migration_log(struct migration *migration, enum log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* Waits until ferry-vm said the last word, its process is gone, or the host stops (false). */
+bool migration_wait(struct migration *migration);
+/* What is known of the end: told by ferry-vm, or left in exit.json. NULL: nothing final. New reference. */
+json_t *migration_final_word(struct migration *migration);
+/* Lets go of the VM: it is no longer moving. */
+void migration_release_vm(struct migration *migration);
+/* The record becomes final. */
+void migration_end(struct migration *migration, const char *outcome, const char *cause, const char *error);
+/* CAUSE as one of libferry's names for it, a constant; "" when it is none. */
+const char *migration_known_cause(const char *cause);
+int migration_start_job(struct migration *migration, struct ferry_error *err);
+/* Tells the other host this one's events of the migration, and takes over its. */
+void migration_exchange_events(struct migration *migration);
+const char *migration_peer_name(const struct migration *migration);
+
+void migration_run_source(struct migration *migration);      /* the job's thread */
+void migration_run_destination(struct migration *migration); /* the job's thread */
+
+#endif

@@ -1,0 +1,418 @@
+#include "host/migration.h"
+
+#include "base/error.h"
+#include "host/checks.h"
+#include "host/definition.h"
+#include "host/events.h"
+#include "host/fields.h"
+#include "host/peers.h"
+#include "host/vm_directory.h"
+#include "host/vms.h"
+
+#include <string.h>
+#include <sys/random.h>
+
+#define RESERVE_TIMEOUT_MS 110000 /* a little less than the source waits */
+#define LISTEN_TIMEOUT_MS  5000
+#define CANCEL_TIMEOUT_MS  5000
+#define END_TIMEOUT_MS     10000
+#define TOKEN_SIZE         32
+#define TOKEN_TEXT_SIZE    (2 * TOKEN_SIZE + 1)
+#define STATE_CHECKPT      10 /* MIGRATE_FROM_VMX_CHECKPT: from here on GO may come */
+
+static int make_token(char text[static TOKEN_TEXT_SIZE], struct ferry_error *err)
+{
+    uint8_t token[TOKEN_SIZE];
+
+    if (getrandom(token, sizeof(token), 0) != sizeof(token))
+        return error_set_errno(err, -errno, "cannot make a token");
+    for (size_t i = 0; i < TOKEN_SIZE; i++)
+        snprintf(text + 2 * i, 3, "%02x", token[i]);
+    return 0;
+}
+
+static bool id_valid(const char *id)
+{
+    if (strlen(id) != MIGRATION_ID_SIZE - 1)
+        return false;
+    for (size_t i = 0; i < MIGRATION_ID_SIZE - 1; i++) {
+        bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+
+        if (dash ? id[i] != '-' : !strchr("0123456789abcdef", id[i]))
+            return false;
+    }
+    return true;
+}
+
+static int check_offer(struct host *host, const struct migration_offer *offer, struct ferry_error *err)
+{
+    struct ferry_error ignored;
+    char id[MIGRATION_ID_SIZE];
+
+    if (!id_valid(offer->id))
+        return error_set(err, HOST_USAGE, "\"id\" must be a UUID in lower case");
+    if (!config_name_valid(offer->source))
+        return error_set(err, HOST_USAGE, "\"source\" must be a host's name");
+    if (migration_resolve(host, offer->id, id, &ignored) == 0)
+        return error_set(err, HOST_CONFLICT, "there is a migration %s on host %s already", offer->id,
+                         host->config->name);
+    return 0;
+}
+
+/* The answer, but for address, token and pid. */
+static json_t *make_answer(struct host *host, const json_t *definition, const json_t *results)
+{
+    json_t *warnings = json_array();
+    json_t *row;
+    size_t i;
+
+    json_array_foreach(results, i, row)
+    {
+        if (strcmp(json_string_value(json_object_get(row, "severity")), "warning") == 0)
+            json_array_append(warnings, json_object_get(row, "message"));
+    }
+    return json_pack("{s:o, s:o, s:s}", "warnings", warnings, "disks", checks_describe_disks(definition),
+                     "boot_id", host->boot_id);
+}
+
+/* Where the VM process is told to listen: port chosen by the kernel. */
+static void listen_address(const struct host *host, char out[static SOCK_ADDRESS_SIZE + 8])
+{
+    const char *address = host->config->migrate_address;
+
+    snprintf(out, SOCK_ADDRESS_SIZE + 8, strchr(address, ':') ? "[%s]:0" : "%s:0", address);
+}
+
+/* The process waits for the source; *answer gets address, token and pid. */
+static int open_door(struct migration *migration, struct vm_process *process, json_t *answer,
+                     struct ferry_error *err)
+{
+    char token[TOKEN_TEXT_SIZE];
+    char listen[SOCK_ADDRESS_SIZE + 8];
+    json_t *told = NULL;
+    const char *address = NULL;
+    const struct field fields[] = {{"address", FIELD_STRING, true, &address}};
+    int result = make_token(token, err);
+
+    if (result < 0)
+        return result;
+    listen_address(migration->host, listen);
+    result =
+        vm_process_call(process, "migrate.receive",
+                        json_pack("{s:s, s:s, s:s, s:s, s:s}", "id", migration->id, "token", token, "source",
+                                  migration->source, "destination", migration->destination, "listen", listen),
+                        LISTEN_TIMEOUT_MS, &told, err);
+    if (result == 0)
+        result = fields_read(told, fields, 1, FIELDS_LOOSE, "the answer of ferry-vm", err);
+    if (result == 0) {
+        json_object_set_new(answer, "address", json_string(address));
+        json_object_set_new(answer, "token", json_string(token));
+        json_object_set_new(answer, "pid", json_integer(process->pid));
+    }
+    json_decref(told);
+    return result;
+}
+
+/* Directory, process with its memory reserved, listening. VM is claimed; on failure it is gone. */
+static int set_up(struct migration *migration, struct vm *vm, json_t *answer, struct ferry_error *err)
+{
+    struct host *host = migration->host;
+    struct vm_process *process = NULL;
+    int result = vm_directory_mark_incoming(vm, migration->id, migration->source, err);
+
+    if (result == 0)
+        result = vm_process_start(&process, host, vm, VM_PROCESS_INCOMING, RESERVE_TIMEOUT_MS, err);
+    if (result < 0) {
+        vm_directory_log_tail(host, vm);
+        vm_drop(host, vm);
+        return result;
+    }
+    host_lock(host);
+    vm->refs++;
+    process->refs++;
+    vm->memory_promised = 0; /* reserved now, so it is missing from what is available */
+    host_unlock(host);
+    migration_register(migration, vm);
+    vm_publish(host, vm, process, VM_STATE_SETUP);
+    result = open_door(migration, process, answer, err);
+    if (result == 0) {
+        migration_record(migration);
+        result = migration_start_job(migration, err);
+    }
+    if (result < 0) {
+        vm_process_kill(process);
+        vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS));
+        migration_unregister(migration);
+        vm_drop(host, vm);
+    }
+    vm_process_unref(process);
+    return result;
+}
+
+static int receive(struct host *host, const struct migration_offer *offer, const json_t *definition,
+                   json_t *answer, struct ferry_error *err)
+{
+    struct migration *migration =
+        migration_new(host, offer->id, definition_name(definition), definition_machine(definition),
+                      offer->source, host->config->name);
+    struct vm *vm = NULL;
+    int result;
+
+    if (!migration)
+        return error_set(err, -ENOMEM, "out of memory");
+    peers_find(host, offer->source, migration->peer_address, NULL);
+    result = vm_make(host, definition, "arriving", &vm, err);
+    if (result == 0) {
+        host_lock(host);
+        vm->memory_promised = definition_memory(definition);
+        host_unlock(host);
+        result = set_up(migration, vm, answer, err);
+        vm_release(host, vm);
+    }
+    if (result < 0)
+        error_prefix(err, HOST_REFUSED, "VM %s cannot be set up on host %s", definition_name(definition),
+                     host->config->name);
+    migration_unref(migration);
+    return result < 0 ? HOST_REFUSED : 0;
+}
+
+int migration_receive(struct host *host, const struct migration_offer *offer, json_t **answer,
+                      struct ferry_error *err)
+{
+    struct check_context context = {
+        .host = host,
+        .source = offer->source,
+        .destination = host->config->name,
+        .protocol = offer->protocol,
+    };
+    json_t *definition = NULL;
+    json_t *results = json_array();
+    int result = check_offer(host, offer, err);
+
+    migrations_reap(host, false);
+    if (result == 0)
+        result = definition_normalise(offer->definition, &definition, err);
+    if (result == 0) {
+        context.definition = definition;
+        context.vm = definition_name(definition);
+        result = checks_run(CHECK_DESTINATION, &context, results, err);
+    }
+    if (result == 0) {
+        *answer = make_answer(host, definition, results);
+        if (!offer->check_only)
+            result = receive(host, offer, definition, *answer, err);
+        if (result < 0) {
+            json_decref(*answer);
+            *answer = NULL;
+        }
+    }
+    json_decref(definition);
+    json_decref(results);
+    return result;
+}
+
+/* The VM that arrived, or was to arrive, by migration ID: a reference, or NULL. */
+static struct vm *find_arriving(struct host *host, const char *id, bool *moving)
+{
+    struct vm *found = NULL;
+
+    *moving = false;
+    host_lock(host);
+    for (struct vm *vm = host->vms; vm && !found; vm = vm->next) {
+        if (vm->migration && !vm->migration->outgoing && strcmp(vm->migration->id, id) == 0) {
+            found = vm;
+            found->refs++;
+            *moving = true;
+        }
+    }
+    host_unlock(host);
+    return found;
+}
+
+/* A VM that died while it was arriving, kept because it might have run; the source says it did not. */
+static bool drop_remains(struct host *host, const char *id)
+{
+    json_t *list = vms_list(host);
+    json_t *object;
+    size_t i;
+    bool dropped = false;
+
+    json_array_foreach(list, i, object)
+    {
+        struct vm *vm;
+        json_t *mark;
+        const char *marked;
+
+        if (!json_is_null(json_object_get(object, "pid")) ||
+            vm_claim(host, json_string_value(json_object_get(object, "name")), "being removed", &vm, NULL) <
+                0)
+            continue;
+        mark = vm_directory_incoming(vm);
+        marked = json_string_value(json_object_get(mark, "id"));
+        if (marked && strcmp(marked, id) == 0) {
+            vm_drop(host, vm);
+            dropped = true;
+        }
+        json_decref(mark);
+        vm_release(host, vm);
+    }
+    json_decref(list);
+    return dropped;
+}
+
+int migration_withdraw(struct host *host, const char *id, struct ferry_error *err)
+{
+    struct vm_process *process;
+    struct vm *vm;
+    bool moving;
+    bool ended = false;
+    unsigned seen = 0;
+    uint64_t deadline = clock_deadline(END_TIMEOUT_MS);
+    int result = 0;
+
+    if (!id_valid(id))
+        return error_set(err, HOST_NOT_FOUND, "there is no migration %.64s", id);
+    vm = find_arriving(host, id, &moving);
+    if (!vm) {
+        char whole[MIGRATION_ID_SIZE];
+
+        if (drop_remains(host, id))
+            return 0;
+        if (migration_resolve(host, id, whole, err) < 0)
+            return HOST_NOT_FOUND;
+    }
+    process = vm ? vm_process_get(host, vm) : NULL;
+    if (process)
+        result = vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), CANCEL_TIMEOUT_MS,
+                                 NULL, err);
+    vm_process_unref(process);
+    vm_unref(host, vm);
+    /* Refused ("too late"), done, or it had ended by itself: either way the job sees how it ends. */
+    while (!ended && clock_left_ms(deadline) != 0 && !host_stopping(host)) {
+        json_t *object = NULL;
+
+        if (migration_watch(host, id, &seen, deadline, &object, &ended, err) < 0)
+            return 0;
+        if (ended && strcmp(json_string_value(json_object_get(object, "outcome")), "completed") == 0)
+            result = error_set(err, HOST_CONFLICT, "the VM of migration %s runs on host %s already", id,
+                               host->config->name);
+        else if (ended)
+            result = 0;
+        json_decref(object);
+    }
+    if (!ended && result == 0)
+        result = error_set(err, -ETIMEDOUT, "migration %s does not end on host %s", id, host->config->name);
+    return result;
+}
+
+/* --- the job --- */
+
+static void finish_completed(struct migration *migration)
+{
+    struct host *host = migration->host;
+    struct vm *vm = migration->vm;
+
+    if (vm)
+        vm_directory_arrived(vm);
+    migration_release_vm(migration);
+    if (vm)
+        vms_refresh(host, vm);
+    events_emit(host, EVENT_VM_CONTINUED, migration->vm_name, migration->machine, migration->id,
+                "VM %s continued on host %s", migration->vm_name, migration->destination);
+    events_emit(host, EVENT_MIGRATION_IN_COMPLETED, migration->vm_name, migration->machine, migration->id,
+                "migration of VM %s from host %s to host %s completed", migration->vm_name, migration->source,
+                migration->destination);
+    migration_end(migration, "completed", "", "");
+}
+
+/* Nothing ran here: process, directory and name are given back before the record says so. */
+static void finish_failed(struct migration *migration, const char *outcome, const char *cause,
+                          const char *error)
+{
+    struct host *host = migration->host;
+    struct vm *vm = migration->vm;
+
+    if (vm && !vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS))) {
+        struct vm_process *process = vm_process_get(host, vm);
+
+        if (host_stopping(host)) {
+            vm_process_unref(process);
+            return;
+        }
+        if (process)
+            vm_process_kill(process);
+        vm_process_unref(process);
+        vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS));
+    }
+    migration_log(migration, LOG_LEVEL_ERROR, "migration of VM %s from host %s %s: %s", migration->vm_name,
+                  migration->source, outcome, error);
+    migration_release_vm(migration);
+    if (vm)
+        vm_drop(host, vm);
+    events_emit(host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine, migration->id,
+                "migration of VM %s from host %s to host %s %s: %s", migration->vm_name, migration->source,
+                migration->destination, outcome, error);
+    migration_end(migration, outcome, cause, error);
+}
+
+/*
+ * ferry-vm died without a last word. Before its checkpoint was restored it cannot have run. Afterwards it may
+ * have, if only for a moment: then what is left is kept, and cannot be started until the source has said what
+ * is true (DELETE /v1/incoming) or a person removes it.
+ */
+static void finish_silent(struct migration *migration)
+{
+    struct host *host = migration->host;
+    char error[FERRY_ERROR_TEXT_SIZE];
+    json_int_t state;
+
+    host_lock(host);
+    state = json_integer_value(json_object_get(migration->progress, "state_number"));
+    snprintf(error, sizeof(error), "%s", migration->vm ? migration->vm->why : "the VM is gone");
+    if (state >= STATE_CHECKPT && migration->vm) {
+        migration->vm->state = VM_STATE_CRASHED;
+        snprintf(migration->vm->why, sizeof(migration->vm->why),
+                 "%.200s while it was taking over from host %s", error, migration->source);
+    }
+    host_unlock(host);
+    if (state < STATE_CHECKPT) {
+        finish_failed(migration, "failed", "internal", error);
+        return;
+    }
+    migration_release_vm(migration);
+    events_emit(host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine, migration->id,
+                "migration of VM %s from host %s to host %s failed: %s", migration->vm_name,
+                migration->source, migration->destination, error);
+    migration_end(migration, "failed", "internal", error);
+}
+
+void migration_run_destination(struct migration *migration)
+{
+    struct host *host = migration->host;
+    const char *outcome;
+    const char *error;
+    json_t *word;
+
+    if (migration->fresh) {
+        events_emit(host, EVENT_MIGRATION_IN_STARTED, migration->vm_name, migration->machine, migration->id,
+                    "migration of VM %s from host %s to host %s started", migration->vm_name,
+                    migration->source, migration->destination);
+        events_emit(host, EVENT_VM_CREATED, migration->vm_name, migration->machine, migration->id,
+                    "VM %s was created on host %s, its memory is reserved", migration->vm_name,
+                    migration->destination);
+    }
+    if (!migration_wait(migration))
+        return; /* ferryd is stopping; the next one takes it up */
+    word = migration_final_word(migration);
+    outcome = json_string_value(json_object_get(word, "outcome"));
+    error = json_string_value(json_object_get(word, "error"));
+    if (!word)
+        finish_silent(migration);
+    else if (outcome && strcmp(outcome, "completed") == 0)
+        finish_completed(migration);
+    else
+        finish_failed(migration, outcome && strcmp(outcome, "cancelled") == 0 ? "cancelled" : "failed",
+                      migration_known_cause(json_string_value(json_object_get(word, "cause"))),
+                      error ? error : "");
+    json_decref(word);
+}

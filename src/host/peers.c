@@ -1,0 +1,405 @@
+#include "host/peers.h"
+
+#include "base/buffer.h"
+#include "base/error.h"
+#include "base/thread.h"
+#include "host/api.h"
+#include "host/fields.h"
+
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <curl/curl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ANSWER_MAX         (16u << 20)
+#define CONNECT_TIMEOUT_MS 3000L
+#define PROBE_TIMEOUT_MS   4000
+
+struct call {
+    struct host *host;
+    struct buffer answer;
+};
+
+static size_t take_bytes(char *data, size_t size, size_t count, void *opaque)
+{
+    struct call *call = opaque;
+    size_t bytes = size * count;
+
+    if (call->answer.size + bytes > ANSWER_MAX)
+        return 0;
+    buffer_put(&call->answer, data, bytes);
+    return buffer_failed(&call->answer) ? 0 : bytes;
+}
+
+static int give_up(void *opaque, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
+{
+    const struct call *call = opaque;
+
+    (void)a;
+    (void)b;
+    (void)c;
+    (void)d;
+    return host_stopping(call->host);
+}
+
+static void set_target(CURL *curl, const char *address, const char *path, char *url, size_t size)
+{
+    if (address[0] == '/') {
+        snprintf(url, size, "http://localhost%s", path);
+        curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, address);
+    } else {
+        snprintf(url, size, "http://%s%s", address, path);
+    }
+    curl_easy_setopt(curl, CURLOPT_URL, url);
+}
+
+static void set_limits(CURL *curl, struct call *call, int64_t timeout_ms)
+{
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, CONNECT_TIMEOUT_MS);
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, (long)timeout_ms);
+    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http");
+    curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L);
+    curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
+    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take_bytes);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, call);
+    curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, give_up);
+    curl_easy_setopt(curl, CURLOPT_XFERINFODATA, call);
+    curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+}
+
+/* One HTTP exchange; *status is its HTTP status, call->answer its body. */
+static int exchange(struct call *call, const char *address, const char *method, const char *path,
+                    json_t *body, int64_t timeout_ms, long *status, struct ferry_error *err)
+{
+    struct curl_slist *headers = NULL;
+    char url[SOCK_ADDRESS_SIZE + 512];
+    char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
+    CURL *curl = curl_easy_init();
+    CURLcode rc;
+    int result = 0;
+
+    if (!curl || (body && !text)) {
+        result = error_set(err, -ENOMEM, "out of memory while calling %s", address);
+        goto done;
+    }
+    set_target(curl, address, path, url, sizeof(url));
+    set_limits(curl, call, timeout_ms);
+    headers = curl_slist_append(NULL, "Expect:");
+    if (text) {
+        headers = curl_slist_append(headers, "Content-Type: application/json");
+        curl_easy_setopt(curl, CURLOPT_POSTFIELDS, text);
+        curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)strlen(text));
+    }
+    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
+    curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
+    rc = curl_easy_perform(curl);
+    if (rc == CURLE_ABORTED_BY_CALLBACK)
+        result = error_set(err, -ECANCELED, "ferryd is stopping");
+    else if (rc != CURLE_OK)
+        result = error_set(err, HOST_UNREACHABLE,
+                           "no answer from %s (%s); is ferryd running there, and is that its address?",
+                           address, curl_easy_strerror(rc));
+    else
+        curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, status);
+
+done:
+    curl_slist_free_all(headers);
+    curl_easy_cleanup(curl);
+    free(text);
+    return result;
+}
+
+/* The error of the other host, from {"error": {"class", "message"}}. */
+static int their_error(const struct buffer *answer, const char *address, long status, struct ferry_error *err)
+{
+    json_t *word = fields_parse((const char *)answer->data, answer->size, "the answer", NULL);
+    json_t *error = json_object_get(word, "error");
+    const char *class = json_string_value(json_object_get(error, "class"));
+    const char *message = json_string_value(json_object_get(error, "message"));
+    int code = class && message
+                   ? error_set(err, api_class_code(class), "%s", message)
+                   : error_set(err, HOST_UNREACHABLE, "what answers at %s is not a ferryd (HTTP status %ld)",
+                               address, status);
+
+    json_decref(word);
+    return code;
+}
+
+int peer_call(struct host *host, const char *address, const char *method, const char *path, json_t *body,
+              int64_t timeout_ms, json_t **answer, struct ferry_error *err)
+{
+    struct call call = {.host = host, .answer = BUFFER_INIT};
+    long status = 0;
+    int result = exchange(&call, address, method, path, body, timeout_ms, &status, err);
+
+    if (answer)
+        *answer = NULL;
+    if (result == 0 && (status < 200 || status > 299))
+        result = their_error(&call.answer, address, status, err);
+    else if (result == 0 && answer && call.answer.size > 0) {
+        *answer = fields_parse((const char *)call.answer.data, call.answer.size, "the answer", err);
+        if (!*answer)
+            result = error_prefix(err, HOST_UNREACHABLE, "what answers at %s is not a ferryd", address);
+    }
+    buffer_free(&call.answer);
+    return result;
+}
+
+int peer_lines(struct host *host, const char *address, const char *path, int64_t timeout_ms, json_t **answer,
+               struct ferry_error *err)
+{
+    struct call call = {.host = host, .answer = BUFFER_INIT};
+    long status = 0;
+    int result = exchange(&call, address, "GET", path, NULL, timeout_ms, &status, err);
+    size_t start = 0;
+
+    *answer = NULL;
+    if (result == 0 && status != 200)
+        result = their_error(&call.answer, address, status, err);
+    if (result == 0)
+        *answer = json_array();
+    while (result == 0 && start < call.answer.size) {
+        const char *line = (const char *)call.answer.data + start;
+        const char *end = memchr(line, '\n', call.answer.size - start);
+        size_t size = end ? (size_t)(end - line) : call.answer.size - start;
+        json_t *value = fields_parse(line, size, "a line", NULL);
+
+        if (value)
+            json_array_append_new(*answer, value);
+        start += size + 1;
+    }
+    buffer_free(&call.answer);
+    return result;
+}
+
+/* Under the lock: where NAME is or would be in the list. */
+static struct peer **locate(struct host *host, const char *name)
+{
+    struct peer **link = &host->peers;
+
+    while (*link && strcmp((*link)->name, name) < 0)
+        link = &(*link)->next;
+    return link;
+}
+
+static bool is_at(struct peer **link, const char *name)
+{
+    return *link && strcmp((*link)->name, name) == 0;
+}
+
+static int insert(struct host *host, const char *name, const char *address, struct ferry_error *err)
+{
+    struct peer *peer = calloc(1, sizeof(*peer));
+    struct peer **link;
+    int result = 0;
+
+    if (!peer)
+        return error_set(err, -ENOMEM, "out of memory");
+    snprintf(peer->name, sizeof(peer->name), "%s", name);
+    snprintf(peer->address, sizeof(peer->address), "%s", address);
+    host_lock(host);
+    link = locate(host, name);
+    if (is_at(link, name)) {
+        result = error_set(err, HOST_CONFLICT, "host %s is known already, at %s; remove it first", name,
+                           (*link)->address);
+    } else {
+        peer->next = *link;
+        *link = peer;
+        peer = NULL;
+    }
+    host_unlock(host);
+    free(peer);
+    return result;
+}
+
+int peers_load(struct host *host, struct ferry_error *err)
+{
+    json_t *rows = NULL;
+    size_t i;
+    json_t *row;
+    int result = host->store->ops->host_list(host->store, &rows, err);
+
+    json_array_foreach(rows, i, row)
+    {
+        if (result == 0)
+            result = insert(host, json_string_value(json_object_get(row, "name")),
+                            json_string_value(json_object_get(row, "address")), err);
+    }
+    json_decref(rows);
+    return result;
+}
+
+void peers_free(struct host *host)
+{
+    while (host->peers) {
+        struct peer *peer = host->peers;
+
+        host->peers = peer->next;
+        free(peer);
+    }
+}
+
+int peers_find(struct host *host, const char *name, char address[static SOCK_ADDRESS_SIZE],
+               struct ferry_error *err)
+{
+    struct peer **link;
+    int result = 0;
+
+    host_lock(host);
+    link = locate(host, name);
+    if (is_at(link, name))
+        snprintf(address, SOCK_ADDRESS_SIZE, "%s", (*link)->address);
+    else
+        result = error_set(err, HOST_NOT_FOUND,
+                           "host %s does not know a host %.64s; add it with: ferry host add %.64s ADDR:PORT",
+                           host->config->name, name, name);
+    host_unlock(host);
+    return result;
+}
+
+/* "1.2.3.4:7411", "[::1]:7411" or the path of a Unix socket; nothing that could mean more in a URL. */
+static bool address_valid(const char *address)
+{
+    char host_part[SOCK_ADDRESS_SIZE];
+    unsigned char binary[16];
+    const char *colon = strrchr(address, ':');
+    size_t length;
+    char *end;
+    unsigned long port;
+
+    if (strlen(address) >= SOCK_ADDRESS_SIZE)
+        return false;
+    if (address[0] == '/')
+        return strlen(address) < 108;
+    if (!colon || !isdigit((unsigned char)colon[1]))
+        return false;
+    port = strtoul(colon + 1, &end, 10);
+    if (*end || port == 0 || port > 65535)
+        return false;
+    length = (size_t)(colon - address);
+    memcpy(host_part, address, length);
+    host_part[length] = '\0';
+    if (inet_pton(AF_INET, host_part, binary) == 1)
+        return true;
+    if (length < 3 || host_part[0] != '[' || host_part[length - 1] != ']')
+        return false;
+    host_part[length - 1] = '\0';
+    return inet_pton(AF_INET6, host_part + 1, binary) == 1;
+}
+
+int peers_add(struct host *host, const char *name, const char *address, struct ferry_error *err)
+{
+    json_t *answer = NULL;
+    const char *called = NULL;
+    const struct field fields[] = {{"name", FIELD_STRING, true, &called}};
+    int result;
+
+    if (!config_name_valid(name))
+        return error_set(err, HOST_USAGE, "\"%.80s\" is not a host's name", name);
+    if (!address_valid(address))
+        return error_set(err, HOST_USAGE,
+                         "\"%.128s\" is not the address of a host; write ADDR:PORT with a numeric address",
+                         address);
+    if (strcmp(name, host->config->name) == 0)
+        return error_set(err, HOST_CONFLICT, "%s is this host's own name", name);
+    result = peer_call(host, address, "GET", "/v1/host", NULL, PROBE_TIMEOUT_MS, &answer, err);
+    if (result < 0)
+        return error_prefix(err, result, "host %s was not added", name);
+    result = fields_read(answer, fields, 1, FIELDS_LOOSE, "the answer", err);
+    if (result < 0)
+        result = error_set(err, HOST_UNREACHABLE, "host %s was not added: what answers at %s is not a ferryd",
+                           name, address);
+    else if (strcmp(called, name) != 0)
+        result = error_set(err, HOST_CONFLICT, "host %s was not added: the host at %s is called %.64s", name,
+                           address, called);
+    json_decref(answer);
+    if (result == 0)
+        result = insert(host, name, address, err);
+    if (result == 0) {
+        result = host->store->ops->host_put(host->store, name, address, err);
+        if (result < 0)
+            peers_remove(host, name, NULL);
+    }
+    return result;
+}
+
+int peers_remove(struct host *host, const char *name, struct ferry_error *err)
+{
+    struct peer *peer = NULL;
+    struct peer **link;
+
+    host_lock(host);
+    link = locate(host, name);
+    if (is_at(link, name)) {
+        peer = *link;
+        *link = peer->next;
+    }
+    host_unlock(host);
+    if (!peer)
+        return error_set(err, HOST_NOT_FOUND, "host %s does not know a host %.64s", host->config->name, name);
+    free(peer);
+    return host->store->ops->host_delete(host->store, name, err);
+}
+
+/* One host being asked whether it answers; each on a thread of its own, which ends by its deadline. */
+struct probe {
+    struct host *host;
+    struct peer peer; /* a copy */
+    struct thread thread;
+    json_t *object;
+};
+
+static void *probe_main(void *opaque)
+{
+    struct probe *probe = opaque;
+    struct ferry_error err = {0};
+    json_t *answer = NULL;
+    const char *version = NULL;
+    const char *called = NULL;
+    const struct field fields[] = {{"name", FIELD_STRING, true, &called},
+                                   {"version", FIELD_STRING, true, &version}};
+    int result =
+        peer_call(probe->host, probe->peer.address, "GET", "/v1/host", NULL, PROBE_TIMEOUT_MS, &answer, &err);
+
+    if (result == 0)
+        result = fields_read(answer, fields, 2, FIELDS_LOOSE, "the answer", &err);
+    if (result == 0 && strcmp(called, probe->peer.name) != 0)
+        result = error_set(&err, HOST_CONFLICT, "the host there is called %.64s now", called);
+    probe->object = json_pack("{s:s, s:s, s:b, s:s, s:o}", "name", probe->peer.name, "address",
+                              probe->peer.address, "reachable", result == 0, "version",
+                              result == 0 ? version : "", "why", fields_text(result == 0 ? "" : err.text));
+    json_decref(answer);
+    return NULL;
+}
+
+json_t *peers_list(struct host *host)
+{
+    json_t *list = json_array();
+    struct probe *probes;
+    size_t count = 0;
+
+    json_array_append_new(list,
+                          json_pack("{s:s, s:s, s:b, s:s, s:s}", "name", host->config->name, "address",
+                                    api_address(host), "reachable", 1, "version", FERRY_VERSION, "why", ""));
+    host_lock(host);
+    for (struct peer *peer = host->peers; peer; peer = peer->next)
+        count++;
+    probes = calloc(count + 1, sizeof(*probes));
+    count = 0;
+    for (struct peer *peer = host->peers; peer && probes; peer = peer->next)
+        probes[count++] = (struct probe){.host = host, .peer = *peer};
+    host_unlock(host);
+
+    for (size_t i = 0; i < count; i++) {
+        if (thread_start(&probes[i].thread, "probe", probe_main, &probes[i], NULL) < 0)
+            probe_main(&probes[i]);
+    }
+    for (size_t i = 0; i < count; i++) {
+        thread_join(&probes[i].thread);
+        json_array_append_new(list, probes[i].object);
+    }
+    free(probes);
+    return list;
+}

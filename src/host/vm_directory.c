@@ -1,0 +1,151 @@
+#include "host/vm_directory.h"
+
+#include "base/cleanup.h"
+#include "base/error.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define LOG_TAIL_SIZE 2048
+
+static int file_path(const struct vm *vm, const char *file, char path[static PATH_MAX])
+{
+    return snprintf(path, PATH_MAX, "%s/%s", vm->directory, file) < PATH_MAX ? 0 : -ENAMETOOLONG;
+}
+
+int vm_directory_path(struct host *host, const char *name, char path[static PATH_MAX],
+                      struct ferry_error *err)
+{
+    int length = snprintf(path, PATH_MAX, "%s/vms/%s", host->config->state_dir, name);
+
+    if ((size_t)length + sizeof("/control.sock") > sizeof(((struct sockaddr_un *)0)->sun_path))
+        return error_set(err, HOST_USAGE,
+                         "the path %s is too long for sockets (%zu bytes); use a shorter name or state "
+                         "directory",
+                         path, sizeof(((struct sockaddr_un *)0)->sun_path) - sizeof("/control.sock"));
+    return 0;
+}
+
+int vm_directory_make(const struct vm *vm, struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    char *text;
+    int result;
+
+    if (mkdir(vm->directory, 0750) < 0)
+        return error_set_errno(err, errno == EEXIST ? -ENOTEMPTY : -errno, "cannot make %s", vm->directory);
+    text = json_dumps(vm->definition, JSON_INDENT(2));
+    result = text ? file_path(vm, "definition.json", path) : error_set(err, -ENOMEM, "out of memory");
+    if (result == 0)
+        result = host_write_file(path, text, err);
+    free(text);
+    if (result < 0)
+        vm_directory_remove(vm, NULL);
+    return result;
+}
+
+int vm_directory_clean(const struct vm *vm, struct ferry_error *err)
+{
+    static const char *const files[] = {"exit.json", "process.json", "control.sock", "console.sock"};
+    char path[PATH_MAX];
+    json_t *incoming = vm_directory_incoming(vm);
+
+    if (incoming) {
+        const char *source = json_string_value(json_object_get(incoming, "source"));
+
+        error_set(err, HOST_CONFLICT,
+                  "it ended while it was arriving from host %s and may run there; if it does, remove it here",
+                  source ? source : "?");
+        json_decref(incoming);
+        return HOST_CONFLICT;
+    }
+    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+        if (file_path(vm, files[i], path) == 0 && unlink(path) < 0 && errno != ENOENT)
+            return error_set_errno(err, -errno, "cannot remove %s", path);
+    }
+    return 0;
+}
+
+int vm_directory_remove(const struct vm *vm, struct ferry_error *err)
+{
+    DIR *directory = opendir(vm->directory);
+    struct dirent *entry;
+
+    if (!directory)
+        return errno == ENOENT ? 0 : error_set_errno(err, -errno, "cannot remove %s", vm->directory);
+    while ((entry = readdir(directory))) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            unlinkat(dirfd(directory), entry->d_name, 0);
+    }
+    closedir(directory);
+    if (rmdir(vm->directory) < 0)
+        return error_set_errno(err, -errno, "cannot remove %s", vm->directory);
+    return 0;
+}
+
+void vm_directory_log_tail(struct host *host, const struct vm *vm)
+{
+    char path[PATH_MAX];
+    char text[LOG_TAIL_SIZE + 1];
+    CLEANUP_CLOSE int fd = -1;
+    struct stat status;
+    ssize_t got;
+    char *rest;
+
+    if (file_path(vm, "vm.log", path) < 0)
+        return;
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || fstat(fd, &status) < 0)
+        return;
+    got = pread(fd, text, LOG_TAIL_SIZE, status.st_size > LOG_TAIL_SIZE ? status.st_size - LOG_TAIL_SIZE : 0);
+    if (got <= 0)
+        return;
+    text[got] = '\0';
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+        log_info(host->log, "[vm %s] its log said: %s", vm->name, line);
+}
+
+json_t *vm_directory_exit(const struct vm *vm)
+{
+    char path[PATH_MAX];
+    json_t *word = NULL;
+
+    if (file_path(vm, "exit.json", path) == 0)
+        host_read_json(path, &word, NULL);
+    return word;
+}
+
+int vm_directory_mark_incoming(const struct vm *vm, const char *id, const char *source,
+                               struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    char text[256];
+
+    if (file_path(vm, "incoming.json", path) < 0)
+        return error_set(err, -ENAMETOOLONG, "the path of VM %s is too long", vm->name);
+    snprintf(text, sizeof(text), "{\"id\": \"%s\", \"source\": \"%s\"}\n", id, source);
+    return host_write_file(path, text, err);
+}
+
+json_t *vm_directory_incoming(const struct vm *vm)
+{
+    char path[PATH_MAX];
+    json_t *mark = NULL;
+
+    if (file_path(vm, "incoming.json", path) == 0)
+        host_read_json(path, &mark, NULL);
+    return mark;
+}
+
+void vm_directory_arrived(const struct vm *vm)
+{
+    char path[PATH_MAX];
+
+    if (file_path(vm, "incoming.json", path) == 0)
+        unlink(path);
+}

@@ -1,0 +1,30 @@
+/*
+ * The files in a VM's directory that ferryd reads and writes; see vms.h for what is in it. They take no lock:
+ * the caller has claimed the VM, or is the only one to know it.
+ */
+#ifndef FERRY_HOST_VM_DIRECTORY_H
+#define FERRY_HOST_VM_DIRECTORY_H
+
+#include "host/vms.h"
+
+/* STATE_DIR/vms/NAME; refused when a socket in it would have too long a path for Linux (108 bytes). */
+int vm_directory_path(struct host *host, const char *name, char path[static PATH_MAX],
+                      struct ferry_error *err);
+/* Makes the directory with definition.json in it; leaves nothing on failure. */
+int vm_directory_make(const struct vm *vm, struct ferry_error *err);
+/* Takes away what the last life left (exit.json, process.json, sockets) before the next one. Refused while
+ * the VM may run elsewhere (incoming.json is there). */
+int vm_directory_clean(const struct vm *vm, struct ferry_error *err);
+int vm_directory_remove(const struct vm *vm, struct ferry_error *err);
+/* Puts the last lines of vm.log into ferryd's own log, for a VM that could not start and is being dropped. */
+void vm_directory_log_tail(struct host *host, const struct vm *vm);
+/* exit.json, or NULL when there is none (or it is no JSON). */
+json_t *vm_directory_exit(const struct vm *vm);
+
+/* incoming.json: {"id", "source"}. */
+int vm_directory_mark_incoming(const struct vm *vm, const char *id, const char *source,
+                               struct ferry_error *err);
+json_t *vm_directory_incoming(const struct vm *vm); /* NULL when it is not arriving */
+void vm_directory_arrived(const struct vm *vm);
+
+#endif

@@ -1,0 +1,400 @@
+#include "host/vm_process.h"
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "host/fields.h"
+#include "host/migration.h"
+#include "host/vms.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define READY_FD          3
+#define CONNECT_MS        3000
+#define ADOPT_ATTEMPTS    15
+#define ADOPT_INTERVAL_MS 200
+#define END_MS            5000
+
+extern char **environ;
+
+/* When the process started, in clock ticks since boot (proc(5), stat field 22); 0 when there is none. */
+static uint64_t start_time(pid_t pid)
+{
+    char path[64];
+    char line[1024];
+    FILE *file;
+    char *rest;
+    uint64_t ticks = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    file = fopen(path, "re");
+    if (!file)
+        return 0;
+    rest = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
+    fclose(file);
+    for (unsigned field = 3; rest && field <= 22; field++) {
+        rest = strchr(rest + 1, ' ');
+        if (rest && field == 22)
+            ticks = strtoull(rest + 1, NULL, 10);
+    }
+    return ticks;
+}
+
+static int process_path(const struct vm *vm, const char *file, char path[static PATH_MAX])
+{
+    return snprintf(path, PATH_MAX, "%s/%s", vm->directory, file) < PATH_MAX ? 0 : -ENAMETOOLONG;
+}
+
+static int record_process(const struct vm *vm, pid_t pid, struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    char text[128];
+
+    if (process_path(vm, "process.json", path) < 0)
+        return error_set(err, -ENAMETOOLONG, "the path of VM %s is too long", vm->name);
+    snprintf(text, sizeof(text), "{\"pid\": %d, \"start_time\": %llu}\n", (int)pid,
+             (unsigned long long)start_time(pid));
+    return host_write_file(path, text, err);
+}
+
+static struct vm_process *process_new(struct host *host, struct vm *vm, pid_t pid, bool child)
+{
+    struct vm_process *process = calloc(1, sizeof(*process));
+
+    if (!process)
+        return NULL;
+    process->host = host;
+    process->vm = vm;
+    process->pid = pid;
+    process->child = child;
+    process->refs = 1;
+    process->pidfd = pidfd_open(pid, 0);
+    if (process->pidfd < 0) {
+        free(process);
+        return NULL;
+    }
+    fcntl(process->pidfd, F_SETFD, FD_CLOEXEC);
+    pthread_mutex_init(&process->connect_lock, NULL);
+    host_lock(host);
+    vm->refs++;
+    host_unlock(host);
+    return process;
+}
+
+void vm_process_unref(struct vm_process *process)
+{
+    struct host *host;
+    bool last;
+
+    if (!process)
+        return;
+    host = process->host;
+    host_lock(host);
+    last = --process->refs == 0;
+    host_unlock(host);
+    if (!last)
+        return;
+    jsonrpc_client_free(process->client);
+    vm_unref(host, process->vm);
+    pthread_mutex_destroy(&process->connect_lock);
+    close(process->pidfd);
+    free(process);
+}
+
+/* What the VM tells; on the client's reader thread. */
+static void hear(void *opaque, const char *method, json_t *params)
+{
+    struct vm_process *process = opaque;
+
+    if (!method)
+        return; /* the pidfd tells about the end */
+    if (strcmp(method, "vm.state") == 0)
+        vms_state_told(process->host, process->vm, params);
+    else if (strncmp(method, "migration.", 10) == 0)
+        migration_told(process->host, process->vm, method, params);
+}
+
+/* Connects and subscribes, if that has not been done yet. */
+static int connect_client(struct vm_process *process, struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    char thread_name[16];
+    struct jsonrpc_client *client = NULL;
+    int result = 0;
+
+    pthread_mutex_lock(&process->connect_lock);
+    if (!process->client) {
+        snprintf(thread_name, sizeof(thread_name), "vm-%.12s", process->vm->name);
+        result = process_path(process->vm, "control.sock", path);
+        if (result == 0)
+            result = jsonrpc_client_connect(&client, path, thread_name, clock_deadline(CONNECT_MS), hear,
+                                            process, err);
+        if (result == 0)
+            result = jsonrpc_client_call(client, "subscribe", NULL, clock_deadline(CONNECT_MS), NULL, err);
+        if (result == 0)
+            process->client = client;
+        else
+            jsonrpc_client_free(client);
+    }
+    pthread_mutex_unlock(&process->connect_lock);
+    return result;
+}
+
+int vm_process_call(struct vm_process *process, const char *method, json_t *params, int64_t timeout_ms,
+                    json_t **result, struct ferry_error *err)
+{
+    int status = connect_client(process, err);
+
+    if (status < 0) {
+        json_decref(params);
+        return error_prefix(err, status, "ferry-vm of VM %s (process %d) does not answer", process->vm->name,
+                            (int)process->pid);
+    }
+    return jsonrpc_client_call(process->client, method, params, clock_deadline(timeout_ms), result, err);
+}
+
+void vm_process_kill(struct vm_process *process)
+{
+    pidfd_send_signal(process->pidfd, SIGKILL, NULL, 0);
+}
+
+static bool wait_end(const struct vm_process *process, int timeout_ms)
+{
+    struct pollfd poll_end = {.fd = process->pidfd, .events = POLLIN};
+
+    return poll(&poll_end, 1, timeout_ms) == 1;
+}
+
+bool vm_process_gone(const struct vm_process *process)
+{
+    return wait_end(process, 0);
+}
+
+void vm_process_last_words(struct vm_process *process, char *text, size_t size)
+{
+    siginfo_t info = {0};
+
+    if (!process->child || waitid(P_PIDFD, (id_t)process->pidfd, &info, WEXITED | WNOHANG) < 0 ||
+        info.si_pid == 0) {
+        snprintf(text, size, "ferry-vm is gone without a word");
+        return;
+    }
+    process->child = false; /* reaped */
+    if (info.si_code == CLD_EXITED)
+        snprintf(text, size, "ferry-vm ended with status %d", info.si_status);
+    else
+        snprintf(text, size, "ferry-vm was killed by signal %d", info.si_status);
+}
+
+/* The child's descriptors: no input, its words into the VM's log, the ready pipe as READY_FD, nothing else.
+ */
+static int spawn(const struct config *config, const struct vm *vm, unsigned flags, int ready, pid_t *pid,
+                 struct ferry_error *err)
+{
+    char log_path[PATH_MAX];
+    char *argv[8] = {"ferry-vm", "--dir", (char *)vm->directory, "--ready-fd", "3"};
+    size_t argc = 5;
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t none, all;
+    int rc;
+
+    if (flags & VM_PROCESS_INCOMING)
+        argv[argc++] = "--incoming";
+    if (flags & VM_PROCESS_PAUSED)
+        argv[argc++] = "--paused";
+    sigemptyset(&none);
+    sigfillset(&all);
+    if (process_path(vm, "vm.log", log_path) < 0)
+        return error_set(err, -ENAMETOOLONG, "the path of VM %s is too long", vm->name);
+
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, 1, log_path, O_WRONLY | O_CREAT | O_APPEND, 0640);
+    posix_spawn_file_actions_adddup2(&actions, 1, 2);
+    posix_spawn_file_actions_adddup2(&actions, ready, READY_FD);
+    posix_spawn_file_actions_addclosefrom_np(&actions, READY_FD + 1);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setflags(&attributes,
+                             POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setsigdefault(&attributes, &all);
+    rc = posix_spawn(pid, config->vm_program, &actions, &attributes, argv, environ);
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&actions);
+    return rc == 0 ? 0 : error_set_errno(err, -rc, "cannot start %s", config->vm_program);
+}
+
+/* Reads the line ferry-vm writes when it is ready, or why it is not. */
+static int wait_ready(struct host *host, struct vm_process *process, int fd, uint64_t deadline,
+                      struct ferry_error *err)
+{
+    char line[4096];
+    size_t used = 0;
+    json_t *word = NULL;
+    const char *text;
+    json_int_t number;
+    int result = -EPROTO;
+
+    while (used < sizeof(line) - 1 && !memchr(line, '\n', used)) {
+        struct pollfd polls[2] = {{.fd = fd, .events = POLLIN}, {.fd = host->stop_fd, .events = POLLIN}};
+        int ready = poll(polls, 2, clock_left_ms(deadline));
+        ssize_t got;
+
+        if (ready < 0 && errno == EINTR)
+            continue;
+        if (ready <= 0)
+            return error_set(err, -ETIMEDOUT, "ferry-vm did not get ready in time");
+        if (polls[1].revents)
+            return error_set(err, -ECANCELED, "ferryd is stopping");
+        got = read(fd, line + used, sizeof(line) - 1 - used);
+        if (got <= 0)
+            break;
+        used += (size_t)got;
+    }
+    line[used] = '\0';
+    word = used ? fields_parse(line, strcspn(line, "\n"), "what ferry-vm says", err) : NULL;
+    text = json_string_value(json_object_get(word, "error"));
+    number = json_integer_value(json_object_get(word, "errno"));
+    if (json_is_true(json_object_get(word, "ok"))) {
+        result = 0;
+    } else if (text) {
+        result = error_set(err, number > 0 && number < 4096 ? -(int)number : -EIO, "%s", text);
+    } else {
+        char why[128];
+
+        wait_end(process, END_MS);
+        vm_process_last_words(process, why, sizeof(why));
+        result = error_set(err, -EPROTO, "%s before it was ready; see ferryd's log", why);
+    }
+    json_decref(word);
+    return result;
+}
+
+/* A start that failed leaves no process: it is ended and waited for. */
+static void discard(struct vm_process *process)
+{
+    siginfo_t info;
+
+    vm_process_kill(process);
+    if (wait_end(process, END_MS))
+        waitid(P_PIDFD, (id_t)process->pidfd, &info, WEXITED | WNOHANG);
+    vm_process_unref(process);
+}
+
+int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, unsigned flags,
+                     int64_t timeout_ms, struct ferry_error *err)
+{
+    CLEANUP_CLOSE int ready_read = -1;
+    CLEANUP_CLOSE int ready_write = -1;
+    struct vm_process *process;
+    int pipe_fds[2];
+    pid_t pid = -1;
+    int result;
+
+    *out = NULL;
+    if (pipe2(pipe_fds, O_CLOEXEC) < 0)
+        return error_set_errno(err, -errno, "cannot make a pipe for ferry-vm");
+    ready_read = pipe_fds[0];
+    ready_write = pipe_fds[1];
+    result = spawn(host->config, vm, flags, ready_write, &pid, err);
+    if (result < 0)
+        return result;
+    close(TAKE_FD(ready_write));
+    process = process_new(host, vm, pid, true);
+    if (!process) {
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+        return error_set(err, -ENOMEM, "cannot watch the process of VM %s", vm->name);
+    }
+    result = record_process(vm, pid, err);
+    if (result == 0)
+        result = wait_ready(host, process, ready_read, clock_deadline(timeout_ms), err);
+    if (result == 0)
+        result = connect_client(process, err);
+    if (result < 0) {
+        discard(process);
+        return result;
+    }
+    *out = process;
+    return 0;
+}
+
+int vm_process_adopt(struct vm_process **out, struct host *host, struct vm *vm, struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    uint64_t pid = 0;
+    uint64_t started = 0;
+    const struct field fields[] = {{"pid", FIELD_UINT, true, &pid},
+                                   {"start_time", FIELD_UINT, true, &started}};
+    struct vm_process *process;
+    json_t *record = NULL;
+    int result = process_path(vm, "process.json", path);
+
+    *out = NULL;
+    if (result == 0)
+        result = host_read_json(path, &record, err);
+    if (result == 0)
+        result = fields_read(record, fields, 2, FIELDS_LOOSE, path, err);
+    json_decref(record);
+    if (result < 0)
+        return result;
+    if (pid == 0 || pid > INT32_MAX || start_time((pid_t)pid) != started)
+        return error_set(err, -ESRCH, "process %llu is gone", (unsigned long long)pid);
+    process = process_new(host, vm, (pid_t)pid, false);
+    if (!process || start_time((pid_t)pid) != started || vm_process_gone(process)) {
+        vm_process_unref(process);
+        return error_set(err, -ESRCH, "process %llu is gone", (unsigned long long)pid);
+    }
+    /* It may be just starting: its socket may not be there yet. */
+    for (unsigned i = 0; i < ADOPT_ATTEMPTS && connect_client(process, err) < 0; i++) {
+        if (wait_end(process, ADOPT_INTERVAL_MS))
+            break;
+    }
+    *out = process;
+    return 0;
+}
+
+static void ended(void *opaque, unsigned events)
+{
+    struct vm_process *process = opaque;
+
+    (void)events;
+    loop_watch_remove(process->watch);
+    process->watch = NULL;
+    vms_process_ended(process);
+    vm_process_unref(process); /* the watch's reference */
+}
+
+static void add_watch(void *opaque)
+{
+    struct vm_process *process = opaque;
+    struct ferry_error err;
+
+    if (loop_watch_add(process->host->loop, process->pidfd, LOOP_READ, ended, process, &process->watch,
+                       &err) < 0) {
+        log_error(process->host->log, "VM %s: its end will not be noticed: %s", process->vm->name, err.text);
+        vm_process_unref(process);
+    }
+}
+
+int vm_process_watch(struct vm_process *process)
+{
+    struct host *host = process->host;
+    int result;
+
+    host_lock(host);
+    process->refs++;
+    host_unlock(host);
+    result = loop_post(host->loop, add_watch, process);
+    if (result < 0)
+        vm_process_unref(process);
+    return result;
+}
