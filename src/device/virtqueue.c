@@ -276,19 +276,15 @@ bool virtqueue_must_signal(struct virtqueue *queue)
 {
     struct virtqueue_state *state = queue->state;
     uint16_t old = state->signalled;
-    bool old_valid = state->signalled_valid;
     uint16_t wanted;
 
-    if (!state->ready || !queue->mapped || (old_valid && old == state->next_used))
+    if (!state->ready || !queue->mapped || old == state->next_used)
         return false;
     /* The driver writes what it wants and then looks at the used index; we the other way round. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     state->signalled = state->next_used;
-    state->signalled_valid = true;
     if (!queue->event_idx)
         return !(load_u16(queue->driver + RING_FLAGS, __ATOMIC_RELAXED) & AVAIL_F_NO_INTERRUPT);
-    if (!old_valid)
-        return true;
     wanted = load_u16(queue->driver + RING_ENTRIES + AVAIL_ENTRY * (size_t)state->size, __ATOMIC_RELAXED);
     /* §2.7.7.1: the wanted index lies in [old, next_used). */
     return (uint16_t)(state->next_used - wanted - 1) < (uint16_t)(state->next_used - old);

@@ -36,7 +36,6 @@ struct virtqueue_state {
     uint16_t next_avail; /* next entry of the available ring to look at */
     uint16_t next_used;  /* next entry of the used ring to write */
     uint16_t signalled;  /* next_used when the driver was last considered for an interrupt */
-    bool signalled_valid;
     bool ready;
 };
 
@@ -46,8 +45,7 @@ struct virtqueue_state {
         STATE_FIELD(type, member.device_addr, STATE_U64),                                                    \
         STATE_FIELD(type, member.size, STATE_U16, .max = VIRTQUEUE_SIZE_MAX),                                \
         STATE_FIELD(type, member.next_avail, STATE_U16), STATE_FIELD(type, member.next_used, STATE_U16),     \
-        STATE_FIELD(type, member.signalled, STATE_U16),                                                      \
-        STATE_FIELD(type, member.signalled_valid, STATE_BOOL), STATE_FIELD(type, member.ready, STATE_BOOL)
+        STATE_FIELD(type, member.signalled, STATE_U16), STATE_FIELD(type, member.ready, STATE_BOOL)
 
 struct virtqueue_segment {
     uint8_t *ptr; /* checked: SIZE bytes of guest memory */
