@@ -28,17 +28,19 @@ struct descriptor {
     uint16_t next;
 };
 
-static uint16_t load_u16(const uint8_t *ptr, int order)
+/*
+ * Indices and flags are atomic and sequentially consistent: the driver writes what it wants to be told of and
+ * then looks at our index, we write our index and then look at what it wants, and one of the two must see the
+ * other's (§2.7.7, §2.7.13).
+ */
+static uint16_t load_u16(const uint8_t *ptr)
 {
-    const uint16_t *word = (const void *)ptr;
-
-    return le16toh(order == __ATOMIC_ACQUIRE ? __atomic_load_n(word, __ATOMIC_ACQUIRE)
-                                             : __atomic_load_n(word, __ATOMIC_RELAXED));
+    return le16toh(__atomic_load_n((const uint16_t *)(const void *)ptr, __ATOMIC_SEQ_CST));
 }
 
 static void store_u16(uint8_t *ptr, uint16_t value)
 {
-    __atomic_store_n((uint16_t *)(void *)ptr, htole16(value), __ATOMIC_RELEASE);
+    __atomic_store_n((uint16_t *)(void *)ptr, htole16(value), __ATOMIC_SEQ_CST);
 }
 
 void virtqueue_init(struct virtqueue *queue, struct virtqueue_state *state, struct memory *memory)
@@ -219,14 +221,13 @@ int virtqueue_pop(struct virtqueue *queue, struct virtqueue_chain *chain, const 
         return 0;
     if (!queue->mapped && !map_ring(queue, &reason))
         return break_queue(queue, reason, why);
-    available = load_u16(queue->driver + RING_IDX, __ATOMIC_ACQUIRE) - state->next_avail;
+    available = load_u16(queue->driver + RING_IDX) - state->next_avail;
     if (!available)
         return 0;
     outstanding = state->next_avail - state->next_used;
     if (available > state->size || outstanding >= state->size)
         return break_queue(queue, "the available index jumped by more than its size", why);
-    chain->head = load_u16(queue->driver + RING_ENTRIES + AVAIL_ENTRY * (state->next_avail % state->size),
-                           __ATOMIC_RELAXED);
+    chain->head = load_u16(queue->driver + RING_ENTRIES + AVAIL_ENTRY * (state->next_avail % state->size));
     chain->out_count = 0;
     chain->in_count = 0;
     chain->out_size = 0;
@@ -280,12 +281,10 @@ bool virtqueue_must_signal(struct virtqueue *queue)
 
     if (!state->ready || !queue->mapped || old == state->next_used)
         return false;
-    /* The driver writes what it wants and then looks at the used index; we the other way round. */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     state->signalled = state->next_used;
     if (!queue->event_idx)
-        return !(load_u16(queue->driver + RING_FLAGS, __ATOMIC_RELAXED) & AVAIL_F_NO_INTERRUPT);
-    wanted = load_u16(queue->driver + RING_ENTRIES + AVAIL_ENTRY * (size_t)state->size, __ATOMIC_RELAXED);
+        return !(load_u16(queue->driver + RING_FLAGS) & AVAIL_F_NO_INTERRUPT);
+    wanted = load_u16(queue->driver + RING_ENTRIES + AVAIL_ENTRY * (size_t)state->size);
     /* §2.7.7.1: the wanted index lies in [old, next_used). */
     return (uint16_t)(state->next_used - wanted - 1) < (uint16_t)(state->next_used - old);
 }
@@ -301,8 +300,7 @@ bool virtqueue_listen(struct virtqueue *queue)
         store_u16(queue->device + offset, state->next_avail);
         memory_mark_dirty(queue->memory, state->device_addr + offset, 2);
     }
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return load_u16(queue->driver + RING_IDX, __ATOMIC_ACQUIRE) != state->next_avail;
+    return load_u16(queue->driver + RING_IDX) != state->next_avail;
 }
 
 /* Calls copy for each piece of [offset, offset + size) of the segments. */

@@ -139,8 +139,10 @@ int user_net_check_ports(const struct user_net_options *options, struct ferry_er
         if (fd < 0)
             return error_set_errno(err, -errno, "cannot make a socket");
         inet_ntop(AF_INET, &forward->host_addr, text, sizeof(text));
-        /* As libslirp will: connections of an earlier VM that linger do not count. */
-        (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+        /* As libslirp will: TCP connections of an earlier VM that linger do not count. For UDP it would mean
+         * sharing the port with whoever has it. */
+        if (!forward->udp)
+            (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
         if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || (!forward->udp && listen(fd, 1) < 0)) {
             if (errno == EADDRINUSE)
                 return error_set(err, -EADDRINUSE, "port %s:%u is in use; choose another hostfwd port", text,
