@@ -422,7 +422,7 @@ op_ECALL:
     RESUME();
 op_EBREAK:
     SYNC();
-    trap_take(hart, CAUSE_BREAKPOINT, hart->pc);
+    trap_take(hart, CAUSE_BREAKPOINT, 0);
     RESUME();
 op_SRET:
     if (hart->privilege != PRIVILEGE_SUPERVISOR)

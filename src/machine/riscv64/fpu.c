@@ -291,10 +291,25 @@ static uint64_t execute_d(struct hart *hart, enum op_id id, const struct op *op,
 
 /* --- conversions -------------------------------------------------------------------------------------- */
 
-/* To an integral value, without flags. |VALUE| below 2^52 has a fraction; trunc raises nothing. */
+/* trunc() that certainly raises nothing: compilers make a conversion of it, which is inexact. */
+static double truncate_quietly(double value)
+{
+    uint64_t bits;
+    int exponent;
+
+    memcpy(&bits, &value, sizeof(bits));
+    exponent = (int)(bits >> 52 & 0x7ff) - 1023;
+    if (exponent < 0)
+        bits &= FPU_SIGN_D;
+    else if (exponent < 52)
+        bits &= ~(UINT64_C(0xfffffffffffff) >> exponent);
+    return fpu_get_d(bits);
+}
+
+/* To an integral value, without flags; all sums are exact. */
 static double round_integral(double value, unsigned rounding)
 {
-    double whole = trunc(value), fraction = fabs(value - whole);
+    double whole = truncate_quietly(value), fraction = fabs(value - whole);
     double up = copysign(1.0, value);
 
     switch (rounding) {
@@ -307,7 +322,7 @@ static double round_integral(double value, unsigned rounding)
     case ROUND_RMM:
         return fraction >= 0.5 ? whole + up : whole;
     }
-    if (fraction > 0.5 || (fraction == 0.5 && fmod(whole, 2) != 0))
+    if (fraction > 0.5 || (fraction == 0.5 && truncate_quietly(whole / 2) * 2 != whole))
         return whole + up;
     return whole;
 }
