@@ -237,12 +237,13 @@ static int read_upgrade(struct client *client, struct client_pipe *pipe, struct 
     char head[HEAD_MAX_SIZE + 1] = "";
     size_t size = 0, wanted;
     ssize_t end = read_until(pipe, head, &size, 0);
-    int status;
+    long status;
 
     if (end < 0)
         return error_set(err, -EPIPE, "ferryd at %s closed the connection before it had answered",
                          client->target);
-    if (sscanf(head, "HTTP/1.%*1d %3d", &status) != 1)
+    status = strncmp(head, "HTTP/1.", 7) == 0 ? strtol(head + strlen("HTTP/1.1"), NULL, 10) : 0;
+    if (status < 100)
         return error_set(err, -EPROTO, "%s does not speak HTTP; is it a ferryd?", client->target);
     if (status == 101) {
         pipe->early_size = size - (size_t)end;

@@ -69,8 +69,7 @@ static int migrations(struct cli *cli, struct ferry_error *err)
     if (result == 0 && cli->json)
         cli_print_json(cli, answer);
     else if (result == 0 && json_array_size(answer) == 0)
-        fprintf(stderr, "no %s%smigrations on this host\n", view && strcmp(view, "history") ? view : "",
-                view && strcmp(view, "history") ? " " : "");
+        fprintf(stderr, "no migrations on this host%s%s\n", view ? " in the view " : "", view ? view : "");
     else if (result == 0)
         print_migrations(cli, answer, view && strcmp(view, "failed") == 0);
     json_decref(answer);

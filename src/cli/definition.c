@@ -173,20 +173,20 @@ static int add_disk(struct builder *builder, json_t *disks, const char *text)
 /* "user,mac=…,hostfwd=…": mac is a field of its own, the rest is the backend. */
 static int add_net(struct builder *builder, json_t *nets, const char *text)
 {
-    char *spec = memory_copy_text(text), *backend = memory_copy_text(text);
+    char *spec = memory_copy_text(text), *backend = memory_copy_text("");
     json_t *net = json_object();
     char *rest = spec, *word;
     int result = 0;
 
-    *backend = '\0';
     while (result == 0 && (word = strsep(&rest, ","))) {
+        char *before = backend;
+
         if (strncmp(word, "mac=", 4) == 0) {
             result = add_text(builder, net, "mac", word + 4);
             continue;
         }
-        if (*backend)
-            strcat(backend, ",");
-        strcat(backend, word);
+        backend = memory_format("%s%s%s", before, *before ? "," : "", word);
+        free(before);
     }
     if (result == 0 && !*backend)
         result = error_set(builder->err, -EINVAL, "run: --net '%s' names no network", text);

@@ -61,7 +61,7 @@ void table_cell_format(struct table *table, const char *format, ...)
 
 size_t table_rows(const struct table *table)
 {
-    return table->cell_count / table->column_count;
+    return table->column_count ? table->cell_count / table->column_count : 0;
 }
 
 static void print_cell(const struct table *table, FILE *out, size_t column, const char *text)
