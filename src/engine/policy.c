@@ -20,7 +20,6 @@ void policy_init(struct policy *policy, uint64_t downtime_limit_ns, uint64_t cop
     *policy = (struct policy){
         .downtime_limit_ns = downtime_limit_ns,
         .copy_time_limit_ns = copy_time_limit_ns,
-        .previous = UINT64_MAX,
         .smallest = UINT64_MAX,
     };
 }
@@ -103,12 +102,14 @@ struct policy_decision policy_decide(struct policy *policy, const struct policy_
         decision.dirty_rate = (uint64_t)((double)remaining * NS_PER_S / (double)round->duration_ns);
     decision.downtime_ns = (uint64_t)copy_ns + round->fixed_cost_ns;
 
-    /* Shrinking means by a tenth at least, against the round before. */
-    if (policy->previous != UINT64_MAX && remaining > policy->previous - policy->previous / 10)
+    /* Shrinking means a tenth below the smallest so far; the first round has only itself to be compared with.
+     */
+    if (policy->smallest == UINT64_MAX)
+        policy->stalled = remaining >= round->sent_bytes && remaining > 0;
+    else if (remaining >= policy->smallest - policy->smallest / 10)
         policy->stalled++;
     else
-        policy->stalled = policy->previous == UINT64_MAX && remaining >= round->sent_bytes && remaining > 0;
-    policy->previous = remaining;
+        policy->stalled = 0;
     if (remaining < policy->smallest)
         policy->smallest = remaining;
 

@@ -28,9 +28,8 @@ struct policy {
     uint64_t copy_time_limit_ns;
     /* What has been seen. */
     uint64_t bandwidth; /* bytes/s; 0 unknown */
-    uint64_t previous;  /* bytes left after the round before; UINT64_MAX before the first */
-    uint64_t smallest;  /* of all rounds */
-    unsigned stalled;   /* rounds one after another that did not shrink */
+    uint64_t smallest;  /* bytes left after the best round; UINT64_MAX before the first */
+    unsigned stalled;   /* rounds one after another that were not better than it */
 };
 
 struct policy_round {

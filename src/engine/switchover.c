@@ -244,8 +244,12 @@ static int source_go(struct source *source, struct ferry_error *err)
 
     if (result < 0)
         return result;
-    source->destination_out = false; /* also when sending fails: some of it may arrive */
+
+    uint64_t before = channel_bytes_out(&source->control.link.channel);
+
     result = control_send(&source->control, WIRE_GO, 0, NULL, err);
+    /* Also when sending failed: what has left may arrive. */
+    source->destination_out = channel_bytes_out(&source->control.link.channel) == before;
     return result < 0 ? result : session_fault(session, FAULT_SOURCE_AFTER_GO, err);
 }
 

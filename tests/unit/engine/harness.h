@@ -1,0 +1,95 @@
+/*
+ * One whole migration in this process: a source and a destination session with fake guests, over loopback
+ * TCP, optionally through a proxy that cuts all connections after so many bytes.
+ *
+ *     struct migration m;
+ *     migration_init(&m, sizes, 1, true);     guests exist, the source's runs
+ *     m.source_options.streams = 2;           settings, before
+ *     migration_run(&m);                      both sessions, to their ends
+ *     migration_free(&m);
+ */
+#ifndef TESTS_UNIT_ENGINE_HARNESS_H
+#define TESTS_UNIT_ENGINE_HARNESS_H
+
+#include "base/thread.h"
+#include "engine/testing/fake_guest.h"
+
+#include <ferry/ferry.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define MIB (UINT64_C(1) << 20)
+
+/* What one session told its observer. */
+struct witness {
+    pthread_mutex_t lock;
+    char log[65536];
+    enum ferry_state states[32];
+    size_t state_count;
+    enum ferry_phase phases[16];
+    size_t phase_count;
+    struct ferry_session *session; /* to look at while it runs */
+    unsigned percent;
+    enum ferry_phase percent_phase;
+    bool percent_fell;
+};
+
+/* Forwards connections to a port and back. */
+struct proxy {
+    struct thread thread;
+    int listen_fd;
+    int stop_fd;
+    uint64_t cut_after; /* bytes in both directions; UINT64_MAX: never */
+    char target[128];
+    uint64_t forwarded;
+};
+
+struct migration {
+    struct fake_owner owner;
+    struct fake_guest source;
+    struct fake_guest destination;
+    struct ferry_guest_ops source_ops; /* fake_guest_ops unless changed before */
+    struct ferry_source_options source_options;
+    struct ferry_destination_options destination_options;
+    struct witness source_witness;
+    struct witness destination_witness;
+    struct ferry_session *from;
+    struct ferry_session *to;
+    struct proxy proxy;
+    bool proxied;
+    struct thread destination_thread;
+
+    /* Results. */
+    int source_result;
+    int destination_result;
+    struct ferry_error source_error;
+    struct ferry_error destination_error;
+    struct ferry_progress source_progress;
+    struct ferry_progress destination_progress;
+};
+
+void migration_init(struct migration *m, const uint64_t *sizes, size_t count, bool memfd);
+/* All connections go through a proxy that cuts them after BYTES. Before migration_create. */
+void migration_cut_after(struct migration *m, uint64_t bytes);
+/* The sessions exist afterwards; migration_run does it when it was not done. */
+void migration_create(struct migration *m);
+void migration_start_destination(struct migration *m);
+/* Waits for the destination started before. */
+void migration_join_destination(struct migration *m);
+void migration_run(struct migration *m);
+void migration_free(struct migration *m);
+
+/* Both completed; the destination has the source's memory and state, and runs if the source did. */
+void migration_assert_completed(struct migration *m);
+/* Exactly one side has the guest and, if RUNNING, runs it; two never did. A source that was told that nobody
+ * can say stays stopped. */
+void migration_assert_one(struct migration *m, bool running);
+/* The vCPU counts on: it really runs. */
+void assert_counts(struct fake_guest *guest);
+
+#endif
