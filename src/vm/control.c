@@ -1,0 +1,106 @@
+/*
+ * The methods of control.sock (docs/API.md "ferry-vm").
+ */
+#include "vm/vm.h"
+
+#include "base/error.h"
+#include "bus/state.h"
+#include "vm/migrate.h"
+#include "vm/params.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct control_method {
+    const char *name;
+    bool has_params; /* false: any are refused here */
+    /* *result may stay NULL: {} is answered. */
+    int (*call)(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err);
+};
+
+static int control_status(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    *result = vm_status_json(vm);
+    return 0;
+}
+
+static int control_pause(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return vm_pause(vm, err);
+}
+
+static int control_resume(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return vm_resume(vm, err);
+}
+
+static int control_stop(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    if (vm->setup)
+        return error_set(err, -EBUSY, "%s is still arriving", vm->config.name);
+    return machine_ask_stop(vm->machine, err);
+}
+
+static int control_quit(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    vm_end(vm, VM_EXIT_KILLED, "killed on request");
+    return 0;
+}
+
+static int control_prepare(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return migration_prepare(vm, params, err);
+}
+
+static int control_send(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return migration_send(vm, params, err);
+}
+
+static int control_cancel(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return migration_cancel(vm, params, err);
+}
+
+static int control_migration_status(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    *result = migration_json(vm->migration, true);
+    return 0;
+}
+
+static const struct control_method methods[] = {
+    {"status", false, control_status},
+    {"pause", false, control_pause},
+    {"resume", false, control_resume},
+    {"stop", false, control_stop},
+    {"quit", false, control_quit},
+    {"migrate.prepare", true, control_prepare},
+    {"migrate.send", true, control_send},
+    {"migrate.receive", true, migration_receive},
+    {"migrate.cancel", true, control_cancel},
+    {"migrate.status", false, control_migration_status},
+};
+
+void vm_control(void *opaque, struct jsonrpc_request *request, const char *method, json_t *params)
+{
+    static const char *const none[] = {NULL};
+    const struct control_method *found = NULL;
+    struct vm *vm = opaque;
+    struct ferry_error err = {0};
+    json_t *result = NULL;
+    int code;
+
+    for (size_t i = 0; i < ARRAY_SIZE(methods) && !found; i++)
+        if (strcmp(methods[i].name, method) == 0)
+            found = &methods[i];
+    if (!found)
+        code = error_set(&err, -ENOSYS, "there is no method \"%.40s\"", method);
+    else
+        code = found->has_params ? 0 : params_only(params, none, &err);
+    if (!code)
+        code = found->call(vm, params, &result, &err);
+    if (code)
+        jsonrpc_fail(request, &err);
+    else
+        jsonrpc_answer(request, result ? result : json_object());
+}

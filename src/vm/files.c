@@ -1,0 +1,97 @@
+#include "vm/files.h"
+
+#include "base/cleanup.h"
+#include "base/error.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static void json_release(json_t **json)
+{
+    json_decref(*json);
+}
+
+int files_read_definition(const char *path, struct machine_config *config, struct ferry_error *err)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    CLEANUP(json_release) json_t *json = NULL;
+    json_error_t failure;
+    struct stat status;
+    int result;
+
+    if (fd < 0 || fstat(fd, &status) < 0)
+        return error_set_errno(err, -errno, "cannot read the VM's %s", path);
+    if (!S_ISREG(status.st_mode) || status.st_size > FILES_DEFINITION_MAX)
+        return error_set(err, -EINVAL, "the VM's %s is not a file of at most 1 MiB", path);
+    json = json_loadfd(fd, JSON_REJECT_DUPLICATES, &failure);
+    if (!json)
+        return error_set(err, -EINVAL, "the VM's %s is not JSON: line %d: %s", path, failure.line,
+                         failure.text);
+    result = machine_config_from_json(config, json, err);
+    return result ? error_prefix(err, result, "%s", path) : 0;
+}
+
+int files_write_json(const char *path, const json_t *json, struct ferry_error *err)
+{
+    char fresh[64];
+
+    snprintf(fresh, sizeof(fresh), "%.58s.new", path);
+    if (!json || json_dump_file(json, fresh, JSON_COMPACT) < 0 || rename(fresh, path) < 0) {
+        int result = error_set_errno(err, -errno, "cannot write %s", path);
+
+        unlink(fresh);
+        return result;
+    }
+    return 0;
+}
+
+int files_rotate(const char *path, struct ferry_error *err)
+{
+    for (int number = FILES_ROTATED_MAX; number >= 1; number--) {
+        char from[64], to[64];
+
+        if (number > 1)
+            snprintf(from, sizeof(from), "%.50s.%d", path, number - 1);
+        else
+            snprintf(from, sizeof(from), "%.50s", path);
+        snprintf(to, sizeof(to), "%.50s.%d", path, number);
+        if (rename(from, to) < 0 && errno != ENOENT)
+            return error_set_errno(err, -errno, "cannot put the VM's old %s aside", path);
+    }
+    return 0;
+}
+
+void files_tell_ready(int fd, const struct ferry_error *err)
+{
+    json_t *json;
+    char *text;
+
+    if (fd < 0)
+        return;
+    if (err)
+        json = json_pack("{s:s, s:i}", "error", err->text, "errno", -err->code);
+    else
+        json = json_pack("{s:b}", "ok", 1);
+    text = json_dumps(json, JSON_COMPACT);
+    /* Whoever does not listen any more learns nothing. */
+    if (text)
+        dprintf(fd, "%s\n", text);
+    else
+        dprintf(fd, "{\"error\": \"cannot start\", \"errno\": %d}\n", EIO);
+    free(text);
+    json_decref(json);
+    close(fd);
+}
+
+int files_leave_terminal(struct ferry_error *err)
+{
+    CLEANUP_CLOSE int input = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    CLEANUP_CLOSE int output = open("vm.log", O_WRONLY | O_APPEND | O_CLOEXEC);
+
+    if (input < 0 || output < 0 || dup2(input, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
+        return error_set_errno(err, -errno, "cannot leave the terminal");
+    return 0;
+}

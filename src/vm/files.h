@@ -1,0 +1,27 @@
+/*
+ * The files of a VM's directory that ferry-vm reads and writes once, and its first word to whoever started
+ * it. Paths are relative to the VM's directory, which is the current one.
+ */
+#ifndef FERRY_VM_FILES_H
+#define FERRY_VM_FILES_H
+
+#include "machine/machine.h"
+
+#include <ferry/error.h>
+
+#include <jansson.h>
+
+#define FILES_DEFINITION_MAX (1024 * 1024)
+#define FILES_ROTATED_MAX    5
+
+int files_read_definition(const char *path, struct machine_config *config, struct ferry_error *err);
+/* Whole or not at all: a new file takes the place of the old one. */
+int files_write_json(const char *path, const json_t *json, struct ferry_error *err);
+/* PATH becomes PATH.1, PATH.1 becomes PATH.2 and so on; the oldest goes. Nothing to do without PATH. */
+int files_rotate(const char *path, struct ferry_error *err);
+/* One line of JSON: success when err is NULL. Closes FD; -1: nobody wants to know. */
+void files_tell_ready(int fd, const struct ferry_error *err);
+/* Standard input from nowhere, output and errors (assertions, sanitizers) to vm.log. */
+int files_leave_terminal(struct ferry_error *err);
+
+#endif

@@ -1,0 +1,216 @@
+#include "vm/guest.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "vm/migrate.h"
+#include "vm/ownership.h"
+#include "vm/vm.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static int guest_list_regions(void *guest, struct ferry_ram_region *regions, size_t *count,
+                              struct ferry_error *err)
+{
+    struct vm *vm = guest;
+    struct memory *memory = machine_memory(vm->machine);
+
+    *count = memory_region_count(memory);
+    if (*count > FERRY_REGIONS_MAX)
+        return error_set(err, -E2BIG, "the VM has %zu memory regions; %d can be moved", *count,
+                         FERRY_REGIONS_MAX);
+    for (size_t i = 0; i < *count; i++) {
+        const struct memory_region *region = memory_region(memory, i);
+
+        regions[i] = (struct ferry_ram_region){.guest_addr = region->guest_addr,
+                                               .size = region->size,
+                                               .host_ptr = region->host_ptr,
+                                               .memfd = region->memfd};
+        snprintf(regions[i].name, sizeof(regions[i].name), "%s", region->name);
+    }
+    return 0;
+}
+
+static int guest_dirty_start(void *guest, struct ferry_error *err)
+{
+    return machine_dirty_start(((struct vm *)guest)->machine, err);
+}
+
+static int guest_dirty_fetch(void *guest, size_t region, uint64_t *bitmap, struct ferry_error *err)
+{
+    return machine_dirty_fetch(((struct vm *)guest)->machine, region, bitmap, err);
+}
+
+static void guest_dirty_stop(void *guest)
+{
+    machine_dirty_stop(((struct vm *)guest)->machine);
+}
+
+/* Lock held, vCPUs stopped: may the guest be moved as it stands? */
+static int guest_settle_event(struct vm *vm, struct ferry_error *err)
+{
+    char why[FERRY_ERROR_TEXT_SIZE];
+    enum machine_event event = vm_event(vm, why);
+
+    if (event == MACHINE_EVENT_RESET) {
+        if (vm_reboot(vm, NULL) == 0)
+            return 0;
+        event = vm_event(vm, why);
+    }
+    if (!event)
+        return 0;
+    migration_abort(vm->migration, FERRY_CAUSE_GUEST, vm_event_words(event));
+    return error_set(err, -ECANCELED, "%s", vm_event_words(event));
+}
+
+static int guest_pause(void *guest, bool *was_running, struct ferry_error *err)
+{
+    struct vm *vm = guest;
+    int result;
+
+    pthread_mutex_lock(&vm->lock);
+    result = machine_pause(vm->machine, err);
+    if (!result)
+        result = guest_settle_event(vm, err);
+    if (!result) {
+        *was_running = vm->running;
+        vm->frozen = true;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return result;
+}
+
+static int guest_quiesce(void *guest, uint64_t timeout_ns, struct ferry_error *err)
+{
+    return machine_quiesce(((struct vm *)guest)->machine, clock_now_ns() + timeout_ns, err);
+}
+
+/* A paused VM's devices stay quiesced until it is resumed: they have nothing to do without its vCPUs. */
+static int guest_resume(void *guest, bool run, struct ferry_error *err)
+{
+    struct vm *vm = guest;
+    int result = 0;
+
+    pthread_mutex_lock(&vm->lock);
+    if (run)
+        result = machine_resume(vm->machine, err);
+    if (!result) {
+        vm->running = run;
+        vm->frozen = false;
+        vm->setup = false;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    if (!result)
+        vm_went_on(vm);
+    return result;
+}
+
+static int guest_visit_section(void *opaque, const char *name, uint32_t version, const void *data,
+                               size_t size, struct ferry_error *err)
+{
+    return ferry_sink_section(opaque, name, version, data, size, err);
+}
+
+static int guest_save_state(void *guest, struct ferry_sink *sink, struct ferry_error *err)
+{
+    struct vm *vm = guest;
+    struct buffer buffer = BUFFER_INIT;
+    int result = machine_save(vm->machine, guest_visit_section, sink, err);
+
+    if (result)
+        return result;
+    console_save(vm->console, &buffer);
+    if (buffer_failed(&buffer))
+        result = error_set(err, -ENOMEM, "out of memory while saving the console's history");
+    else
+        result =
+            ferry_sink_section(sink, CONSOLE_SECTION, console_state.version, buffer.data, buffer.size, err);
+    buffer_free(&buffer);
+    return result;
+}
+
+static int guest_load_section(void *guest, const struct ferry_section *section, struct ferry_error *err)
+{
+    struct vm *vm = guest;
+    struct reader in = reader_init(section->data, section->size);
+    int result;
+
+    if (strcmp(section->name, CONSOLE_SECTION) != 0)
+        return machine_load_section(vm->machine, section->name, section->version, section->data,
+                                    section->size, err);
+    if (vm->history_loaded)
+        return error_set(err, -EEXIST, "section %s came twice", section->name);
+    result = console_load(vm->console, section->version, &in, err);
+    if (result)
+        return result;
+    if (reader_left(&in))
+        return error_set(err, -EINVAL, "section %s has %zu bytes too many", section->name, reader_left(&in));
+    vm->history_loaded = true;
+    return 0;
+}
+
+static int guest_load_finish(void *guest, struct ferry_error *err)
+{
+    struct vm *vm = guest;
+
+    if (!vm->history_loaded)
+        return error_set(err, -ENOENT, "section %s is missing", CONSOLE_SECTION);
+    return machine_load_finish(vm->machine, err);
+}
+
+static void guest_advance_clock(void *guest, uint64_t nanoseconds)
+{
+    machine_clock_advance(((struct vm *)guest)->machine, nanoseconds);
+}
+
+static void guest_throttle(void *guest, unsigned percent)
+{
+    machine_throttle(((struct vm *)guest)->machine, percent);
+}
+
+static int guest_release(void *guest, const struct ferry_handover *handover, struct ferry_error *err)
+{
+    return ownership_release(((struct vm *)guest)->machine, handover, err);
+}
+
+static int guest_acquire(void *guest, const struct ferry_handover *handover, struct ferry_error *err)
+{
+    return ownership_acquire(((struct vm *)guest)->machine, handover, err);
+}
+
+static enum ferry_retake guest_retake(void *guest, const struct ferry_handover *handover,
+                                      struct ferry_error *err)
+{
+    return ownership_retake(((struct vm *)guest)->machine, handover, err);
+}
+
+static void guest_give_back(void *guest, const struct ferry_handover *handover)
+{
+    ownership_give_back(((struct vm *)guest)->machine, handover);
+}
+
+static void guest_announce(void *guest)
+{
+    machine_announce(((struct vm *)guest)->machine);
+}
+
+const struct ferry_guest_ops vm_guest_ops = {
+    .list_regions = guest_list_regions,
+    .dirty_start = guest_dirty_start,
+    .dirty_fetch = guest_dirty_fetch,
+    .dirty_stop = guest_dirty_stop,
+    .pause = guest_pause,
+    .quiesce = guest_quiesce,
+    .resume = guest_resume,
+    .save_state = guest_save_state,
+    .load_section = guest_load_section,
+    .load_finish = guest_load_finish,
+    .advance_clock = guest_advance_clock,
+    .throttle = guest_throttle,
+    .release_ownership = guest_release,
+    .acquire_ownership = guest_acquire,
+    .retake_ownership = guest_retake,
+    .announce = guest_announce,
+    .give_back_ownership = guest_give_back,
+};

@@ -1,0 +1,163 @@
+/*
+ * ferry-vm: arguments, and making the process independent of whoever started it.
+ */
+#include "base/error.h"
+#include "vm/files.h"
+#include "vm/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define EXIT_USAGE 2
+
+static const char usage[] =
+    "usage: ferry-vm --dir DIR [--incoming] [--paused] [--ready-fd N] [--insecure]\n"
+    "\n"
+    "Runs one virtual machine, described by DIR/definition.json, and answers JSON-RPC on DIR/control.sock.\n"
+    "\n"
+    "  --dir DIR       the VM's directory\n"
+    "  --incoming      do not start the VM but wait for it to arrive from another host\n"
+    "  --paused        do not let it run until it is resumed\n"
+    "  --ready-fd N    write one line of JSON to descriptor N when the VM runs or cannot\n"
+    "  --insecure      a migration may arrive on addresses other than loopback, unencrypted\n"
+    "  --help          this text\n"
+    "  --version       the version\n";
+
+static int bad_usage(const char *format, const char *argument)
+{
+    fprintf(stderr, "ferry-vm: ");
+    fprintf(stderr, format, argument);
+    fprintf(stderr, "; see ferry-vm --help\n");
+    return EXIT_USAGE;
+}
+
+/* An open descriptor's number, or -1. */
+static int parse_descriptor(const char *text)
+{
+    char *end;
+    long number;
+
+    errno = 0;
+    number = strtol(text, &end, 10);
+    if (errno || end == text || *end || number < 0 || number > INT_MAX || fcntl((int)number, F_GETFD) < 0)
+        return -1;
+    return (int)number;
+}
+
+/* Returns -1 to go on, else the exit status. */
+static int parse_arguments(int argc, char **argv, struct vm_options *options)
+{
+    static const struct option longs[] = {
+        {"dir", required_argument, NULL, 'd'}, {"incoming", no_argument, NULL, 'i'},
+        {"paused", no_argument, NULL, 'p'},    {"ready-fd", required_argument, NULL, 'r'},
+        {"insecure", no_argument, NULL, 'I'},  {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},   {0},
+    };
+    int option;
+
+    opterr = 0;
+    while ((option = getopt_long(argc, argv, ":", longs, NULL)) != -1) {
+        switch (option) {
+        case 'd':
+            options->dir = optarg;
+            break;
+        case 'i':
+            options->incoming = true;
+            break;
+        case 'p':
+            options->paused = true;
+            break;
+        case 'I':
+            options->insecure = true;
+            break;
+        case 'r':
+            options->ready_fd = parse_descriptor(optarg);
+            if (options->ready_fd < 0)
+                return bad_usage("--ready-fd %s is not an open descriptor", optarg);
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        case 'v':
+            puts("ferry-vm " FERRY_VERSION);
+            return 0;
+        case ':':
+            return bad_usage("%s needs a value", argv[optind - 1]);
+        default:
+            return bad_usage("%s is not an option of ferry-vm", argv[optind - 1]);
+        }
+    }
+    if (optind < argc)
+        return bad_usage("unexpected argument %s", argv[optind]);
+    if (!options->dir)
+        return bad_usage("%s is missing", "--dir");
+    if (options->incoming && options->paused)
+        return bad_usage("%s has no meaning with --incoming: the VM arrives running or paused", "--paused");
+    return -1;
+}
+
+/* Its own session, no descriptors but the standard ones and ready_fd, no signals but SIGTERM and deadly ones.
+ */
+static int become_independent(struct vm_options *options)
+{
+    sigset_t set;
+
+    if (options->ready_fd >= 0) {
+        /* Above the standard ones, which are replaced later; the rest is closed around it. */
+        int fd = fcntl(options->ready_fd, F_DUPFD_CLOEXEC, 3);
+
+        if (fd < 0)
+            return -1;
+        options->ready_fd = fd;
+        if (fd > 3)
+            close_range(3, (unsigned)fd - 1, 0);
+        close_range((unsigned)fd + 1, UINT_MAX, 0);
+    } else {
+        close_range(3, UINT_MAX, 0);
+    }
+    /* Fails for the leader of a process group (started by an interactive shell): then it has a group of its
+     * own, and the terminal's signals are ignored below. */
+    (void)setsid();
+    signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGQUIT, SIG_IGN);
+    /* Blocked in every thread: read from a signalfd. */
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    return sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    struct vm_options options = {.ready_fd = -1};
+    int status = parse_arguments(argc, argv, &options);
+
+    if (status >= 0)
+        return status;
+    /* A heap for each thread would cost more than it brings. */
+    mallopt(M_ARENA_MAX, 2);
+    umask(0027);
+    if (become_independent(&options) < 0) {
+        fprintf(stderr, "ferry-vm: cannot detach from its starter: %s\n", strerror(errno));
+        return EXIT_FAILURE;
+    }
+    if (chdir(options.dir) < 0) {
+        struct ferry_error err;
+
+        error_set_errno(&err, -errno, "cannot use the VM directory %.300s", options.dir);
+        fprintf(stderr, "ferry-vm: %s\n", err.text);
+        files_tell_ready(options.ready_fd, &err);
+        return EXIT_FAILURE;
+    }
+    return vm_main(&options);
+}

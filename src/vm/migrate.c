@@ -1,0 +1,582 @@
+#include "vm/migrate.h"
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/sock.h"
+#include "base/thread.h"
+#include "vm/guest.h"
+#include "vm/params.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define TICK_NS (100 * NS_PER_MS)
+/* How long a source waits, after MIGRATE_TO, for the word to start. */
+#define PREPARED_NS (60 * NS_PER_S)
+
+enum migration_step {
+    MIGRATION_PREPARED = 1, /* source: no session yet */
+    MIGRATION_RUNNING,
+    MIGRATION_ENDED,
+};
+
+struct migration {
+    struct vm *vm;
+    enum migration_step step;
+    bool is_source;
+    char id[FERRY_ID_SIZE];
+    char source[FERRY_NAME_SIZE];
+    char destination[FERRY_NAME_SIZE];
+    char started[CLOCK_TEXT_SIZE];
+    char ended[CLOCK_TEXT_SIZE]; /* empty: not yet */
+    struct log *log;             /* lines carry the id */
+    struct loop_timer *timer;    /* prepared: patience; running: the next progress notification */
+    int listen_fd;
+    struct ferry_session *session;
+    struct thread thread;
+    unsigned changes; /* atomic: changes noted on the session's thread that the loop has not seen */
+    bool untold;      /* atomic: the session has ended and the loop could not be told */
+    struct ferry_progress progress;
+    json_t *lines;
+};
+
+/* ---- the object ---- */
+
+static json_t *migration_rounds_json(const struct ferry_progress *progress)
+{
+    unsigned count = progress->round < FERRY_ROUNDS_MAX ? progress->round : FERRY_ROUNDS_MAX;
+    json_t *rounds = json_array();
+
+    for (unsigned i = 0; i < count; i++) {
+        const struct ferry_round *round = &progress->rounds[i];
+
+        json_array_append_new(rounds, json_pack("{s:I, s:I, s:I, s:I}", "pages", (json_int_t)round->pages,
+                                                "bytes", (json_int_t)round->bytes, "duration_ns",
+                                                (json_int_t)round->duration_ns, "dirtied_pages",
+                                                (json_int_t)round->dirtied_pages));
+    }
+    return rounds;
+}
+
+static json_t *migration_parts_json(const struct ferry_progress *progress)
+{
+    json_t *parts = json_object();
+
+    for (unsigned i = 0; i < FERRY_DOWNTIME_PARTS; i++)
+        json_object_set_new(parts, ferry_downtime_part_name(i),
+                            json_integer((json_int_t)progress->downtime_part_ns[i]));
+    return parts;
+}
+
+static void set_number(json_t *object, const char *name, uint64_t value)
+{
+    json_object_set_new(object, name, json_integer((json_int_t)value));
+}
+
+json_t *migration_json(const struct migration *migration, bool with_log)
+{
+    const struct ferry_progress *progress;
+    json_t *json;
+
+    if (!migration)
+        return json_null();
+    progress = &migration->progress;
+    json =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:s, s:s, s:s, s:s?}", "id",
+                  migration->id, "vm", migration->vm->config.name, "source", migration->source, "destination",
+                  migration->destination, "side", migration->is_source ? "source" : "destination", "kind",
+                  "hot", "state", ferry_state_name(progress->state), "state_number", (int)progress->state,
+                  "phase", ferry_phase_name(progress->phase), "percent", (int)progress->percent, "outcome",
+                  ferry_outcome_name(progress->outcome), "cause", ferry_cause_name(progress->cause), "error",
+                  progress->error, "started", migration->started, "ended",
+                  migration->ended[0] ? migration->ended : NULL);
+    if (!json)
+        return json_null();
+    set_number(json, "memory_bytes", progress->memory_bytes);
+    set_number(json, "remaining_bytes", progress->remaining_bytes);
+    set_number(json, "wire_bytes", progress->wire_bytes);
+    set_number(json, "pages_raw", progress->pages_raw);
+    set_number(json, "pages_zero", progress->pages_zero);
+    set_number(json, "pages_skipped", progress->pages_skipped);
+    set_number(json, "bandwidth", progress->bandwidth_bytes_per_s);
+    set_number(json, "dirty_rate", progress->dirty_bytes_per_s);
+    set_number(json, "total_ns", progress->total_ns);
+    set_number(json, "setup_ns", progress->setup_ns);
+    set_number(json, "downtime_ns", progress->downtime_ns);
+    set_number(json, "round", progress->round);
+    json_object_set_new(json, "downtime_parts", migration_parts_json(progress));
+    json_object_set_new(json, "rounds", migration_rounds_json(progress));
+    if (with_log)
+        json_object_set(json, "log", migration->lines);
+    return json;
+}
+
+static void migration_notify(struct migration *migration, const char *method, bool with_log)
+{
+    jsonrpc_notify(migration->vm->control, method, migration_json(migration, with_log));
+}
+
+/* ---- news from the session's thread ---- */
+
+struct migration_line {
+    struct migration *migration;
+    enum ferry_log_level level;
+    char time[CLOCK_TEXT_SIZE];
+    char text[];
+};
+
+static const char *level_name(enum ferry_log_level level)
+{
+    static const char *const names[] = {[FERRY_LOG_DEBUG] = "debug",
+                                        [FERRY_LOG_INFO] = "info",
+                                        [FERRY_LOG_WARN] = "warn",
+                                        [FERRY_LOG_ERROR] = "error"};
+
+    return names[level];
+}
+
+static void migration_add_line(void *opaque)
+{
+    CLEANUP_FREE struct migration_line *line = opaque;
+    struct migration *migration = line->migration;
+    json_t *json = json_pack("{s:s, s:s, s:s}", "time", line->time, "level", level_name(line->level), "text",
+                             line->text);
+
+    if (!json)
+        return;
+    if (json_array_size(migration->lines) >= MIGRATION_LOG_MAX)
+        json_array_remove(migration->lines, 0);
+    json_array_append(migration->lines, json);
+    json_object_set_new(json, "id", json_string(migration->id));
+    jsonrpc_notify(migration->vm->control, "migration.log", json);
+}
+
+static void migration_on_log(void *opaque, enum ferry_log_level level, const char *text)
+{
+    struct migration *migration = opaque;
+    size_t size = strlen(text) + 1;
+    struct migration_line *line;
+
+    log_write(migration->log, (enum log_level)level, "%s", text);
+    if (level < FERRY_LOG_INFO)
+        return;
+    line = malloc(sizeof(*line) + size);
+    if (!line)
+        return;
+    line->migration = migration;
+    line->level = level;
+    clock_format(clock_realtime_ns(), line->time);
+    memcpy(line->text, text, size);
+    if (loop_post(migration->vm->loop, migration_add_line, line))
+        free(line);
+}
+
+/* A state, phase or round as it was: the loop may come to it only when the next has begun. */
+struct migration_change {
+    struct migration *migration;
+    struct ferry_progress progress;
+};
+
+static void migration_take_change(void *opaque)
+{
+    CLEANUP_FREE struct migration_change *change = opaque;
+    struct migration *migration = change->migration;
+
+    __atomic_fetch_sub(&migration->changes, 1, __ATOMIC_ACQ_REL);
+    migration->progress = change->progress;
+    migration_notify(migration, "migration.progress", false);
+}
+
+static void migration_note_change(struct migration *migration)
+{
+    struct migration_change *change = malloc(sizeof(*change));
+
+    if (!change)
+        return;
+    change->migration = migration;
+    __atomic_fetch_add(&migration->changes, 1, __ATOMIC_ACQ_REL);
+    ferry_session_progress(migration->session, &change->progress);
+    if (loop_post(migration->vm->loop, migration_take_change, change)) {
+        __atomic_fetch_sub(&migration->changes, 1, __ATOMIC_ACQ_REL);
+        free(change);
+    }
+}
+
+static void migration_on_state(void *opaque, enum ferry_state state)
+{
+    migration_note_change(opaque);
+}
+
+static void migration_on_phase(void *opaque, enum ferry_phase phase)
+{
+    migration_note_change(opaque);
+}
+
+static void migration_on_round(void *opaque, unsigned number, const struct ferry_round *round)
+{
+    migration_note_change(opaque);
+}
+
+/* ---- course ---- */
+
+static void migration_finish(struct migration *migration)
+{
+    migration->step = MIGRATION_ENDED;
+    clock_format(clock_realtime_ns(), migration->ended);
+    loop_timer_disarm(migration->timer);
+    migration_notify(migration, "migration.finished", true);
+    vm_migration_ended(migration->vm);
+}
+
+static void migration_session_ended(void *opaque)
+{
+    struct migration *migration = opaque;
+
+    thread_join(&migration->thread);
+    ferry_session_progress(migration->session, &migration->progress);
+    ferry_session_free(migration->session);
+    migration->session = NULL;
+    if (migration->listen_fd >= 0)
+        close(TAKE_FD(migration->listen_fd));
+    migration_finish(migration);
+}
+
+static void *migration_thread(void *argument)
+{
+    struct migration *migration = argument;
+
+    /* What it returns is in the progress, too. */
+    ferry_session_run(migration->session, NULL);
+    /* Should there be no memory to tell the loop, its next tick finds out. */
+    if (loop_post(migration->vm->loop, migration_session_ended, migration))
+        __atomic_store_n(&migration->untold, true, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+/* A prepared migration that is not to be. */
+static void migration_drop(struct migration *migration, enum ferry_outcome outcome, const char *why)
+{
+    migration->progress.state = MIGRATE_TO_VMX_FINISHED;
+    migration->progress.outcome = outcome;
+    migration->progress.cause = FERRY_CAUSE_CANCELLED;
+    snprintf(migration->progress.error, sizeof(migration->progress.error), "%s", why);
+    log_info(migration->log, "%s", why);
+    migration_finish(migration);
+}
+
+static void migration_tick(void *opaque)
+{
+    struct migration *migration = opaque;
+
+    if (migration->step == MIGRATION_PREPARED) {
+        migration_drop(migration, FERRY_OUTCOME_FAILED, "the word to start did not come");
+        return;
+    }
+    if (__atomic_load_n(&migration->untold, __ATOMIC_ACQUIRE)) {
+        migration_session_ended(migration);
+        return;
+    }
+    /* Older news is still to be told. */
+    if (!__atomic_load_n(&migration->changes, __ATOMIC_ACQUIRE)) {
+        ferry_session_progress(migration->session, &migration->progress);
+        migration_notify(migration, "migration.progress", false);
+    }
+    loop_timer_arm(migration->timer, TICK_NS);
+}
+
+static int migration_run(struct migration *migration, struct ferry_error *err)
+{
+    int result = thread_start(&migration->thread, "migration", migration_thread, migration, err);
+
+    if (result)
+        return result;
+    migration->step = MIGRATION_RUNNING;
+    loop_timer_arm(migration->timer, TICK_NS);
+    return 0;
+}
+
+void migration_free(struct migration *migration)
+{
+    if (!migration)
+        return;
+    loop_timer_remove(migration->timer);
+    ferry_session_free(migration->session);
+    if (migration->listen_fd >= 0)
+        close(migration->listen_fd);
+    json_decref(migration->lines);
+    log_close(migration->log);
+    free(migration);
+}
+
+static bool id_is_good(const char *id)
+{
+    return strspn(id, "0123456789abcdefABCDEF-") == strlen(id);
+}
+
+/* The part that both sides have. */
+static int migration_new(struct migration **out, struct vm *vm, json_t *params, bool is_source,
+                         struct ferry_error *err)
+{
+    struct migration *migration = calloc(1, sizeof(*migration));
+    char tag[LOG_TAG_SIZE];
+    int result;
+
+    if (!migration)
+        return error_set(err, -ENOMEM, "out of memory for a migration");
+    migration->vm = vm;
+    migration->is_source = is_source;
+    migration->listen_fd = -1;
+    clock_format(clock_realtime_ns(), migration->started);
+    migration->progress.state = is_source ? MIGRATE_TO_VMX_READY : MIGRATE_FROM_VMX_INIT;
+    migration->progress.phase = FERRY_PHASE_INIT;
+    migration->progress.memory_bytes = vm->config.memory;
+    result = params_text(params, "id", migration->id, sizeof(migration->id), err);
+    if (!result && !id_is_good(migration->id))
+        result = error_set(err, -EINVAL, "parameter \"id\" is not a migration id");
+    if (!result)
+        result = params_text(params, "source", migration->source, sizeof(migration->source), err);
+    if (!result)
+        result =
+            params_text(params, "destination", migration->destination, sizeof(migration->destination), err);
+    if (!result)
+        result = loop_timer_add(vm->loop, migration_tick, migration, &migration->timer, err);
+    snprintf(tag, sizeof(tag), "migration %s", migration->id);
+    migration->log = log_scope(vm->log, tag);
+    migration->lines = json_array();
+    if (!result && (!migration->log || !migration->lines))
+        result = error_set(err, -ENOMEM, "out of memory for a migration");
+    if (result) {
+        migration_free(migration);
+        return result;
+    }
+    *out = migration;
+    return 0;
+}
+
+static struct ferry_observer migration_observer(struct migration *migration)
+{
+    return (struct ferry_observer){.opaque = migration,
+                                   .log = migration_on_log,
+                                   .state_changed = migration_on_state,
+                                   .phase_changed = migration_on_phase,
+                                   .round_done = migration_on_round};
+}
+
+/* ---- requests ---- */
+
+int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
+{
+    static const char *const names[] = {"id", "source", "destination", NULL};
+    struct migration *migration;
+    int result = params_only(params, names, err);
+
+    if (result)
+        return result;
+    if (migration_active(vm->migration))
+        return error_set(err, -EBUSY, "%s is being migrated already (to %s, migration %s)", vm->config.name,
+                         vm->migration->destination, vm->migration->id);
+    if (vm->setup || vm->away || vm->exit)
+        return error_set(err, -EBUSY, "%s is not running here", vm->config.name);
+    result = migration_new(&migration, vm, params, true, err);
+    if (result)
+        return result;
+    migration->step = MIGRATION_PREPARED;
+    migration_free(vm->migration);
+    vm->migration = migration;
+    loop_timer_arm(migration->timer, PREPARED_NS);
+    log_info(migration->log, "MIGRATE_TO received: %s is to move from %s to %s (%s)", vm->config.name,
+             migration->source, migration->destination, ferry_state_name(MIGRATE_TO_VMX_READY));
+    vm_notify_state(vm);
+    return 0;
+}
+
+static int source_options(struct ferry_source_options *options, const struct migration *migration,
+                          json_t *params, struct ferry_error *err)
+{
+    static const char *const names[] = {"id",      "token",          "address",         "destination_pid",
+                                        "streams", "downtime_limit", "bandwidth_limit", "verify_memory",
+                                        NULL};
+    uint64_t pid = 0, streams = 0;
+    int result = params_only(params, names, err);
+
+    *options = (struct ferry_source_options){.verify_memory =
+                                                 json_is_true(json_object_get(params, "verify_memory"))};
+    memcpy(options->migration_id, migration->id, sizeof(options->migration_id));
+    memcpy(options->source, migration->source, sizeof(options->source));
+    memcpy(options->destination, migration->destination, sizeof(options->destination));
+    if (!result)
+        result = params_hex(params, "token", options->token, sizeof(options->token), err);
+    if (!result)
+        result = params_text(params, "address", options->address, sizeof(options->address), err);
+    if (!result)
+        result = params_number(params, "destination_pid", INT32_MAX, &pid, err);
+    if (!result)
+        result = params_number(params, "streams", FERRY_STREAMS_MAX, &streams, err);
+    if (!result)
+        result = params_number(params, "downtime_limit", INT64_MAX, &options->downtime_limit_ns, err);
+    if (!result)
+        result = params_number(params, "bandwidth_limit", INT64_MAX, &options->bandwidth_limit, err);
+    options->destination_pid = (int64_t)pid;
+    options->streams = (unsigned)streams;
+    return result;
+}
+
+int migration_send(struct vm *vm, json_t *params, struct ferry_error *err)
+{
+    struct migration *migration = vm->migration;
+    struct ferry_source_options options;
+    struct ferry_observer observer;
+    const char *id = json_string_value(json_object_get(params, "id"));
+    int result;
+
+    if (!migration_waiting(migration) || !id || strcmp(id, migration->id) != 0)
+        return error_set(err, -ENOENT, "migration %.40s was not prepared here", id ? id : "(none)");
+    result = source_options(&options, migration, params, err);
+    if (result)
+        return result;
+    observer = migration_observer(migration);
+    result = ferry_source_new(&migration->session, &options, &vm_guest_ops, vm, &observer, err);
+    if (result)
+        return result;
+    result = migration_run(migration, err);
+    if (result) {
+        ferry_session_free(migration->session);
+        migration->session = NULL;
+    }
+    return result;
+}
+
+static int migration_listen(struct migration *migration, json_t *params, char address[SOCK_ADDRESS_SIZE],
+                            struct ferry_error *err)
+{
+    char listen[SOCK_ADDRESS_SIZE];
+    int result = params_text(params, "listen", listen, sizeof(listen), err);
+
+    if (result)
+        return result;
+    if (!migration->vm->options.insecure && !sock_address_is_loopback(listen))
+        return error_set(err, -EPERM,
+                         "without certificates a migration listens on loopback addresses only, not on %s",
+                         listen);
+    migration->listen_fd = sock_listen(listen, err);
+    if (migration->listen_fd < 0)
+        return migration->listen_fd;
+    return sock_local_address(migration->listen_fd, address, err);
+}
+
+static int destination_start(struct migration *migration, json_t *params, struct ferry_error *err)
+{
+    struct ferry_destination_options options = {.listen_fd = migration->listen_fd};
+    struct ferry_observer observer = migration_observer(migration);
+    int result;
+
+    memcpy(options.migration_id, migration->id, sizeof(options.migration_id));
+    memcpy(options.source, migration->source, sizeof(options.source));
+    memcpy(options.destination, migration->destination, sizeof(options.destination));
+    result = params_hex(params, "token", options.token, sizeof(options.token), err);
+    if (!result)
+        result = ferry_destination_new(&migration->session, &options, &vm_guest_ops, migration->vm, &observer,
+                                       err);
+    explicit_bzero(options.token, sizeof(options.token));
+    if (!result)
+        result = migration_run(migration, err);
+    return result;
+}
+
+int migration_receive(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    static const char *const names[] = {"id", "token", "source", "destination", "listen", NULL};
+    char address[SOCK_ADDRESS_SIZE];
+    struct migration *migration;
+    int code = params_only(params, names, err);
+
+    if (code)
+        return code;
+    if (!vm->options.incoming || vm->migration)
+        return error_set(err, -EBUSY, "this process does not wait for a VM to arrive");
+    code = migration_new(&migration, vm, params, false, err);
+    if (code)
+        return code;
+    vm->migration = migration; /* the session's thread looks for it there */
+    code = migration_listen(migration, params, address, err);
+    if (!code)
+        code = destination_start(migration, params, err);
+    if (code) {
+        vm->migration = NULL;
+        migration_free(migration);
+        return code;
+    }
+    loop_timer_disarm(vm->patience);
+    log_info(migration->log, "MIGRATE_FROM received: %s is to come from %s to %s; listening on %s",
+             vm->config.name, migration->source, migration->destination, address);
+    *result = json_pack("{s:s}", "address", address);
+    return 0;
+}
+
+int migration_cancel(struct vm *vm, json_t *params, struct ferry_error *err)
+{
+    static const char *const names[] = {"id", NULL};
+    struct migration *migration = vm->migration;
+    const char *id = json_string_value(json_object_get(params, "id"));
+    int result = params_only(params, names, err);
+
+    if (result)
+        return result;
+    if (!id || !migration || strcmp(id, migration->id) != 0)
+        return error_set(err, -ENOENT, "there is no migration %.40s here", id ? id : "(none)");
+    if (migration->step == MIGRATION_ENDED)
+        return error_set(err, -EALREADY, "too late: migration %s has ended", migration->id);
+    if (migration->step == MIGRATION_RUNNING)
+        return ferry_session_cancel(migration->session, err);
+    migration_drop(migration, FERRY_OUTCOME_CANCELLED, "cancelled before it began");
+    return 0;
+}
+
+void migration_abort(struct migration *migration, enum ferry_cause cause, const char *why)
+{
+    ferry_session_abort(migration->session, cause, why);
+}
+
+void migration_give_up(struct migration *migration)
+{
+    if (migration->step == MIGRATION_PREPARED)
+        migration_drop(migration, FERRY_OUTCOME_CANCELLED, "the VM ends");
+    else if (migration->step == MIGRATION_RUNNING)
+        ferry_session_cancel(migration->session, NULL);
+}
+
+/* ---- what others ask ---- */
+
+bool migration_active(const struct migration *migration)
+{
+    return migration && migration->step != MIGRATION_ENDED;
+}
+
+bool migration_waiting(const struct migration *migration)
+{
+    return migration && migration->step == MIGRATION_PREPARED;
+}
+
+bool migration_is_source(const struct migration *migration)
+{
+    return migration->is_source;
+}
+
+const char *migration_id(const struct migration *migration)
+{
+    return migration->id;
+}
+
+const char *migration_destination(const struct migration *migration)
+{
+    return migration->destination;
+}
+
+const struct ferry_progress *migration_progress(const struct migration *migration)
+{
+    return &migration->progress;
+}

@@ -1,0 +1,47 @@
+/*
+ * A migration of this VM, on either side: from the request on the control socket through one libferry session
+ * on a thread of its own ("migration") to the object that records it (docs/API.md "Migration object").
+ *
+ *     source       migration_prepare ──▶ migration_send ──▶ session ──▶ vm_migration_ended
+ *     destination                        migration_receive ──▶ session ──▶ vm_migration_ended
+ *
+ * The thread ends when its session does: by itself, or after migration_abort or migration_cancel. All
+ * functions are for the loop thread except migration_abort.
+ */
+#ifndef FERRY_VM_MIGRATE_H
+#define FERRY_VM_MIGRATE_H
+
+#include "vm/vm.h"
+
+#define MIGRATION_LOG_MAX 1000 /* lines kept in the object; older ones are in vm.log */
+
+struct migration;
+
+/* Params as in docs/API.md; anything else in them is refused. */
+int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err);
+int migration_send(struct vm *vm, json_t *params, struct ferry_error *err);
+/* *result: {"address"}. */
+int migration_receive(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err);
+int migration_cancel(struct vm *vm, json_t *params, struct ferry_error *err);
+
+/* Any thread; the migration is in progress. Ends it as failed, if that is still possible. */
+void migration_abort(struct migration *migration, enum ferry_cause cause, const char *why);
+/* As migrate.cancel, for the process's own reasons. */
+void migration_give_up(struct migration *migration);
+
+/* From preparation to the end of its thread. NULL: false. */
+bool migration_active(const struct migration *migration);
+/* It was prepared and the word to start has not come. */
+bool migration_waiting(const struct migration *migration);
+bool migration_is_source(const struct migration *migration);
+const char *migration_id(const struct migration *migration);
+const char *migration_destination(const struct migration *migration);
+/* As of the last news; final when not active. */
+const struct ferry_progress *migration_progress(const struct migration *migration);
+/* null for NULL. */
+json_t *migration_json(const struct migration *migration, bool with_log);
+
+/* Ended ones only. NULL allowed. */
+void migration_free(struct migration *migration);
+
+#endif

@@ -1,0 +1,545 @@
+#include "vm/vm.h"
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/sock.h"
+#include "vm/files.h"
+#include "vm/migrate.h"
+#include "vm/ownership.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* An arriving VM whose migration never comes gives its memory back. */
+#define INCOMING_PATIENCE_NS (60 * NS_PER_S)
+/* A migration that was told to end because the process is to end. */
+#define SESSION_PATIENCE_NS (2 * NS_PER_S)
+/* Outstanding I/O at the end of the process. */
+#define QUIESCE_PATIENCE_NS (10 * NS_PER_S)
+
+/* ---- guest events ---- */
+
+enum machine_event vm_event(struct vm *vm, char why[FERRY_ERROR_TEXT_SIZE])
+{
+    enum machine_event event;
+
+    pthread_mutex_lock(&vm->event_lock);
+    event = vm->event;
+    memcpy(why, vm->event_why, FERRY_ERROR_TEXT_SIZE);
+    pthread_mutex_unlock(&vm->event_lock);
+    return event;
+}
+
+static void vm_set_event(struct vm *vm, enum machine_event event, const char *why)
+{
+    pthread_mutex_lock(&vm->event_lock);
+    vm->event = event;
+    snprintf(vm->event_why, sizeof(vm->event_why), "%s", why);
+    pthread_mutex_unlock(&vm->event_lock);
+}
+
+const char *vm_event_words(enum machine_event event)
+{
+    static const char *const words[] = {
+        [MACHINE_EVENT_POWER_OFF] = "the guest powered off",
+        [MACHINE_EVENT_RESET] = "the guest rebooted",
+        [MACHINE_EVENT_CRASH] = "the guest crashed",
+        [MACHINE_EVENT_ERROR] = "the virtual machine failed",
+    };
+
+    return words[event];
+}
+
+int vm_reboot(struct vm *vm, struct ferry_error *err)
+{
+    struct ferry_error reason = {0};
+    int result = machine_reset(vm->machine, &reason);
+
+    if (result) {
+        error_prefix(&reason, result, "the guest cannot reboot here");
+        vm_set_event(vm, MACHINE_EVENT_CRASH, reason.text);
+        if (err)
+            *err = reason;
+        return result;
+    }
+    vm_set_event(vm, 0, "");
+    log_info(vm->log, "the guest reboots");
+    return 0;
+}
+
+/* The event that cannot be undone: the process ends, after a migration in progress has. */
+static void vm_take_event(struct vm *vm, enum machine_event event, const char *why)
+{
+    char text[FERRY_ERROR_TEXT_SIZE];
+
+    if (why[0])
+        snprintf(text, sizeof(text), "%.60s: %.440s", vm_event_words(event), why);
+    else
+        snprintf(text, sizeof(text), "%s", vm_event_words(event));
+    if (migration_active(vm->migration) && !migration_waiting(vm->migration))
+        migration_abort(vm->migration, FERRY_CAUSE_GUEST, text);
+    vm_end(vm, event == MACHINE_EVENT_POWER_OFF ? VM_EXIT_POWERED_OFF : VM_EXIT_CRASHED, text);
+}
+
+static void vm_handle_event(void *opaque)
+{
+    struct vm *vm = opaque;
+    char why[FERRY_ERROR_TEXT_SIZE];
+    enum machine_event event;
+
+    pthread_mutex_lock(&vm->lock);
+    event = vm_event(vm, why);
+    if (event == MACHINE_EVENT_RESET && !vm->frozen) {
+        struct ferry_error err = {0};
+
+        if (vm_reboot(vm, NULL) == 0 && vm->running && machine_resume(vm->machine, &err))
+            vm_set_event(vm, MACHINE_EVENT_ERROR, err.text);
+        event = vm_event(vm, why);
+    }
+    if (vm->frozen)
+        event = 0;
+    pthread_mutex_unlock(&vm->lock);
+    if (event)
+        vm_take_event(vm, event, why);
+}
+
+/* A vCPU thread. The first event counts: nothing runs after it. */
+static void vm_on_machine_event(void *opaque, enum machine_event event, const char *why)
+{
+    struct vm *vm = opaque;
+
+    vm_set_event(vm, event, why);
+    if (loop_post(vm->loop, vm_handle_event, vm))
+        log_error(vm->log, "out of memory: %s, and it has no effect", vm_event_words(event));
+}
+
+static void vm_on_console_output(void *opaque, const void *data, size_t size)
+{
+    console_output(((struct vm *)opaque)->console, data, size);
+}
+
+static void vm_on_console_ready(void *opaque)
+{
+    console_input_ready(((struct vm *)opaque)->console);
+}
+
+static size_t vm_console_input(void *opaque, const void *data, size_t size)
+{
+    return machine_console_input(((struct vm *)opaque)->machine, data, size);
+}
+
+/* ---- running and pausing ---- */
+
+/* Lock held: may the loop's thread change whether the guest runs? */
+static int vm_check_free(struct vm *vm, struct ferry_error *err)
+{
+    const char *name = vm->config.name;
+
+    if (vm->setup)
+        return error_set(err, -EBUSY, "%s is still arriving", name);
+    if (vm->away)
+        return error_set(err, -EBUSY, "%s may not run here: %s", name, vm->why);
+    if (vm->frozen)
+        return error_set(err, -EBUSY, "%s is just being handed over to %s", name,
+                         migration_destination(vm->migration));
+    if (vm->exit)
+        return error_set(err, -ESHUTDOWN, "%s is ending: %s", name, vm->exit_why);
+    return 0;
+}
+
+int vm_pause(struct vm *vm, struct ferry_error *err)
+{
+    int result;
+
+    pthread_mutex_lock(&vm->lock);
+    result = vm_check_free(vm, err);
+    if (!result)
+        result = machine_pause(vm->machine, err);
+    if (!result)
+        vm->running = false;
+    pthread_mutex_unlock(&vm->lock);
+    if (!result)
+        vm_notify_state(vm);
+    return result;
+}
+
+int vm_resume(struct vm *vm, struct ferry_error *err)
+{
+    char why[FERRY_ERROR_TEXT_SIZE];
+    int result;
+
+    pthread_mutex_lock(&vm->lock);
+    result = vm_check_free(vm, err);
+    /* With an event waiting its handler, which is on its way, decides. */
+    if (!result && !vm_event(vm, why))
+        result = machine_resume(vm->machine, err);
+    if (!result)
+        vm->running = true;
+    pthread_mutex_unlock(&vm->lock);
+    if (!result)
+        vm_notify_state(vm);
+    return result;
+}
+
+static void vm_on_went_on(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    console_flush(vm->console);
+    console_input_ready(vm->console);
+    vm_notify_state(vm);
+}
+
+void vm_went_on(struct vm *vm)
+{
+    /* News only; without memory for it nothing is lost but the news. */
+    (void)loop_post(vm->loop, vm_on_went_on, vm);
+}
+
+/* ---- what it tells ---- */
+
+static const char *vm_state_name(struct vm *vm)
+{
+    bool moving = migration_active(vm->migration);
+
+    if (vm->exit == VM_EXIT_CRASHED)
+        return "CRASHED";
+    if (vm->exit == VM_EXIT_POWERED_OFF)
+        return "STOPPED";
+    if (vm->setup)
+        return "SETUP(MIGR)";
+    if (vm->running)
+        return moving ? "RUNNING(MIGR)" : "RUNNING";
+    return moving ? "PAUSED(MIGR)" : "PAUSED";
+}
+
+/* Guest memory that the host has given so far. */
+static uint64_t vm_memory_resident(struct vm *vm)
+{
+    struct memory *memory = machine_memory(vm->machine);
+    uint64_t bytes = 0;
+    struct stat status;
+
+    for (size_t i = 0; i < memory_region_count(memory); i++)
+        if (fstat(memory_region(memory, i)->memfd, &status) == 0)
+            bytes += (uint64_t)status.st_blocks * 512;
+    return bytes;
+}
+
+json_t *vm_status_json(struct vm *vm)
+{
+    json_t *migration = migration_active(vm->migration) ? migration_json(vm->migration, false) : json_null();
+    json_t *json;
+
+    pthread_mutex_lock(&vm->lock);
+    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:O, s:I, s:o}", "name", vm->config.name, "state",
+                     vm_state_name(vm), "why", vm->exit ? vm->exit_why : vm->why, "pid", (int)getpid(),
+                     "started", vm->started, "definition", vm->definition, "memory_resident",
+                     (json_int_t)vm_memory_resident(vm), "migration", migration);
+    pthread_mutex_unlock(&vm->lock);
+    return json;
+}
+
+void vm_notify_state(struct vm *vm)
+{
+    json_t *json;
+
+    if (!vm->control)
+        return;
+    pthread_mutex_lock(&vm->lock);
+    json = json_pack("{s:s, s:s}", "state", vm_state_name(vm), "why", vm->exit ? vm->exit_why : vm->why);
+    pthread_mutex_unlock(&vm->lock);
+    jsonrpc_notify(vm->control, "vm.state", json);
+}
+
+/* ---- ending ---- */
+
+static void vm_set_exit(struct vm *vm, enum vm_exit exit, const char *why)
+{
+    vm->exit = exit;
+    snprintf(vm->exit_why, sizeof(vm->exit_why), "%s", why);
+}
+
+void vm_end(struct vm *vm, enum vm_exit exit, const char *why)
+{
+    if (vm->exit)
+        return;
+    vm_set_exit(vm, exit, why);
+    log_info(vm->log, "the VM ends: %s", why);
+    vm_notify_state(vm);
+    if (!migration_active(vm->migration)) {
+        loop_stop(vm->loop);
+        return;
+    }
+    loop_timer_arm(vm->patience, SESSION_PATIENCE_NS);
+    /* An event of the guest's has aborted it already. */
+    if (exit == VM_EXIT_KILLED || migration_waiting(vm->migration))
+        migration_give_up(vm->migration);
+}
+
+static void vm_patience_ended(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    if (vm->exit)
+        loop_stop(vm->loop);
+    else
+        vm_end(vm, VM_EXIT_FAILED, "no migration came");
+}
+
+/* The source still has the guest. The session has resumed it; what it may have left undone is done here. */
+static void vm_thaw(struct vm *vm)
+{
+    char why[FERRY_ERROR_TEXT_SIZE];
+    struct ferry_error err = {0};
+    int result = 0;
+
+    pthread_mutex_lock(&vm->lock);
+    if (vm->frozen && vm->running && !vm_event(vm, why))
+        result = machine_resume(vm->machine, &err);
+    if (result)
+        vm_set_event(vm, MACHINE_EVENT_ERROR, err.text);
+    vm->frozen = false;
+    pthread_mutex_unlock(&vm->lock);
+    machine_throttle(vm->machine, 0);
+    vm_handle_event(vm);
+}
+
+static void vm_source_ended(struct vm *vm)
+{
+    const struct ferry_progress *progress = migration_progress(vm->migration);
+
+    switch (progress->outcome) {
+    case FERRY_OUTCOME_COMPLETED:
+        vm_set_exit(vm, VM_EXIT_MIGRATED, "");
+        break;
+    case FERRY_OUTCOME_LOST:
+        vm_set_exit(vm, VM_EXIT_MIGRATED, progress->error);
+        break;
+    case FERRY_OUTCOME_UNKNOWN:
+        pthread_mutex_lock(&vm->lock);
+        vm->away = true;
+        vm->running = false;
+        snprintf(vm->why, sizeof(vm->why), "it may be running on %.63s: %.400s",
+                 migration_destination(vm->migration), progress->error);
+        pthread_mutex_unlock(&vm->lock);
+        log_error(vm->log, "%s stays stopped: %s", vm->config.name, vm->why);
+        break;
+    default:
+        vm_thaw(vm);
+        break;
+    }
+}
+
+void vm_migration_ended(struct vm *vm)
+{
+    const struct ferry_progress *progress = migration_progress(vm->migration);
+
+    if (migration_is_source(vm->migration))
+        vm_source_ended(vm);
+    else if (vm->setup)
+        vm_end(vm, VM_EXIT_FAILED, progress->error);
+    vm_notify_state(vm);
+    if (vm->exit)
+        loop_stop(vm->loop);
+}
+
+static int vm_write_exit(struct vm *vm)
+{
+    static const char *const reasons[] = {
+        [VM_EXIT_NONE] = "failed",   [VM_EXIT_POWERED_OFF] = "powered-off", [VM_EXIT_CRASHED] = "crashed",
+        [VM_EXIT_KILLED] = "killed", [VM_EXIT_MIGRATED] = "migrated",       [VM_EXIT_FAILED] = "failed",
+    };
+    bool moved = vm->migration && (vm->exit == VM_EXIT_MIGRATED || vm->exit == VM_EXIT_FAILED);
+    json_t *json = json_pack("{s:s, s:s, s:s?, s:s?, s:o}", "reason", reasons[vm->exit], "why", vm->exit_why,
+                             "migration", moved ? migration_id(vm->migration) : NULL, "destination",
+                             moved ? migration_destination(vm->migration) : NULL, "report",
+                             moved ? migration_json(vm->migration, true) : json_null());
+    struct ferry_error err = {0};
+    int result = files_write_json("exit.json", json, &err);
+
+    json_decref(json);
+    if (result)
+        log_error(vm->log, "%s", err.text);
+    return vm->exit == VM_EXIT_CRASHED || vm->exit == VM_EXIT_FAILED || vm->exit == VM_EXIT_NONE;
+}
+
+/* Everything is put away; exit.json comes last. Returns the exit status. */
+static int vm_finish(struct vm *vm)
+{
+    int status;
+
+    /* What cannot be waited for dies with the process, as it would by a signal. */
+    if (migration_active(vm->migration) ||
+        (vm->machine && (machine_pause(vm->machine, NULL) ||
+                         machine_quiesce(vm->machine, clock_now_ns() + QUIESCE_PATIENCE_NS, NULL)))) {
+        console_flush(vm->console);
+        _exit(vm_write_exit(vm));
+    }
+    if (vm->console)
+        console_set_sink(vm->console, NULL, NULL);
+    machine_free(vm->machine);
+    console_free(vm->console);
+    /* Before the control socket ends: whoever sees that looks for the reason. */
+    status = vm_write_exit(vm);
+    migration_free(vm->migration);
+    if (vm->control) {
+        jsonrpc_server_free(vm->control);
+        unlink("control.sock");
+    }
+    loop_watch_remove(vm->signal_watch);
+    loop_timer_remove(vm->patience);
+    loop_free(vm->loop);
+    if (vm->signal_fd >= 0)
+        close(vm->signal_fd);
+    json_decref(vm->definition);
+    machine_config_free(&vm->config);
+    log_close(vm->log);
+    pthread_mutex_destroy(&vm->event_lock);
+    pthread_mutex_destroy(&vm->lock);
+    return status;
+}
+
+/* ---- beginning ---- */
+
+static void vm_on_signal(void *opaque, unsigned events)
+{
+    struct vm *vm = opaque;
+    struct signalfd_siginfo info;
+
+    if (read(vm->signal_fd, &info, sizeof(info)) == sizeof(info))
+        vm_end(vm, VM_EXIT_KILLED, "killed by SIGTERM");
+}
+
+static int vm_watch_signals(struct vm *vm, struct ferry_error *err)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    vm->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (vm->signal_fd < 0)
+        return error_set_errno(err, -errno, "cannot watch for signals");
+    return loop_watch_add(vm->loop, vm->signal_fd, LOOP_READ, vm_on_signal, vm, &vm->signal_watch, err);
+}
+
+static int vm_open_sockets(struct vm *vm, struct ferry_error *err)
+{
+    int fd = sock_listen("./control.sock", err);
+
+    if (fd < 0)
+        return fd;
+    int result = jsonrpc_server_new(&vm->control, vm->loop, fd, vm_control, vm, err);
+
+    if (result) {
+        unlink("control.sock");
+        return result;
+    }
+    return console_new(&vm->console, vm->loop, vm->log, "console.log", "./console.sock", err);
+}
+
+static int vm_prepare(struct vm *vm, struct ferry_error *err)
+{
+    int result = files_rotate("vm.log", err);
+
+    if (!result)
+        result = log_open_file(&vm->log, "vm.log", LOG_LEVEL_INFO, err);
+    if (!result)
+        result = files_read_definition("definition.json", &vm->config, err);
+    if (!result) {
+        vm->definition = machine_config_to_json(&vm->config);
+        if (!vm->definition)
+            result = error_set(err, -ENOMEM, "out of memory for the VM definition");
+    }
+    if (!result)
+        result = loop_new(&vm->loop, err);
+    if (!result)
+        result = loop_timer_add(vm->loop, vm_patience_ended, vm, &vm->patience, err);
+    if (!result)
+        result = vm_watch_signals(vm, err);
+    if (!result)
+        result = vm_open_sockets(vm, err);
+    return result;
+}
+
+static int vm_make_machine(struct vm *vm, struct ferry_error *err)
+{
+    int result;
+
+    vm->callbacks = (struct machine_callbacks){.opaque = vm,
+                                               .event = vm_on_machine_event,
+                                               .console_output = vm_on_console_output,
+                                               .console_input_ready = vm_on_console_ready};
+    result = machine_new(&vm->machine, &vm->config, vm->log, &vm->callbacks, err);
+    if (!result)
+        console_set_sink(vm->console, vm_console_input, vm);
+    return result;
+}
+
+static int vm_await(struct vm *vm, struct ferry_error *err)
+{
+    uint64_t start = clock_now_ns();
+    int result = memory_reserve(machine_memory(vm->machine), err);
+
+    if (result)
+        return result;
+    vm->setup = true;
+    loop_timer_arm(vm->patience, INCOMING_PATIENCE_NS);
+    log_info(vm->log, "%s is expected to arrive; %" PRIu64 " MiB of memory reserved in %" PRIu64 " ms",
+             vm->config.name, vm->config.memory >> 20, (clock_now_ns() - start) / NS_PER_MS);
+    return 0;
+}
+
+static int vm_boot(struct vm *vm, struct ferry_error *err)
+{
+    int result = ownership_take(vm->machine, err);
+
+    if (!result)
+        result = machine_boot(vm->machine, err);
+    if (!result && !vm->options.paused)
+        result = machine_resume(vm->machine, err);
+    if (result)
+        return result;
+    vm->running = !vm->options.paused;
+    log_info(vm->log, "%s starts%s: machine %s, %" PRIu64 " MiB, %u vCPUs, ferry-vm %s, process %d",
+             vm->config.name, vm->running ? "" : " paused", vm->config.machine, vm->config.memory >> 20,
+             vm->config.vcpus, FERRY_VERSION, (int)getpid());
+    return 0;
+}
+
+int vm_main(const struct vm_options *options)
+{
+    struct vm vm = {.options = *options, .signal_fd = -1};
+    struct ferry_error err = {0};
+    int result;
+
+    pthread_mutex_init(&vm.lock, NULL);
+    pthread_mutex_init(&vm.event_lock, NULL);
+    clock_format(clock_realtime_ns(), vm.started);
+    unlink("exit.json");
+    result = vm_prepare(&vm, &err);
+    if (!result)
+        result = vm_make_machine(&vm, &err);
+    if (!result)
+        result = options->incoming ? vm_await(&vm, &err) : vm_boot(&vm, &err);
+    files_tell_ready(options->ready_fd, result ? &err : NULL);
+    if (!result) {
+        result = files_leave_terminal(&err);
+    } else {
+        fprintf(stderr, "ferry-vm: %s\n", err.text);
+    }
+    if (!result)
+        result = loop_run(vm.loop, &err);
+    if (result) {
+        log_error(vm.log, "%s", err.text);
+        vm_set_exit(&vm, VM_EXIT_FAILED, err.text);
+    }
+    return vm_finish(&vm);
+}

@@ -1,0 +1,114 @@
+/*
+ * ferry-vm: the process around one machine, from its start to exit.json.
+ *
+ *     loop thread ("ferry-vm")      signals, control.sock, console.sock, timers, what to do about guest
+ * events "migration" thread            one libferry session; calls the guest seam (guest.h) the machine's
+ * threads         vCPUs and devices; hand events over to the loop
+ *
+ * Who may call the machine's verbs: whoever holds `lock`, as long as the VM is not `frozen`. The migration
+ * thread sets `frozen` when it has paused the guest for good, and owns the machine until it clears it; then
+ * nobody else pauses, resumes or resets. `lock` is held for moments only (a guest's reboot is the longest).
+ *
+ * A guest event (guest.h tells what a migration does about it):
+ *
+ *     vCPU thread: vm_on_machine_event ──▶ `event`, under event_lock ──▶ loop: vm_handle_event
+ *                                                                  └──▶ migration thread: the pause of the
+ * seam
+ *
+ * Everything not said to be otherwise is for the loop thread.
+ */
+#ifndef FERRY_VM_VM_H
+#define FERRY_VM_VM_H
+
+#include "base/clock.h"
+#include "base/jsonrpc.h"
+#include "base/log.h"
+#include "base/loop.h"
+#include "machine/machine.h"
+#include "vm/console.h"
+
+#include <ferry/ferry.h>
+
+#include <pthread.h>
+
+struct migration;
+
+struct vm_options {
+    const char *dir;
+    bool incoming;
+    bool paused;
+    bool insecure; /* migration may listen on addresses other than loopback */
+    int ready_fd;  /* -1: nobody wants to know */
+};
+
+enum vm_exit {
+    VM_EXIT_NONE = 0,
+    VM_EXIT_POWERED_OFF,
+    VM_EXIT_CRASHED,
+    VM_EXIT_KILLED,
+    VM_EXIT_MIGRATED,
+    VM_EXIT_FAILED,
+};
+
+struct vm {
+    /* Constant once the machine was made. */
+    struct vm_options options;
+    struct loop *loop;
+    struct log *log;
+    struct machine_config config;
+    json_t *definition;
+    char started[CLOCK_TEXT_SIZE];
+    struct machine *machine;
+    struct machine_callbacks callbacks;
+    struct console *console;
+    struct jsonrpc_server *control;
+
+    pthread_mutex_t lock; /* guards the next six; see above */
+    bool setup;           /* an arriving VM that does not run yet */
+    bool running;         /* the guest is meant to run, whether or not it does at this moment */
+    bool frozen;
+    bool away; /* nobody can say where the VM runs; it must not run here */
+    char why[FERRY_ERROR_TEXT_SIZE];
+    bool history_loaded;
+
+    pthread_mutex_t event_lock; /* guards the next two; taken last, for moments */
+    enum machine_event event;   /* 0: none is waiting to take effect */
+    char event_why[FERRY_ERROR_TEXT_SIZE];
+
+    /* Loop thread's. */
+    struct migration *migration; /* the one in progress or the last one; NULL: never one */
+    int signal_fd;
+    struct loop_watch *signal_watch;
+    struct loop_timer *patience; /* a prepared thing was not used; a session does not end */
+    enum vm_exit exit;           /* what is to be, first one counts */
+    char exit_why[FERRY_ERROR_TEXT_SIZE];
+};
+
+/* The whole life of the process, in the current directory. Returns the exit status. */
+int vm_main(const struct vm_options *options);
+
+int vm_pause(struct vm *vm, struct ferry_error *err);
+int vm_resume(struct vm *vm, struct ferry_error *err);
+/* Ends the process with this reason, after a migration in progress has ended. The first reason counts, but
+ * for a migration that completes. */
+void vm_end(struct vm *vm, enum vm_exit exit, const char *why);
+json_t *vm_status_json(struct vm *vm);
+/* Tells subscribers. */
+void vm_notify_state(struct vm *vm);
+/* From migrate.c, when vm->migration has ended. */
+void vm_migration_ended(struct vm *vm);
+/* From the guest seam, any thread: an arriving VM, or one that a migration had stopped, goes on here. */
+void vm_went_on(struct vm *vm);
+
+/* The event that waits, with its words; 0 for none. Any thread. */
+enum machine_event vm_event(struct vm *vm, char why[FERRY_ERROR_TEXT_SIZE]);
+/* Any thread, lock held, not frozen (or on the thread that owns the frozen machine): carries a waiting reset
+ * out. Afterwards the vCPUs are parked; the caller lets them run. On failure the reset has become a crash. */
+int vm_reboot(struct vm *vm, struct ferry_error *err);
+/* For messages: "powered off", "rebooted", "crashed". */
+const char *vm_event_words(enum machine_event event);
+
+/* control.c: vm->control's handler. */
+jsonrpc_handler vm_control;
+
+#endif
