@@ -319,7 +319,7 @@ struct memory *machine_memory(struct machine *machine)
 
 /* ---- booting, running, pausing ---- */
 
-int machine_boot(struct machine *machine, struct ferry_error *err)
+static int machine_load_guest(struct machine *machine, struct ferry_error *err)
 {
     struct accel_boot boot;
     int result = machine->board->load(&machine->config, machine->memory, &boot, err);
@@ -327,6 +327,17 @@ int machine_boot(struct machine *machine, struct ferry_error *err)
     if (result)
         return result;
     return machine->accel->ops->reset(machine->accel, &boot, err);
+}
+
+int machine_boot(struct machine *machine, struct ferry_error *err)
+{
+    for (unsigned i = 0; i < machine->config.net_count; i++) {
+        int result = net_backend_check(machine->config.nets[i].backend, err);
+
+        if (result)
+            return error_prefix(err, result, "net %u", i);
+    }
+    return machine_load_guest(machine, err);
 }
 
 /* A reboot may interrupt I/O: what the guest asked for is finished first, as a disk's cache would. */
@@ -342,7 +353,7 @@ int machine_reset(struct machine *machine, struct ferry_error *err)
         return error_prefix(err, result, "cannot reset the VM");
     for (unsigned i = 0; i < machine->device_count; i++)
         machine->devices[i]->ops->reset(machine->devices[i]);
-    return machine_boot(machine, err);
+    return machine_load_guest(machine, err);
 }
 
 /* Undoes a quiesce; what was started before a failure is quiesced again. */
