@@ -79,7 +79,7 @@ static void vm_take_event(struct vm *vm, enum machine_event event, const char *w
 {
     char text[FERRY_ERROR_TEXT_SIZE];
 
-    if (why[0])
+    if (why[0] && event != MACHINE_EVENT_POWER_OFF)
         snprintf(text, sizeof(text), "%.60s: %.440s", vm_event_words(event), why);
     else
         snprintf(text, sizeof(text), "%s", vm_event_words(event));
