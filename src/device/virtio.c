@@ -299,6 +299,7 @@ static void begin_reset(struct virtio *virtio)
     while (virtio->resetting)
         pthread_cond_wait(&virtio->changed, &virtio->lock);
     virtio->resetting = true;
+    pthread_cond_broadcast(&virtio->changed);
     while (virtio->outstanding)
         pthread_cond_wait(&virtio->changed, &virtio->lock);
 }

@@ -112,7 +112,7 @@ struct virtio {
     int drain_result;
     struct ferry_error drain_error;
     pthread_mutex_t lock;
-    pthread_cond_t changed; /* run or outstanding changed */
+    pthread_cond_t changed; /* run, outstanding or resetting changed */
     struct thread worker;
 };
 

@@ -103,11 +103,18 @@ static bool map_ring(struct virtqueue *queue, const char **why)
     return true;
 }
 
+/* After copying out of guest memory: what was checked must be what is used, so nothing may be read again. */
+static void read_once(void)
+{
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
 static struct descriptor read_descriptor(const uint8_t *table, unsigned index)
 {
     struct descriptor desc;
 
     memcpy(&desc, table + (size_t)index * DESC_SIZE, DESC_SIZE);
+    read_once();
     desc.addr = le64toh(desc.addr);
     desc.size = le32toh(desc.size);
     desc.flags = le16toh(desc.flags);
@@ -326,6 +333,7 @@ static size_t walk_segments(const struct virtqueue_segment *segments, unsigned c
         done += piece;
         offset = 0;
     }
+    read_once();
     return done;
 }
 
