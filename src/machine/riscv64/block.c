@@ -97,21 +97,48 @@ void block_cache_empty(struct hart *hart)
     cache->emptied++;
 }
 
+/* Variants that take an operand from the last result; 0: there is none. */
+static const uint16_t variant_a[OP_COUNT] = {
+#define X(name, ...) [OP_##name] = OP_##name##_A,
+    OP_WITH_A(X)
+#undef X
+};
+static const uint16_t variant_b[OP_COUNT] = {
+#define X(name, ...) [OP_##name] = OP_##name##_B,
+    OP_WITH_B(X)
+#undef X
+};
+
 /* --- making a block ----------------------------------------------------------------------------------- */
 
 struct builder {
     const struct hart *hart;
     struct op *ops;
     unsigned slots;
-    unsigned count;   /* instructions so far, with the one being emitted */
-    struct op *last;  /* the op before, if it is one instruction and falls through: may be fused with */
-    struct insn insn; /* what it came from */
-    unsigned last_at; /* and its page offset */
+    unsigned count;        /* instructions so far, with the one being emitted */
+    struct op *last;       /* the op before, if it is one instruction and falls through: may be fused with */
+    struct insn insn;      /* what it came from */
+    uint8_t result;        /* register the last result is for; 0 when it is not known (exec.c) */
+    bool last_used_result; /* its first operand was the last result */
+    unsigned last_at;      /* and its page offset */
 };
+
+/* The form of an op that has its operand from the last result, if that is what it needs. */
+static enum op_id with_result(const struct builder *b, enum op_id id, unsigned rs1, unsigned rs2)
+{
+    if (b->result && rs1 == b->result && variant_a[id])
+        return variant_a[id];
+    if (b->result && rs2 == b->result && variant_b[id])
+        return variant_b[id];
+    return id;
+}
 
 static struct op *emit(struct builder *b, enum op_id id, const struct insn *insn, int32_t imm)
 {
     struct op *op = &b->ops[b->slots++];
+
+    b->last_used_result = b->result && insn->rs1 == b->result;
+    id = with_result(b, id, insn->rs1, insn->rs2);
 
     *op = (struct op){
         .handler = b->hart->soft->handlers[id],
@@ -141,7 +168,7 @@ static struct op *fuse(struct builder *b, enum op_id id, const struct insn *insn
 {
     struct op *op = b->last;
 
-    op->handler = b->hart->soft->handlers[id];
+    op->handler = b->hart->soft->handlers[b->last_used_result && variant_a[id] ? variant_a[id] : id];
     op->imm = imm;
     op->shape = OP_SHAPE((b->insn.size + insn->size) / 2u, b->insn.size / 2u, 2, 0);
     return op;
@@ -171,6 +198,25 @@ static void emit_nop(struct builder *b, const struct insn *insn)
     }
     b->last = emit(b, OP_NOP, insn, 0);
     b->insn = (struct insn){.id = OP_NOP};
+}
+
+/* A shift and a commutative operation on its result, as one op; 0: not a pair that is known. */
+static enum op_id shift_pair(enum op_id first, enum op_id second)
+{
+    bool left = first == OP_SLLI;
+
+    if (!left && first != OP_SRLI)
+        return 0;
+    switch (second) {
+    case OP_ADD:
+        return left ? OP_SLLI_ADD : OP_SRLI_ADD;
+    case OP_XOR:
+        return left ? OP_SLLI_XOR : OP_SRLI_XOR;
+    case OP_OR:
+        return left ? OP_SLLI_OR : OP_SRLI_OR;
+    default:
+        return 0;
+    }
 }
 
 /* Fuses INSN with the one before if they are a known pair. */
@@ -207,9 +253,9 @@ static bool emit_fused(struct builder *b, const struct insn *insn)
                (insn->id == OP_SRLI || insn->id == OP_SRAI)) {
         fuse(b, insn->id == OP_SRLI ? OP_ZEXT_SHIFT : OP_SEXT_SHIFT, insn, insn->imm)->rs2 =
             (uint8_t)first->imm;
-    } else if (first->id == OP_SLLI && insn->id == OP_ADD &&
-               (insn->rs1 == first->rd) != (insn->rs2 == first->rd)) {
-        fuse(b, OP_SHIFT_ADD, insn, first->imm)->rs2 = insn->rs1 == first->rd ? insn->rs2 : insn->rs1;
+    } else if ((insn->rs1 == first->rd) != (insn->rs2 == first->rd) && shift_pair(first->id, insn->id)) {
+        fuse(b, shift_pair(first->id, insn->id), insn, first->imm)->rs2 =
+            insn->rs1 == first->rd ? insn->rs2 : insn->rs1;
     } else {
         return false;
     }
@@ -240,13 +286,18 @@ static void emit_branch(struct builder *b, const struct insn *insn, unsigned at)
         pair.size = (uint8_t)(pair.size + b->insn.size);
         b->slots--;
         op = NULL;
+        b->result = 0;
 #define X(name, ...)                                                                                         \
     if (insn->id == OP_##name)                                                                               \
-        op = emit_linked(b, OP_ADDI_##name, &pair, target | (int32_t)((uint32_t)b->insn.imm << 16),          \
-                         (int32_t)b->count);
+        op = emit_linked(b,                                                                                  \
+                         insn->rs1 == pair.rd   ? OP_ADDI_##name##_A                                         \
+                         : insn->rs2 == pair.rd ? OP_ADDI_##name##_B                                         \
+                                                : OP_ADDI_##name,                                            \
+                         &pair, target | (int32_t)((uint32_t)b->insn.imm << 16), (int32_t)b->count);
         OP_CONDITIONS(X)
 #undef X
         op->shape |= OP_SHAPE(1, 0, 2, 0);
+        b->result = pair.rd;
     } else {
         emit_linked(b, insn->id, insn, target, 0)->rd = (uint8_t)b->count;
     }
@@ -294,9 +345,10 @@ static void emit_jump_register(struct builder *b, const struct insn *insn, unsig
 
 /* How an instruction is laid down. */
 enum class {
-    CLASS_ENDS,  /* leaves the block always; zero, so that what is not in the table ends it */
-    CLASS_ALU,   /* writes rd and does nothing else */
-    CLASS_PLAIN, /* writes rd (integer), falls through */
+    CLASS_ENDS, /* leaves the block always; zero, so that what is not in the table ends it */
+    CLASS_ALU,  /* writes rd and does nothing else */
+    CLASS_LOAD,
+    CLASS_ATOMIC,
     CLASS_OTHER, /* writes no integer register, falls through */
     CLASS_BRANCH,
     CLASS_JUMP,
@@ -318,11 +370,13 @@ static const uint8_t classes[OP_COUNT] = {
     OP_ALU_REG(X)
     OP_ALU_IMM(X)
 #undef X
-#define X(name, ...) [OP_##name] = CLASS_PLAIN,
+#define X(name, ...) [OP_##name] = CLASS_LOAD,
     OP_LOADS(X)
+#undef X
+#define X(name, ...) [OP_##name] = CLASS_ATOMIC,
     OP_RESERVE(X)
 #undef X
-#define X(name, ...) [OP_##name##_W] = CLASS_PLAIN, [OP_##name##_D] = CLASS_PLAIN,
+#define X(name, ...) [OP_##name##_W] = CLASS_ATOMIC, [OP_##name##_D] = CLASS_ATOMIC,
     OP_AMOS(X)
 #undef X
 #define X(name, ...) [OP_##name] = CLASS_OTHER,
@@ -371,8 +425,10 @@ static void emit_alu(struct builder *b, const struct insn *insn, unsigned at)
         emit_nop(b, insn);
         return;
     }
-    if (emit_fused(b, insn))
+    if (emit_fused(b, insn)) {
+        b->result = insn->rd;
         return;
+    }
     if (id == OP_LUI || (id == OP_ADDI && insn->rs1 == 0)) {
         id = OP_LI;
     } else if (id == OP_ADDI && imm == 0) {
@@ -386,9 +442,11 @@ static void emit_alu(struct builder *b, const struct insn *insn, unsigned at)
     } else if (id == OP_AUIPC) {
         emit_linked(b, OP_PC_REL_LONG, insn, imm, (int32_t)at);
         b->last = NULL;
+        b->result = insn->rd;
         return;
     }
     remember(b, emit(b, id, &plain, imm), insn, at);
+    b->result = insn->rd;
 }
 
 static void emit_fp(struct builder *b, const struct insn *insn)
@@ -415,6 +473,13 @@ static int32_t fence_strength(const struct insn *insn)
     return !tso && (before & 5) && (after & 10);
 }
 
+/* The register was written by something that does not leave its result behind. */
+static void forget_result(struct builder *b, unsigned rd)
+{
+    if (b->result == rd)
+        b->result = 0;
+}
+
 /* Lays down one instruction found at page offset AT. Returns false when the block ends with it. */
 static bool emit_insn(struct builder *b, struct insn *insn, unsigned at)
 {
@@ -428,10 +493,14 @@ static bool emit_insn(struct builder *b, struct insn *insn, unsigned at)
     if (insn->rd == 0)
         sunk.rd = OP_REG_SINK;
     switch (class) {
-    case CLASS_PLAIN:
-        if (insn->id == OP_LD && emit_fused(b, insn))
-            return true;
+    case CLASS_LOAD:
+        if (insn->id != OP_LD || !emit_fused(b, insn))
+            remember(b, emit(b, insn->id, &sunk, insn->imm), insn, at);
+        b->result = insn->rd; /* x0: nothing that could be used */
+        return true;
+    case CLASS_ATOMIC:
         remember(b, emit(b, insn->id, &sunk, insn->imm), insn, at);
+        forget_result(b, insn->rd);
         return true;
     case CLASS_OTHER:
         remember(b, emit(b, insn->id, insn, insn->id == OP_FENCE ? fence_strength(insn) : insn->imm), insn,
@@ -454,11 +523,13 @@ static bool emit_insn(struct builder *b, struct insn *insn, unsigned at)
     case CLASS_TO_INTEGER:
         emit_fp(b, &sunk);
         b->last = NULL;
+        forget_result(b, insn->rd);
         return true;
     case CLASS_CSR:
         sunk.rs2 = (uint8_t)b->count;
         emit_linked(b, insn->id, &sunk, insn->imm, (int32_t)at);
         b->last = NULL;
+        forget_result(b, insn->rd);
         return true;
     default:
         sunk.rs2 = (uint8_t)b->count; /* sfence.vma's rs2 is not needed: no ASIDs */

@@ -144,6 +144,7 @@ static void run(struct hart *hart, const void *const **handlers)
         OP_FP_MOVES(X)
         OP_FP_MEMORY(X)
         OP_MADE(X)
+        OP_PAIRS(X)
 #undef X
 #define X(name, ...) [OP_##name##_W] = &&op_##name##_W, [OP_##name##_D] = &&op_##name##_D,
         OP_AMOS(X)
@@ -151,8 +152,16 @@ static void run(struct hart *hart, const void *const **handlers)
 #define X(name, ...) [OP_##name##_S] = &&op_##name##_S, [OP_##name##_D] = &&op_##name##_D,
         OP_FMA(X)
 #undef X
-#define X(name, ...) [OP_##name##_FAR] = &&op_##name##_FAR, [OP_ADDI_##name] = &&op_ADDI_##name,
+#define X(name, ...)                                                                                         \
+    [OP_##name##_FAR] = &&op_##name##_FAR, [OP_ADDI_##name] = &&op_ADDI_##name,                              \
+    [OP_ADDI_##name##_A] = &&op_ADDI_##name##_A, [OP_ADDI_##name##_B] = &&op_ADDI_##name##_B,
         OP_CONDITIONS(X)
+#undef X
+#define X(name, ...) [OP_##name##_A] = &&op_##name##_A,
+        OP_WITH_A(X)
+#undef X
+#define X(name, ...) [OP_##name##_B] = &&op_##name##_B,
+        OP_WITH_B(X)
 #undef X
     };
     /* clang-format on */
@@ -160,6 +169,7 @@ static void run(struct hart *hart, const void *const **handlers)
     struct tlb_entry *tlb;
     uint64_t page;    /* virtual address of the code's page */
     uint64_t retired; /* up to the start of the block */
+    uint64_t last;    /* what the last op that computes something computed */
     uint64_t pc, operand;
     int32_t offset;
     enum op_id fp_id;
@@ -220,56 +230,74 @@ static void run(struct hart *hart, const void *const **handlers)
 
     pc = hart->pc;
     retired = hart->retired;
+    last = 0;
     goto enter;
 
     /* --- integer ------------------------------------------------------------------------------------ */
 
-#define X(name, expression)                                                                                  \
-    op_##name:                                                                                               \
-    {                                                                                                        \
-        uint64_t a = hart->x[op->rs1], b = hart->x[op->rs2];                                                 \
+#define RS1 (hart->x[op->rs1])
+#define RS2 (hart->x[op->rs2])
+#define IMM ((uint64_t)(int64_t)op->imm)
+/* The register and the last result; NEXT reads op->rd no more. */
+#define RESULT(value) (hart->x[op->rd] = last = (value))
+
+#define ALU_REG(label, expression, a_, b_)                                                                   \
+    label : {                                                                                                \
+        uint64_t a = (a_), b = (b_);                                                                         \
                                                                                                              \
-        hart->x[op->rd] = (expression);                                                                      \
+        RESULT(expression);                                                                                  \
         NEXT();                                                                                              \
     }
+#define X(name, expression)                                                                                  \
+    ALU_REG(op_##name, expression, RS1, RS2)                                                                 \
+    ALU_REG(op_##name##_A, expression, last, RS2)                                                            \
+    ALU_REG(op_##name##_B, expression, RS1, last)
     OP_ALU_REG(X)
 #undef X
-#define X(name, expression)                                                                                  \
-    op_##name:                                                                                               \
-    {                                                                                                        \
-        uint64_t a = hart->x[op->rs1], i = (uint64_t)(int64_t)op->imm;                                       \
+#define ALU_IMM(label, expression, a_)                                                                       \
+    label : {                                                                                                \
+        uint64_t a = (a_), i = IMM;                                                                          \
                                                                                                              \
-        hart->x[op->rd] = (expression);                                                                      \
+        RESULT(expression);                                                                                  \
         NEXT();                                                                                              \
     }
+#define X(name, expression)                                                                                  \
+    ALU_IMM(op_##name, expression, RS1)                                                                      \
+    ALU_IMM(op_##name##_A, expression, last)
     OP_ALU_IMM(X)
+#undef X
+#define PAIR(label, expression, a_)                                                                          \
+    label : {                                                                                                \
+        uint64_t a = (a_), b = RS2;                                                                          \
+        unsigned k = op->rs2, i = (unsigned)op->imm;                                                         \
+                                                                                                             \
+        (void)b;                                                                                             \
+        (void)k;                                                                                             \
+        RESULT(expression);                                                                                  \
+        NEXT();                                                                                              \
+    }
+#define X(name, expression)                                                                                  \
+    PAIR(op_##name, expression, RS1)                                                                         \
+    PAIR(op_##name##_A, expression, last)
+    OP_PAIRS(X)
 #undef X
 
 op_NOP:
     NEXT();
 op_LUI: /* laid down as LI */
 op_LI:
-    hart->x[op->rd] = (uint64_t)(int64_t)op->imm;
+    RESULT(IMM);
     NEXT();
 op_MV:
-    hart->x[op->rd] = hart->x[op->rs1];
+    RESULT(RS1);
     NEXT();
 op_AUIPC: /* laid down as PC_REL */
 op_PC_REL:
-    hart->x[op->rd] = page + (uint64_t)(int64_t)op->imm;
+    RESULT(page + IMM);
     NEXT();
 op_PC_REL_LONG:
-    hart->x[op->rd] = page + (uint64_t)(int64_t)op->imm + (uint64_t)LINK->aux;
+    RESULT(page + IMM + (uint64_t)LINK->aux);
     op++;
-    NEXT();
-op_ZEXT_SHIFT:
-    hart->x[op->rd] = hart->x[op->rs1] << op->rs2 >> op->imm;
-    NEXT();
-op_SEXT_SHIFT:
-    hart->x[op->rd] = (uint64_t)((int64_t)(hart->x[op->rs1] << op->rs2) >> op->imm);
-    NEXT();
-op_SHIFT_ADD:
-    hart->x[op->rd] = (hart->x[op->rs1] << op->imm) + hart->x[op->rs2];
     NEXT();
 
     /* --- loads and stores --------------------------------------------------------------------------- */
@@ -301,59 +329,72 @@ op_SHIFT_ADD:
         else if (unlikely(!mmu_store(hart, addr_, sizeof(type), (value))))                                   \
             goto fault;                                                                                      \
     } while (0)
-#define ADDRESS (hart->x[op->rs1] + (uint64_t)(int64_t)op->imm)
+#define ADDRESS (RS1 + IMM)
 
 #define X(name, type)                                                                                        \
-    op_##name : hart->x[op->rd] = LOAD(ADDRESS, type);                                                       \
+    op_##name : RESULT(LOAD(RS1 + IMM, type));                                                               \
+    NEXT();                                                                                                  \
+    op_##name##_A : RESULT(LOAD(last + IMM, type));                                                          \
     NEXT();
     OP_LOADS(X)
 #undef X
 #define X(name, type)                                                                                        \
-    op_##name : STORE(ADDRESS, type, hart->x[op->rs2]);                                                      \
+    op_##name : STORE(RS1 + IMM, type, RS2);                                                                 \
+    NEXT();                                                                                                  \
+    op_##name##_A : STORE(last + IMM, type, RS2);                                                            \
+    NEXT();                                                                                                  \
+    op_##name##_B : STORE(RS1 + IMM, type, last);                                                            \
     NEXT();
     OP_STORES(X)
 #undef X
 
 op_LD_PC: /* auipc has written the register before the load can fault */
     hart->x[op->rd] = page + (uint64_t)LINK->aux;
-    hart->x[op->rd] = LOAD(page + (uint64_t)(int64_t)op->imm, uint64_t);
+    RESULT(LOAD(page + IMM, uint64_t));
     op++;
     NEXT();
 
     /* --- control ------------------------------------------------------------------------------------ */
 
-#define X(name, condition)                                                                                   \
-    op_##name:                                                                                               \
-    {                                                                                                        \
-        uint64_t a = hart->x[op->rs1], b = hart->x[op->rs2];                                                 \
+#define BRANCH(label, condition, a_, b_)                                                                     \
+    label : {                                                                                                \
+        uint64_t a = (a_), b = (b_);                                                                         \
                                                                                                              \
         if (condition)                                                                                       \
             FOLLOW(op->imm, op->rd);                                                                         \
         op++;                                                                                                \
         NEXT();                                                                                              \
-    }                                                                                                        \
-    op_##name##_FAR:                                                                                         \
-    {                                                                                                        \
-        uint64_t a = hart->x[op->rs1], b = hart->x[op->rs2];                                                 \
+    }
+#define BRANCH_FAR(label, condition)                                                                         \
+    label : {                                                                                                \
+        uint64_t a = RS1, b = RS2;                                                                           \
                                                                                                              \
         if (condition) {                                                                                     \
             retired += op->rd;                                                                               \
-            JUMP(page + (uint64_t)(int64_t)op->imm);                                                         \
+            JUMP(page + IMM);                                                                                \
         }                                                                                                    \
         NEXT();                                                                                              \
-    }                                                                                                        \
-    op_ADDI_##name:                                                                                          \
-    {                                                                                                        \
+    }
+#define ADDI_BRANCH(label, condition, a_, b_)                                                                \
+    label : {                                                                                                \
         uint64_t a, b;                                                                                       \
                                                                                                              \
-        hart->x[op->rd] += (uint64_t)(int64_t)(op->imm >> 16);                                               \
-        a = hart->x[op->rs1];                                                                                \
-        b = hart->x[op->rs2];                                                                                \
+        RESULT(hart->x[op->rd] + (uint64_t)(int64_t)(op->imm >> 16));                                        \
+        a = (a_);                                                                                            \
+        b = (b_);                                                                                            \
         if (condition)                                                                                       \
             FOLLOW(op->imm & 0xffff, (uint64_t)LINK->aux);                                                   \
         op++;                                                                                                \
         NEXT();                                                                                              \
     }
+#define X(name, condition)                                                                                   \
+    BRANCH(op_##name, condition, RS1, RS2)                                                                   \
+    BRANCH(op_##name##_A, condition, last, RS2)                                                              \
+    BRANCH(op_##name##_B, condition, RS1, last)                                                              \
+    BRANCH_FAR(op_##name##_FAR, condition)                                                                   \
+    ADDI_BRANCH(op_ADDI_##name, condition, RS1, RS2)                                                         \
+    ADDI_BRANCH(op_ADDI_##name##_A, condition, last, RS2)                                                    \
+    ADDI_BRANCH(op_ADDI_##name##_B, condition, RS1, last)
     OP_CONDITIONS(X)
 #undef X
 
@@ -366,15 +407,15 @@ op_CALL_LONG:
 op_JAL_FAR:
     hart->x[op->rd] = page + (uint64_t)LINK->aux;
     retired += op->rs2;
-    JUMP(page + (uint64_t)(int64_t)op->imm);
+    JUMP(page + IMM);
 op_JALR:
-    operand = (hart->x[op->rs1] + (uint64_t)(int64_t)op->imm) & ~UINT64_C(1);
+    operand = (RS1 + IMM) & ~UINT64_C(1);
     hart->x[op->rd] = page + (uint64_t)LINK->aux;
     retired += op->rs2;
     JUMP(operand);
 op_RET:
     retired += op->rs2;
-    JUMP(hart->x[op->rs1] & ~UINT64_C(1));
+    JUMP(RS1 & ~UINT64_C(1));
 op_END:
     FOLLOW(op->imm, op->rd);
 op_END_FAR:

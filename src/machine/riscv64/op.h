@@ -156,6 +156,18 @@
     X(LR_W) X(LR_D) X(SC_W) X(SC_D)
 /* clang-format on */
 
+/* Fused pairs that write one register: rd = expression over A (rs1), B (rs2 as a register), K (rs2 as a
+ * number), I (immediate). */
+#define OP_PAIRS(X)                                                                                          \
+    X(ZEXT_SHIFT, a << k >> i)                        /* slli+srli */                                        \
+    X(SEXT_SHIFT, (uint64_t)((int64_t)(a << k) >> i)) /* slli+srai */                                        \
+    X(SLLI_ADD, (a << i) + b)                                                                                \
+    X(SLLI_XOR, (a << i) ^ b)                                                                                \
+    X(SLLI_OR, (a << i) | b)                                                                                 \
+    X(SRLI_ADD, (a >> i) + b)                                                                                \
+    X(SRLI_XOR, (a >> i) ^ b)                                                                                \
+    X(SRLI_OR, (a >> i) | b)
+
 /* Control, system, and what decoding and fusing make of instructions. */
 #define OP_CONTROL(X)                                                                                        \
     X(ILLEGAL)                                                                                               \
@@ -189,10 +201,15 @@
     X(END_FAR)                                                                                               \
     X(FP_ROUND)   /* an arithmetic instruction with a rounding mode of its own */                            \
     X(FCVT_TRUNC) /* fcvt.{w,l}.{s,d} with rtz */                                                            \
-    X(ZEXT_SHIFT) /* slli+srli: rd = rs1 << rs2 >> imm */                                                    \
-    X(SEXT_SHIFT) /* slli+srai */                                                                            \
-    X(SHIFT_ADD)  /* slli+add: rd = (rs1 << imm) + rs2 */                                                    \
     X(LD_PC)      /* auipc+ld: rd = *(page + imm); aux: auipc's sum */
+
+/*
+ * Variants. Most instructions use what the one before them computed. Handlers leave their result in a local
+ * variable as well (the last result), and *_A take their first operand from there, *_B their second, which
+ * saves the way through memory.
+ */
+#define OP_WITH_A(X) OP_ALU_REG(X) OP_ALU_IMM(X) OP_LOADS(X) OP_STORES(X) OP_CONDITIONS(X) OP_PAIRS(X)
+#define OP_WITH_B(X) OP_ALU_REG(X) OP_STORES(X) OP_CONDITIONS(X)
 
 /* clang-format off */
 enum op_id {
@@ -213,6 +230,7 @@ enum op_id {
     OP_FP_MOVES(X)
     OP_FP_MEMORY(X)
     OP_MADE(X)
+    OP_PAIRS(X)
 #undef X
 #define X(name, ...) OP_##name##_W, OP_##name##_D,
     OP_AMOS(X)
@@ -220,8 +238,14 @@ enum op_id {
 #define X(name, ...) OP_##name##_S, OP_##name##_D,
     OP_FMA(X)
 #undef X
-#define X(name, ...) OP_##name##_FAR, OP_ADDI_##name,
+#define X(name, ...) OP_##name##_FAR, OP_ADDI_##name, OP_ADDI_##name##_A, OP_ADDI_##name##_B,
     OP_CONDITIONS(X)
+#undef X
+#define X(name, ...) OP_##name##_A,
+    OP_WITH_A(X)
+#undef X
+#define X(name, ...) OP_##name##_B,
+    OP_WITH_B(X)
 #undef X
     OP_COUNT
 };
