@@ -1,8 +1,9 @@
 /* The guest's console: its history as a stream, and the live connection by HTTP upgrade. */
 #include "host/api.h"
 
-#include "base/cleanup.h"
+#include "base/buffer.h"
 #include "base/error.h"
+#include "base/sock.h"
 #include "host/vms.h"
 
 #include <fcntl.h>
@@ -17,6 +18,7 @@
 #define SLICE_MS           1000 /* how often a quiet stream looks whether its client is still there */
 #define CONNECT_TIMEOUT_MS 3000
 #define PUMP_SIZE          4096
+#define LOG_FILE_MAX       (2 << 20) /* more than ferry-vm lets console.log grow */
 
 /* --- history --- */
 
@@ -62,11 +64,52 @@ static bool wait_more(struct log_stream *stream)
     return !polls[1].revents;
 }
 
-/* ferry-vm keeps the newest part of a long log in a new file of the same name: then that is read on from its
- * beginning. A file cut short in place likewise. */
+/* All of a log file; at most LOG_FILE_MAX bytes of its end. False when it cannot be read. */
+static bool read_whole(int fd, struct buffer *out)
+{
+    struct stat status;
+    off_t from;
+    ssize_t got;
+
+    if (fstat(fd, &status) < 0)
+        return false;
+    from = status.st_size > LOG_FILE_MAX ? status.st_size - LOG_FILE_MAX : 0;
+    if (!buffer_reserve(out, LOG_FILE_MAX))
+        return false;
+    got = pread(fd, out->data, LOG_FILE_MAX, from);
+    out->size = got > 0 ? (size_t)got : 0;
+    return got >= 0;
+}
+
+/* How much of the beginning of FRESH is the end of OLD: what both have. */
+static off_t overlap(int old, int fresh)
+{
+    struct buffer before = BUFFER_INIT;
+    struct buffer after = BUFFER_INIT;
+    off_t common = 0;
+
+    if (read_whole(old, &before) && read_whole(fresh, &after)) {
+        size_t start = before.size > after.size ? before.size - after.size : 0;
+
+        for (size_t i = start; i < before.size && common == 0; i++) {
+            if (before.data[i] == after.data[0] && memcmp(before.data + i, after.data, before.size - i) == 0)
+                common = (off_t)(before.size - i);
+        }
+    }
+    buffer_free(&before);
+    buffer_free(&after);
+    return common;
+}
+
+/*
+ * ferry-vm keeps a long log short by putting a new file, which begins with the end of the old one, in its
+ * place: all of the old one was read, so reading goes on behind what both have. A file begun anew in place is
+ * read from its beginning.
+ */
 static void follow_replacement(struct log_stream *stream)
 {
     struct stat ours, named;
+    int fresh;
 
     if (stream->fd < 0) {
         stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -75,8 +118,15 @@ static void follow_replacement(struct log_stream *stream)
     if (fstat(stream->fd, &ours) < 0)
         return;
     if (stat(stream->path, &named) == 0 && (named.st_ino != ours.st_ino || named.st_dev != ours.st_dev)) {
+        fresh = open(stream->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (fresh < 0 || lseek(stream->fd, 0, SEEK_CUR) < ours.st_size) {
+            if (fresh >= 0)
+                close(fresh);
+            return; /* not all of the old one yet */
+        }
+        lseek(fresh, overlap(stream->fd, fresh), SEEK_SET);
         close(stream->fd);
-        stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        stream->fd = fresh;
     } else if (lseek(stream->fd, 0, SEEK_CUR) > ours.st_size) {
         lseek(stream->fd, 0, SEEK_SET);
     }

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define RESERVE_TIMEOUT_MS 110000 /* a little less than the source waits */
+#define RESERVE_TIMEOUT_MS 50000 /* a little less than the source waits */
 #define LISTEN_TIMEOUT_MS  5000
 #define CANCEL_TIMEOUT_MS  5000
 #define END_TIMEOUT_MS     10000

@@ -12,7 +12,7 @@
 #include <sys/random.h>
 
 #define PREPARE_TIMEOUT_MS  5000
-#define RESERVE_TIMEOUT_MS  120000
+#define RESERVE_TIMEOUT_MS  55000 /* ferry-vm waits a minute for MIGRATE_START */
 #define SEND_TIMEOUT_MS     10000
 #define END_TIMEOUT_MS      30000
 #define WITHDRAW_TIMEOUT_MS 20000
@@ -320,6 +320,11 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
                   migration->destination, outcome, error);
     if (strcmp(outcome, "lost") != 0 && strcmp(outcome, "unknown") != 0)
         withdraw(migration);
+    if (strcmp(outcome, "lost") == 0 && migration->vm &&
+        vm_wait_gone(host, migration->vm, clock_deadline(END_TIMEOUT_MS))) {
+        migration_release_vm(migration); /* the destination owns it: it must not be startable here */
+        vm_drop(host, migration->vm);
+    }
     events_emit(host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine, migration->id,
                 "migration of VM %s from host %s to host %s %s: %s", migration->vm_name, migration->source,
                 migration->destination, outcome, error);

@@ -199,7 +199,7 @@ static int spawn(const struct config *config, const struct vm *vm, unsigned flag
                  struct ferry_error *err)
 {
     char log_path[PATH_MAX];
-    char *argv[8] = {"ferry-vm", "--dir", (char *)vm->directory, "--ready-fd", "3"};
+    char *argv[10] = {"ferry-vm", "--dir", (char *)vm->directory, "--ready-fd", "3"};
     size_t argc = 5;
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
@@ -210,6 +210,8 @@ static int spawn(const struct config *config, const struct vm *vm, unsigned flag
         argv[argc++] = "--incoming";
     if (flags & VM_PROCESS_PAUSED)
         argv[argc++] = "--paused";
+    if (config->insecure)
+        argv[argc++] = "--insecure";
     sigemptyset(&none);
     sigfillset(&all);
     if (process_path(vm, "vm.log", log_path) < 0)

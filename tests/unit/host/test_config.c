@@ -1,0 +1,138 @@
+/* The command line and the file are read by one table; what cannot be meant is refused before anything
+ * starts. */
+#include "unit.h"
+
+#include "host/config.h"
+
+#include <errno.h>
+
+#define READ(config, err, ...)                                                                               \
+    read_options((config), (err), (char *[]){"ferryd", "--ferry-vm", "/bin/true", __VA_ARGS__, NULL})
+
+static int read_options(struct config *config, struct ferry_error *err, char **argv)
+{
+    enum config_action action;
+    int argc = 0;
+
+    while (argv[argc])
+        argc++;
+    return config_read(config, argc, argv, &action, err);
+}
+
+static struct config config;
+
+static void relative_paths_become_absolute(void **state)
+{
+    struct ferry_error err;
+
+    assert_ok(READ(&config, &err, "--state-dir", "somewhere", "--name", "a"), err);
+    assert_int_equal(config.state_dir[0], '/');
+    assert_contains(config.state_dir, "/somewhere");
+    assert_string_equal(config.name, "a");
+    assert_string_equal(config.migrate_address, "127.0.0.1");
+}
+
+static void file_is_read_and_command_line_wins(void **state)
+{
+    struct unit_dir dir;
+    struct ferry_error err;
+    char path[128];
+    FILE *file;
+
+    unit_dir_make(&dir);
+    file = fopen(unit_path(&dir, "ferryd.conf", path), "w");
+    fputs("# a host\n\nname = filename\n  state-dir=/tmp/x  \nmemory-limit = 2G\n", file);
+    fclose(file);
+    assert_ok(READ(&config, &err, "--config", path, "--name", "mine"), err);
+    assert_string_equal(config.name, "mine");
+    assert_string_equal(config.state_dir, "/tmp/x");
+    assert_int_equal(config.memory_limit, 2ull << 30);
+
+    file = fopen(path, "w");
+    fputs("name = a\ncolour = red\n", file);
+    fclose(file);
+    assert_int_equal(READ(&config, &err, "--config", path), -EINVAL);
+    assert_contains(err.text, "line 2");
+    assert_contains(err.text, "colour");
+    unit_dir_remove(&dir);
+}
+
+static void bad_usage_is_refused_naming_it(void **state)
+{
+    struct ferry_error err;
+
+    assert_int_equal(READ(&config, &err, "--name", "a"), -EINVAL);
+    assert_contains(err.text, "--state-dir");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--colour"), -EINVAL);
+    assert_contains(err.text, "--colour");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--name"), -EINVAL);
+    assert_contains(err.text, "--name");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "extra"), -EINVAL);
+    assert_contains(err.text, "extra");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--name", "a/b"), -EINVAL);
+    assert_contains(err.text, "a/b");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--memory-limit", "lots"), -EINVAL);
+    assert_contains(err.text, "lots");
+}
+
+static void malformed_address_is_refused(void **state)
+{
+    static char *const addresses[] = {"127.0.0.1",   "localhost:80", ":80",     "127.0.0.1:99999",
+                                      "127.0.0.1:x", "300.1.1.1:80", "[::1:80", "[fe80]:1"};
+    struct ferry_error err;
+
+    for (size_t i = 0; i < sizeof(addresses) / sizeof(addresses[0]); i++) {
+        if (READ(&config, &err, "--state-dir", "/x", "--listen", addresses[i]) != -EINVAL)
+            fail_msg("%s was taken", addresses[i]);
+        assert_contains(err.text, addresses[i]);
+    }
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--migrate-address", "127.0.0.1:80"), -EINVAL);
+}
+
+static void other_than_loopback_needs_insecure(void **state)
+{
+    struct ferry_error err;
+
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--listen", "10.0.0.1:7411"), -EINVAL);
+    assert_contains(err.text, "--insecure");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--migrate-address", "10.0.0.1"), -EINVAL);
+    assert_contains(err.text, "--insecure");
+    assert_ok(READ(&config, &err, "--state-dir", "/x", "--listen", "10.0.0.1:7411", "--insecure"), err);
+    assert_string_equal(config.migrate_address, "10.0.0.1");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--listen", "0.0.0.0:7411", "--insecure"),
+                     -EINVAL);
+    assert_contains(err.text, "--migrate-address");
+    assert_ok(READ(&config, &err, "--state-dir", "/x", "--listen", "[::1]:7411"), err);
+    assert_string_equal(config.migrate_address, "::1");
+}
+
+static void sizes_are_read_with_units(void **state)
+{
+    struct ferry_error err;
+    uint64_t bytes;
+
+    assert_ok(config_parse_size("512M", &bytes, &err), err);
+    assert_int_equal(bytes, 512ull << 20);
+    assert_ok(config_parse_size("1048576", &bytes, &err), err);
+    assert_int_equal(bytes, 1048576);
+    assert_ok(config_parse_size("3gib", &bytes, &err), err);
+    assert_int_equal(bytes, 3ull << 30);
+    assert_int_equal(config_parse_size("-1", &bytes, &err), -EINVAL);
+    assert_int_equal(config_parse_size("M", &bytes, &err), -EINVAL);
+    assert_int_equal(config_parse_size("18446744073709551615G", &bytes, &err), -EINVAL);
+    assert_int_equal(config_parse_size("1X", &bytes, &err), -EINVAL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(relative_paths_become_absolute),
+        cmocka_unit_test(file_is_read_and_command_line_wins),
+        cmocka_unit_test(bad_usage_is_refused_naming_it),
+        cmocka_unit_test(malformed_address_is_refused),
+        cmocka_unit_test(other_than_loopback_needs_insecure),
+        cmocka_unit_test(sizes_are_read_with_units),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
