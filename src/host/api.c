@@ -372,13 +372,16 @@ static enum MHD_Result send_answer(struct api_request *request, int result)
     return queued;
 }
 
-/* First call of a request: only headers are there. What is refused now need not send its body. */
+/*
+ * First call of a request: only headers are there. What is refused now need not send its body; a client that is
+ * in the midst of sending it may not see why, so bodies that are only a little too large are swallowed first.
+ */
 static enum MHD_Result begin(struct api_request *request, const struct api_listener *listener, void **state)
 {
     const char *length = header(request, "Content-Length");
     int result = check_door(request, listener);
 
-    if (result == 0 && length && strtoull(length, NULL, 10) > API_BODY_MAX)
+    if (result == 0 && length && strtoull(length, NULL, 10) > REQUEST_SWALLOW_MAX)
         result = error_set(&request->err, HOST_USAGE, "the body is larger than %u bytes", API_BODY_MAX);
     if (result < 0)
         return send_answer(request, result);

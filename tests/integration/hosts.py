@@ -1,0 +1,244 @@
+"""ferryd processes for tests: hosts with directories and ports of their own that are gone afterwards.
+
+    @pytest.fixture
+    def hosts(tmp_path):
+        with Hosts(tmp_path) as hosts:
+            yield hosts
+
+    a, b = hosts.pair()                 # two ferryd that know each other
+    a.post("/v1/vms", {"definition": {...}})
+"""
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = pathlib.Path(os.environ.get("FERRY_BUILD", ROOT / "build"))
+FAKE_VM = ROOT / "tests" / "host" / "fake_ferry_vm.py"
+DEADLINE = 60
+
+
+class Refused(Exception):
+    """An error answer: status, class and message."""
+
+    def __init__(self, status, error):
+        super().__init__(f"{status} {error}")
+        self.status = status
+        self.error_class = error.get("class")
+        self.message = error.get("message", "")
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path, timeout):
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+def wait_until(condition, what, deadline=DEADLINE):
+    """Asks CONDITION until it is true, for things that nobody announces."""
+    end = time.monotonic() + deadline
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+class Host:
+    """One ferryd."""
+
+    def __init__(self, directory, name, vm_program, options=()):
+        self.name = name
+        self.state_dir = directory / name
+        self.socket = self.state_dir / "ferryd.sock"
+        self.vm_program = vm_program
+        self.options = list(options)
+        self.address = None
+        self.process = None
+
+    def start(self, listen=True):
+        command = [str(BUILD / "ferryd"), "--state-dir", str(self.state_dir), "--name", self.name]
+        if listen:
+            command += ["--listen", self.address or "127.0.0.1:0"]
+        command += self.options
+        environment = dict(os.environ)
+        if self.vm_program:
+            environment["FERRY_VM"] = str(self.vm_program)
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        line = self.process.stderr.readline()
+        assert "is ready" in line, line + self.process.stderr.read()
+        self.address = self.get("/v1/host")["address"] or None
+        return self
+
+    def stop(self, number=signal.SIGTERM):
+        """Ends ferryd; returns its exit status."""
+        if self.process is None:
+            return None
+        self.process.send_signal(number)
+        status = self.process.wait(DEADLINE)
+        self.process.stderr.close()
+        self.process = None
+        return status
+
+    def restart(self, number=signal.SIGTERM):
+        self.stop(number)
+        return self.start()
+
+    def request(self, method, path, body=None, headers=None, tcp=False, timeout=DEADLINE):
+        """(status, bytes); the body is sent as JSON unless it is bytes already."""
+        if tcp:
+            connection = http.client.HTTPConnection(self.address, timeout=timeout)
+        else:
+            connection = UnixConnection(self.socket, timeout)
+        headers = dict(headers or {})
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            headers.setdefault("Content-Type", "application/json")
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def call(self, method, path, body=None, **more):
+        status, data = self.request(method, path, body, **more)
+        answer = json.loads(data) if data else None
+        if status >= 300:
+            raise Refused(status, answer["error"])
+        return answer
+
+    def get(self, path, **more):
+        return self.call("GET", path, **more)
+
+    def post(self, path, body=None, **more):
+        return self.call("POST", path, {} if body is None else body, **more)
+
+    def delete(self, path, **more):
+        return self.call("DELETE", path, **more)
+
+    def lines(self, path, **more):
+        status, data = self.request("GET", path, **more)
+        assert status == 200, data
+        return [json.loads(line) for line in data.splitlines()]
+
+    # --- VMs and migrations ---
+
+    def run(self, name, **definition):
+        kernel = self.state_dir / "kernel"
+        if "kernel" not in definition:
+            kernel.touch()
+            definition["kernel"] = str(kernel)
+        return self.post("/v1/vms", {"definition": {"name": name, **definition}})
+
+    def vm(self, name):
+        """The VM object, or None."""
+        try:
+            return self.get(f"/v1/vms/{name}")
+        except Refused as refused:
+            assert refused.status == 404
+            return None
+
+    def migrate(self, name, destination, **options):
+        """Starts a migration; returns its id."""
+        return self.post(f"/v1/vms/{name}/migrate", {"destination": destination.name, **options})["id"]
+
+    def finish(self, migration):
+        """Waits for the end of a migration; returns its object."""
+        return self.lines(f"/v1/migrations/{migration}/watch")[-1]
+
+    def move(self, name, destination, **options):
+        return self.finish(self.migrate(name, destination, **options))
+
+    def event_codes(self, migration):
+        return [event["code"] for event in self.lines("/v1/events") if event["migration"] == migration]
+
+    def log(self):
+        return (self.state_dir / "ferryd.log").read_text()
+
+
+class Hosts:
+    """The hosts of one test. Leaves no process and no directory."""
+
+    def __init__(self, directory=None, vm_program=FAKE_VM):
+        # Sockets need short paths, which pytest's own directories are not.
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="ferry-", dir="/tmp"))
+        self.vm_program = vm_program
+        self.hosts = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for host in self.hosts:
+            try:
+                host.stop(signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.end_vms()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def new(self, name, *options):
+        """A host that is not started yet."""
+        host = Host(self.directory, name, self.vm_program, options)
+        self.hosts.append(host)
+        return host
+
+    def start(self, name, *options):
+        return self.new(name, *options).start()
+
+    def pair(self, *options):
+        a, b = self.start("a", *options), self.start("b", *options)
+        introduce(a, b)
+        return a, b
+
+    def vm_processes(self):
+        """Numbers of all VM processes that run in this test's directory."""
+        found = []
+        for record in self.directory.glob("*/vms/*/process.json"):
+            pid = json.loads(record.read_text())["pid"]
+            try:
+                command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(record.parent).encode() in command:
+                found.append(pid)
+        return found
+
+    def end_vms(self):
+        for pid in self.vm_processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def introduce(a, b):
+    """Each learns of the other."""
+    a.post("/v1/hosts", {"name": b.name, "address": b.address})
+    b.post("/v1/hosts", {"name": a.name, "address": a.address})
+
+
+def assert_refused(call, status, error_class, *words):
+    """CALL must be answered with this error, its sentence holding all WORDS."""
+    try:
+        answer = call()
+    except Refused as refused:
+        assert (refused.status, refused.error_class) == (status, error_class), refused
+        for word in words:
+            assert word in refused.message, refused.message
+        return refused
+    raise AssertionError(f"not refused: {answer}")
