@@ -68,6 +68,7 @@ class Host:
         self.options = list(options)
         self.address = None
         self.process = None
+        self.last_words = ""
 
     def start(self, listen=True):
         command = [str(BUILD / "ferryd"), "--state-dir", str(self.state_dir), "--name", self.name]
@@ -87,11 +88,15 @@ class Host:
         """Ends ferryd; returns its exit status."""
         if self.process is None:
             return None
-        self.process.send_signal(number)
-        status = self.process.wait(DEADLINE)
-        self.process.stderr.close()
-        self.process = None
-        return status
+        process, self.process = self.process, None
+        process.send_signal(number)
+        try:
+            self.last_words = process.communicate(timeout=DEADLINE)[1]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        return process.returncode
 
     def restart(self, number=signal.SIGTERM):
         self.stop(number)
@@ -183,13 +188,17 @@ class Hosts:
         return self
 
     def __exit__(self, *_):
+        complaints = []
         for host in self.hosts:
             try:
-                host.stop(signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+                status = host.stop()
+            except subprocess.TimeoutExpired:
+                status = "it hangs"
+            if status not in (0, None):
+                complaints.append(f"ferryd {host.name} ended badly ({status}): {host.last_words}")
         self.end_vms()
         shutil.rmtree(self.directory, ignore_errors=True)
+        assert not complaints, "\n".join(complaints)
 
     def new(self, name, *options):
         """A host that is not started yet."""
