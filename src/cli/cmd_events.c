@@ -21,7 +21,7 @@ static int print_event(void *opaque, json_t *event, struct ferry_error *err)
     if (cli->json) {
         cli_print_json_line(cli, event);
     } else {
-        fprintf(cli->out, "%s  %-7s  %-8s  %-12s  %.8s%s%s%s%s\n",
+        fprintf(cli->out, "%s  %-12s  %-8s  %-12s  %.8s%s%s%s%s\n",
                 units_format_time(object_text(event, "time"), true, time), object_text(event, "code"),
                 object_text(event, "host"), object_text(event, "vm"), object_text(event, "migration"),
                 *object_text(event, "migration") ? "  " : "", color, object_text(event, "text"),

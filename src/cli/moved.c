@@ -3,13 +3,27 @@
 #include "base/error.h"
 #include "cli/migration.h"
 #include "cli/object.h"
+#include "cli/units.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The newest migration that took VM away from this host (*migration, owned by the caller), or NULL. */
-static int find_departure(struct client *client, const char *vm, json_t **migration, struct ferry_error *err)
+/* Whether MIGRATION began after VM had (VM may be NULL: not here any more). */
+static bool is_newer(const json_t *migration, const json_t *vm)
+{
+    int64_t migration_ns, vm_ns;
+
+    if (!units_parse_time(object_text(migration, "started"), &migration_ns) ||
+        !units_parse_time(object_text(vm, "started"), &vm_ns))
+        return true;
+    return migration_ns >= vm_ns;
+}
+
+/* The migration that takes or took VM, as it is seen here (OBJECT; NULL: not any more), away from this host
+ * (*migration, owned by the caller), or NULL. */
+static int find_departure(struct client *client, const char *vm, const json_t *object, json_t **migration,
+                          struct ferry_error *err)
 {
     json_t *all = NULL, *candidate;
     size_t index;
@@ -22,7 +36,7 @@ static int find_departure(struct client *client, const char *vm, json_t **migrat
     {
         if (strcmp(object_text(candidate, "vm"), vm) != 0)
             continue;
-        if (strcmp(object_text(candidate, "side"), "source") == 0)
+        if (strcmp(object_text(candidate, "side"), "source") == 0 && is_newer(candidate, object))
             *migration = json_incref(candidate);
         break;
     }
@@ -69,9 +83,11 @@ static int judge_migration(struct client *client, const json_t *migration, struc
     return result;
 }
 
-static bool state_is(const json_t *vm, const char *state)
+static bool is_off(const json_t *vm)
 {
-    return strcmp(object_text(vm, "state"), state) == 0;
+    const char *state = object_text(vm, "state");
+
+    return strcmp(state, "STOPPED") == 0 || strcmp(state, "CRASHED") == 0;
 }
 
 int moved_find(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
@@ -86,20 +102,16 @@ int moved_find(struct client *client, const char *vm, struct moved *moved, struc
     is_gone = result == -ENOENT;
     if (result < 0 && !is_gone)
         return result;
-    if (!is_gone && (state_is(object, "STOPPED") || state_is(object, "CRASHED"))) {
+    /* A VM that has just left may still be seen here, as if it were off. */
+    result = find_departure(client, vm, object, &migration, err);
+    if (result == 0 && migration)
+        result = judge_migration(client, migration, moved, err);
+    if (result == 0 && moved->kind == MOVED_NOT && is_gone) {
+        result = error_set(err, -ENOENT, "there is no VM %s on this host", vm);
+    } else if (result == 0 && moved->kind == MOVED_NOT && is_off(object)) {
         moved->kind = MOVED_ENDED;
         snprintf(moved->why, sizeof(moved->why), "%s",
                  *object_text(object, "why") ? object_text(object, "why") : "it is off");
-        json_decref(object);
-        return 0;
-    }
-    result = 0;
-    if (is_gone || *object_text(object, "migration")) {
-        result = find_departure(client, vm, &migration, err);
-        if (result == 0 && migration)
-            result = judge_migration(client, migration, moved, err);
-        if (result == 0 && moved->kind == MOVED_NOT && is_gone)
-            result = error_set(err, -ENOENT, "there is no VM %s on this host", vm);
     }
     json_decref(migration);
     json_decref(object);

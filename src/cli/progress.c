@@ -132,8 +132,8 @@ static void tell_rounds(struct progress *progress, const json_t *migration)
         uint64_t ns = object_number(round, "duration_ns");
         double per_second = ns ? (double)bytes * (double)NS_PER_S / (double)ns : 0;
 
-        fprintf(progress->out, "%s: round %zu sent %llu pages, %s in %s (%s), %llu pages changed meanwhile\n",
-                phases[PHASE_COPY], progress->rounds + 1, (unsigned long long)object_number(round, "pages"),
+        fprintf(progress->out, "  round %zu: %llu pages, %s in %s (%s), %llu pages changed meanwhile\n",
+                progress->rounds + 1, (unsigned long long)object_number(round, "pages"),
                 units_format_size(bytes, size), units_format_duration(ns, time),
                 units_format_rate(per_second < 1e18 ? (uint64_t)per_second : 0, rate),
                 (unsigned long long)object_number(round, "dirtied_pages"));

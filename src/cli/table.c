@@ -64,16 +64,40 @@ size_t table_rows(const struct table *table)
     return table->column_count ? table->cell_count / table->column_count : 0;
 }
 
-static void print_cell(const struct table *table, FILE *out, size_t column, const char *text)
+/* A column whose heading is all there is in it is left out: nothing to tell. */
+static bool is_shown(const struct table *table, size_t column)
+{
+    if (!*table->columns[column].heading)
+        return true;
+    for (size_t i = column; i < table->cell_count; i += table->column_count) {
+        if (*table->cells[i])
+            return true;
+    }
+    return table->cell_count == 0;
+}
+
+/* Prints one cell; *owed are the spaces before it, which nothing follows at the end of a line. */
+static void print_cell(const struct table *table, FILE *out, size_t column, const char *text, size_t *owed)
 {
     size_t spare = table->columns[column].width - text_width(text);
-    bool last = column + 1 == table->column_count;
+    size_t before = table->columns[column].align == TABLE_RIGHT ? spare : 0;
 
-    if (table->columns[column].align == TABLE_RIGHT)
-        fprintf(out, "%*s%s", (int)spare, "", text);
-    else
-        fprintf(out, "%s%*s", text, last ? 0 : (int)spare, "");
-    fputs(last ? "" : "  ", out);
+    if (*text) {
+        fprintf(out, "%*s%s", (int)(*owed + before), "", text);
+        *owed = 2 + spare - before;
+    } else {
+        *owed += 2 + spare;
+    }
+}
+
+static void print_row(const struct table *table, FILE *out, char *const *cells)
+{
+    size_t owed = 0;
+
+    for (size_t i = 0; i < table->column_count; i++) {
+        if (is_shown(table, i))
+            print_cell(table, out, i, cells ? cells[i] : table->columns[i].heading, &owed);
+    }
 }
 
 void table_print(const struct table *table, FILE *out, const char *before, const char *after)
@@ -84,13 +108,11 @@ void table_print(const struct table *table, FILE *out, const char *before, const
         headings |= *table->columns[i].heading != '\0';
     if (headings) {
         fputs(before, out);
-        for (size_t i = 0; i < table->column_count; i++)
-            print_cell(table, out, i, table->columns[i].heading);
+        print_row(table, out, NULL);
         fprintf(out, "%s\n", after);
     }
-    for (size_t i = 0; i < table_rows(table) * table->column_count; i++) {
-        print_cell(table, out, i % table->column_count, table->cells[i]);
-        if (i % table->column_count + 1 == table->column_count)
-            fputc('\n', out);
+    for (size_t row = 0; row < table_rows(table); row++) {
+        print_row(table, out, table->cells + row * table->column_count);
+        fputc('\n', out);
     }
 }

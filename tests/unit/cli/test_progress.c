@@ -61,7 +61,7 @@ static void every_phase_and_round_is_told_once(void **state)
     show(&screen, "Copy", 60, "none", 1);
     show(&screen, "Frozen", 100, "completed", 1);
     assert_string_equal(screen.text, "Init\nCopy\n"
-                                     "Copy: round 1 sent 10 pages, 40 KiB in 1 ms (39.1 MiB/s), 2 pages "
+                                     "  round 1: 10 pages, 40 KiB in 1 ms (39.1 MiB/s), 2 pages "
                                      "changed meanwhile\n"
                                      "I/O Quiesce\nFrozen\n");
     screen_close(&screen);
@@ -74,7 +74,7 @@ static void a_migration_seen_only_at_its_end_is_told_in_order(void **state)
     (void)state;
     screen_open(&screen, false);
     show(&screen, "Frozen", 100, "completed", 1);
-    assert_ptr_equal(strstr(screen.text, "Init\nCopy\nCopy: round 1"), screen.text);
+    assert_ptr_equal(strstr(screen.text, "Init\nCopy\n  round 1"), screen.text);
     screen_close(&screen);
 }
 

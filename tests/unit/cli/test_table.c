@@ -34,8 +34,24 @@ static void columns_align_left_and_right(void **state)
     table_cell(&table, "x\ny");
     assert_int_equal(table_rows(&table), 2);
     assert_prints(&table, "<NAME   MEMORY  WHY>\n"
-                          "web     1 GiB  \n"
+                          "web     1 GiB\n"
                           "日本  256 MiB  x?y\n");
+    table_free(&table);
+}
+
+static void a_column_with_nothing_in_it_is_left_out(void **state)
+{
+    struct table table = TABLE_INIT;
+
+    (void)state;
+    table_column(&table, "NAME", TABLE_LEFT);
+    table_column(&table, "WHY", TABLE_LEFT);
+    table_column(&table, "SIZE", TABLE_RIGHT);
+    table_cell(&table, "web");
+    table_cell_format(&table, "%s", "");
+    table_cell(&table, "");
+    assert_prints(&table, "<NAME  SIZE>\n"
+                          "web      -\n");
     table_free(&table);
 }
 
@@ -68,6 +84,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(columns_align_left_and_right),
+        cmocka_unit_test(a_column_with_nothing_in_it_is_left_out),
         cmocka_unit_test(a_table_without_headings_has_no_heading_line),
         cmocka_unit_test(a_table_grows),
     };
