@@ -165,7 +165,10 @@ void hart_reset(struct hart *hart, uint64_t entry, uint64_t a0, uint64_t a1)
     hart->privilege = PRIVILEGE_SUPERVISOR;
     hart->sstatus = hart->sie = hart->stvec = hart->sscratch = hart->sepc = hart->scause = hart->stval = 0;
     hart->satp = 0;
-    hart->scounteren = hart->senvcfg = 0;
+    /* As firmware leaves it: Linux's vDSO reads the time in user mode, and nothing in Linux allows it that.
+     */
+    hart->scounteren = 7; /* cycle, time, instret */
+    hart->senvcfg = 0;
     hart->frm = hart->fflags = 0;
     hart->stimecmp = UINT64_MAX;
     hart->reservation = NULL;
