@@ -35,7 +35,7 @@ struct block {
     uint32_t epoch; /* in which it was last seen to agree with memory */
     uint16_t slots;
     uint16_t code_size; /* bytes; a copy of them follows the ops */
-    bool crossing;      /* one instruction across two pages */
+    bool crossing;      /* one instruction across two pages: never linked to */
     struct op ops[] __attribute__((aligned(16)));
 };
 
@@ -610,7 +610,8 @@ static struct block *block_make(struct hart *hart, const struct fetch_entry *pag
     block->host_code = page->host_page + start;
     block->slots = (uint16_t)b.slots;
     block->code_size = (uint16_t)size;
-    block->crossing = false;
+    /* Nothing: the guest was just changing it. Not to be found again. */
+    block->crossing = b.count == 0;
     block_commit(hart, block, code);
     return block;
 }

@@ -230,7 +230,7 @@ struct hart {
     uint32_t scounteren, senvcfg;
     uint64_t sip; /* shared, atomic */
 
-    /* SBI hart state; guarded by `lock`. */
+    /* SBI hart state; written under `lock`, and atomically, because the hart looks at it without. */
     uint8_t hsm;
     uint64_t start_addr, start_argument;
 

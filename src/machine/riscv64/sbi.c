@@ -179,9 +179,9 @@ static struct sbi_result hart_start(struct hart *hart)
     pthread_mutex_lock(&target->lock);
     stopped = target->hsm == HSM_STOPPED;
     if (stopped) {
-        target->hsm = HSM_START_PENDING;
         target->start_addr = addr;
         target->start_argument = hart->x[A2];
+        __atomic_store_n(&target->hsm, HSM_START_PENDING, __ATOMIC_RELEASE);
     }
     pthread_mutex_unlock(&target->lock);
     if (!stopped)
@@ -211,7 +211,7 @@ static struct sbi_result call_hsm(struct hart *hart)
         return hart_start(hart);
     case 1: /* stop */
         pthread_mutex_lock(&hart->lock);
-        hart->hsm = HSM_STOPPED;
+        __atomic_store_n(&hart->hsm, HSM_STOPPED, __ATOMIC_RELEASE);
         pthread_mutex_unlock(&hart->lock);
         hart_post(hart, REQUEST_INTERRUPT); /* have it leave exec_run */
         return result_error(SBI_SUCCESS);

@@ -135,7 +135,7 @@ bool hart_attend(struct hart *hart)
         serve_waited(hart);
     if (requests & REQUEST_KICK)
         hart->kicked = true;
-    if (hart->kicked || hart->hsm != HSM_STARTED || __atomic_load_n(&hart->soft->ended, __ATOMIC_ACQUIRE))
+    if (hart->kicked || __atomic_load_n(&hart->hsm, __ATOMIC_ACQUIRE) != HSM_STARTED || __atomic_load_n(&hart->soft->ended, __ATOMIC_ACQUIRE))
         return false;
     if (requests & REQUEST_THROTTLE)
         hart_throttle_pause(hart);
@@ -188,7 +188,7 @@ static void hart_run_stopped(struct hart *hart)
     pthread_mutex_lock(&hart->lock);
     starts = hart->hsm == HSM_START_PENDING && !__atomic_load_n(&hart->soft->ended, __ATOMIC_ACQUIRE);
     if (starts)
-        hart->hsm = HSM_STARTED;
+        __atomic_store_n(&hart->hsm, HSM_STARTED, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&hart->lock);
     if (starts) {
         hart_reset(hart, hart->start_addr, hart->index, hart->start_argument);
@@ -214,7 +214,7 @@ static enum accel_exit soft_vcpu_run(struct accel *accel, unsigned index, struct
     hart_throttle_begin(hart);
     hart_post(hart, REQUEST_INTERRUPT);
     while (!hart->kicked) {
-        if (hart->hsm != HSM_STARTED || __atomic_load_n(&soft->ended, __ATOMIC_ACQUIRE))
+        if (__atomic_load_n(&hart->hsm, __ATOMIC_ACQUIRE) != HSM_STARTED || __atomic_load_n(&soft->ended, __ATOMIC_ACQUIRE))
             hart_run_stopped(hart);
         else
             exec_run(hart);
