@@ -44,11 +44,24 @@ static void append_bar(FILE *line, const struct progress *progress, unsigned per
         fputs(i < percent * BAR_WIDTH / 100 ? full : empty, line);
 }
 
+/* As the host measured it, or during the first round, when it has not yet: what was sent until now. */
+static uint64_t send_rate(const json_t *migration)
+{
+    uint64_t measured = object_number(migration, "bandwidth");
+    uint64_t total_ns = object_number(migration, "total_ns"), setup_ns = object_number(migration, "setup_ns");
+    double rate;
+
+    if (measured || total_ns <= setup_ns)
+        return measured;
+    rate = (double)object_number(migration, "wire_bytes") * (double)NS_PER_S / (double)(total_ns - setup_ns);
+    return rate < 1e18 ? (uint64_t)rate : 0;
+}
+
 /* What there is to say about copying, most important first: what does not fit is cut off. */
 static void append_copy_details(FILE *line, const json_t *migration)
 {
     uint64_t left = object_number(migration, "remaining_bytes");
-    uint64_t rate = object_number(migration, "bandwidth");
+    uint64_t rate = send_rate(migration);
     uint64_t dirty = object_number(migration, "dirty_rate");
     char text[UNITS_TEXT_SIZE];
 
