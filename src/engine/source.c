@@ -7,12 +7,14 @@
 #include "engine/switchover.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+/* How often progress is brought up to date while a round is sent. */
+#define PERCENT_INTERVAL_MS 100
 
 static uint64_t connect_deadline(const struct ferry_session *session)
 {
@@ -210,18 +212,21 @@ static int source_wait_round(struct source *source, uint64_t pages, struct ferry
 {
     struct ferry_session *session = source->session;
     uint64_t interval_ms = session->settings.peer_timeout_ns / 4 / NS_PER_MS;
+    uint64_t look_ms, keepalive_ns;
     bool done = false;
     int result = 0;
 
     if (interval_ms == 0)
         interval_ms = 1;
+    look_ms = interval_ms < PERCENT_INTERVAL_MS ? interval_ms : PERCENT_INTERVAL_MS;
+    keepalive_ns = clock_now_ns() + interval_ms * NS_PER_MS;
     while (result == 0 && !done) {
         struct pollfd polled[3] = {
             {.fd = source->sender.done_fd, .events = POLLIN},
             {.fd = source->control.link.channel.fd, .events = POLLIN},
             {.fd = session->stop_fd, .events = POLLIN},
         };
-        int n = poll(polled, 3, interval_ms > INT_MAX ? INT_MAX : (int)interval_ms);
+        int n = poll(polled, 3, (int)look_ms);
         uint64_t left = __atomic_load_n(&session->pages_left, __ATOMIC_RELAXED);
 
         session_set_percent(session, pages - (left < pages ? left : pages), pages + pages / 64 + 1);
@@ -230,8 +235,10 @@ static int source_wait_round(struct source *source, uint64_t pages, struct ferry
             break;
         if (polled[1].revents)
             result = source_hear(source, err);
-        if (n == 0)
+        if (n == 0 && clock_now_ns() >= keepalive_ns) {
             result = control_send(&source->control, WIRE_KEEPALIVE, 0, NULL, err);
+            keepalive_ns = clock_now_ns() + interval_ms * NS_PER_MS;
+        }
     }
     /* The page threads use the set until they have ended; a failure makes them end at once. */
     while (!done) {
