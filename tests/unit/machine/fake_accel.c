@@ -4,6 +4,7 @@
 #include "base/error.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,8 +51,8 @@ static int fake_reset(struct accel *accel, const struct accel_boot *boot, struct
     return 0;
 }
 
-/* True when the vCPU is to leave. */
-static bool fake_report(struct fake_accel *accel, unsigned index)
+/* What was reported, if anything: the vCPU is to leave then. */
+static int fake_report(struct fake_accel *accel, unsigned index)
 {
     int event = index == __atomic_load_n(&fake.event_vcpu, __ATOMIC_ACQUIRE)
                     ? __atomic_exchange_n(&fake.event, 0, __ATOMIC_ACQ_REL)
@@ -59,7 +60,7 @@ static bool fake_report(struct fake_accel *accel, unsigned index)
 
     if (event > 0)
         accel->config.platform->event(accel->config.platform->opaque, (enum accel_event)event, "fake");
-    return event != 0;
+    return event;
 }
 
 static enum accel_exit fake_run(struct accel *base, unsigned index, struct ferry_error *err)
@@ -69,21 +70,22 @@ static enum accel_exit fake_run(struct accel *base, unsigned index, struct ferry
 
     __atomic_fetch_add(&fake.inside, 1, __ATOMIC_ACQ_REL);
     while (!__atomic_exchange_n(&accel->kicked[index], false, __ATOMIC_ACQ_REL)) {
-        int failing = __atomic_load_n(&fake.event, __ATOMIC_ACQUIRE);
+        int event;
 
         accel->harts[index].counter++;
         if (!memory_write(accel->config.memory, ram->guest_addr + index * MEMORY_PAGE_SIZE,
                           &accel->harts[index].counter, 8))
             abort();
         __atomic_fetch_add(&fake.steps[index], 1, __ATOMIC_ACQ_REL);
-        if (fake_report(accel, index)) {
+        event = fake_report(accel, index);
+        if (event < 0) {
             __atomic_fetch_sub(&fake.inside, 1, __ATOMIC_ACQ_REL);
-            if (failing < 0) {
-                error_set(err, -EIO, "the fake broke");
-                return ACCEL_EXIT_ERROR;
-            }
-            return ACCEL_EXIT_KICKED;
+            error_set(err, -EIO, "the fake broke");
+            return ACCEL_EXIT_ERROR;
         }
+        if (event > 0)
+            break;
+        sched_yield(); /* there may be fewer CPUs than vCPUs */
     }
     __atomic_fetch_sub(&fake.inside, 1, __ATOMIC_ACQ_REL);
     return ACCEL_EXIT_KICKED;

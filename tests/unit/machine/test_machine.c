@@ -136,7 +136,7 @@ static void nothing_runs_before_resume_and_after_pause(void **state)
     assert_ok(machine_boot(fixture->machine, &err), err);
     assert_int_equal(all_steps(), 0);
     assert_false(machine_running(fixture->machine));
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 50; i++) {
         uint64_t steps;
 
         run(fixture);
@@ -173,7 +173,7 @@ static void pause_right_after_resume_stops_everything(void **state)
     struct fixture *fixture = *state;
     struct ferry_error err;
 
-    for (int i = 0; i < 500; i++) {
+    for (int i = 0; i < 100; i++) {
         assert_ok(machine_resume(fixture->machine, &err), err);
         assert_ok(machine_pause(fixture->machine, &err), err);
         assert_int_equal(__atomic_load_n(&fake.inside, __ATOMIC_ACQUIRE), 0);
@@ -198,7 +198,7 @@ static void event_that_meets_a_pause_is_not_lost(void **state)
     struct fixture *fixture = *state;
     struct ferry_error err;
 
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 50; i++) {
         fixture->events = 0;
         run(fixture);
         __atomic_store_n(&fake.event, ACCEL_EVENT_CRASH, __ATOMIC_RELEASE);
