@@ -33,7 +33,6 @@ static int control_failed(struct control *control, int code, struct ferry_error 
     if (code == -ECANCELED)
         return session_check(control->session, err) < 0 ? session_check(control->session, err) : code;
     if (code == -EBADMSG) {
-        control->peer_ended = true;
         error_prefix(err, code, "the other side does not keep to the protocol");
         return session_fail(control->session, FERRY_CAUSE_NETWORK, code, err);
     }

@@ -14,7 +14,7 @@ struct control {
     struct ferry_session *session;
     struct link link;
     bool open;
-    bool peer_ended; /* ABORT has come, or what comes makes no sense: there is nobody to talk to */
+    bool peer_ended; /* its last word was ABORT, NOT_RUNNING or Restore-Failure, or ours was */
 };
 
 /* Takes FD over. */

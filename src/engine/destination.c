@@ -127,17 +127,21 @@ static int destination_greet(struct destination *destination, const struct wire_
     return session_fault(session, FAULT_DESTINATION_AFTER_WELCOME, err);
 }
 
-/* The control connection became readable while page connections are awaited. */
+/* The source ended the control connection while page connections are awaited. Before its last word there may
+ * be frames that it sent in good faith: connections do not wait for each other. */
 static int destination_hear(struct destination *destination, struct ferry_error *err)
 {
     struct frame frame;
     struct ferry_error why = {0};
-    int result =
-        control_receive(&destination->control, &frame, destination->session->settings.peer_timeout_ns, err);
+    int result;
 
+    do
+        result = control_receive(&destination->control, &frame,
+                                 destination->session->settings.peer_timeout_ns, err);
+    while (result == 0 && frame.data == 0);
     if (result < 0)
         return result;
-    error_set(&why, -EBADMSG, "%s frame before the page connections", wire_type_name((uint8_t)frame.type));
+    error_set(&why, -EBADMSG, "PAGES frame before the page connections");
     return destination_refuse(destination, -EBADMSG, &why, err);
 }
 

@@ -203,7 +203,7 @@ static int gate_wait(struct gate *gate, int watch_fd, uint64_t deadline_ns, bool
     if (now >= deadline_ns)
         return error_set(err, -ETIMEDOUT, "the source did not connect in time");
     polled[0] = (struct pollfd){.fd = gate->session->stop_fd, .events = POLLIN};
-    polled[1] = (struct pollfd){.fd = watch_fd, .events = POLLIN};
+    polled[1] = (struct pollfd){.fd = watch_fd, .events = POLLRDHUP};
     polled[2] = (struct pollfd){.fd = accepting ? gate->session->settings.listen_fd : -1, .events = POLLIN};
     for (size_t i = 0; i < gate->count; i++) {
         polled[3 + i] = (struct pollfd){.fd = gate->pending[i].fd, .events = POLLIN};
@@ -215,7 +215,7 @@ static int gate_wait(struct gate *gate, int watch_fd, uint64_t deadline_ns, bool
     if (polled[0].revents)
         return error_set(err, -ECANCELED, "cancelled");
     if (polled[1].revents)
-        return error_set(err, -ENOTCONN, "the source has something to say");
+        return error_set(err, -ENOTCONN, "the source gave up");
     if (polled[2].revents & (POLLERR | POLLNVAL | POLLHUP))
         return error_set(err, -EBADF, "the listening socket is not usable");
     return 0;

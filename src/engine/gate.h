@@ -36,7 +36,8 @@ void gate_close(struct gate *gate);
 /*
  * The next connection that showed the id and token: its HELLO and its descriptor (the caller's). A version
  * that is not spoken here has been told to the peer and is -EPROTONOSUPPORT. Ends with -ENOTCONN when
- * WATCH_FD becomes readable (-1 for none), -ETIMEDOUT at the deadline, -ECANCELED when the session ends.
+ * the peer of WATCH_FD (-1 for none) ends that connection, -ETIMEDOUT at the deadline, -ECANCELED when the
+ * session ends.
  */
 int gate_admit(struct gate *gate, int watch_fd, uint64_t deadline_ns, struct wire_hello *hello, int *fd,
                struct ferry_error *err);

@@ -266,7 +266,7 @@ static int source_await_running(struct source *source, struct timeline *timeline
         return result;
     result = control_receive(&source->control, &frame, session->settings.peer_timeout_ns, err);
     if (result < 0) {
-        source->destination_out = source->control.peer_ended && result != -EBADMSG;
+        source->destination_out = source->control.peer_ended; /* it said ABORT */
         return result;
     }
     if (frame.type == WIRE_RUNNING)
