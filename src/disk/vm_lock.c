@@ -128,10 +128,12 @@ void vm_lock_drop(struct vm_lock *lock)
 static bool record_get_text(struct reader *in, char *out, size_t out_size, size_t field_size)
 {
     const uint8_t *field = reader_view(in, field_size);
+    size_t limit = out_size < field_size ? out_size : field_size;
+    const uint8_t *end = field ? memchr(field, 0, limit) : NULL;
 
-    if (!field || !memchr(field, 0, out_size < field_size ? out_size : field_size))
+    if (!end)
         return false;
-    strcpy(out, (const char *)field); /* the NUL was found within out_size */
+    memcpy(out, field, (size_t)(end - field) + 1);
     return true;
 }
 
@@ -181,12 +183,16 @@ int vm_lock_read(struct vm_lock *lock, struct vm_lock_record *record, struct fer
     return 0;
 }
 
+/* The text, cut to fit, and zeros up to FIELD_SIZE. */
 static void record_put_text(struct buffer *out, const char *text, size_t field_size)
 {
-    char field[VM_LOCK_NAME_SIZE] = {0};
+    static const uint8_t zeros[VM_LOCK_NAME_SIZE];
+    size_t length = strlen(text);
 
-    memcpy(field, text, strnlen(text, field_size - 1));
-    buffer_put(out, field, field_size);
+    if (length > field_size - 1)
+        length = field_size - 1;
+    buffer_put(out, text, length);
+    buffer_put(out, zeros, field_size - length);
 }
 
 int vm_lock_write(struct vm_lock *lock, const struct vm_lock_record *record, struct ferry_error *err)
