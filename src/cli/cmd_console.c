@@ -15,6 +15,7 @@
 
 #define ESCAPE     0x1d /* Ctrl-] */
 #define CHUNK_SIZE 4096
+#define BREAKS_MAX 5
 
 /* Why the copying of bytes ended. */
 enum console_end {
@@ -33,7 +34,8 @@ struct console {
     bool input_ended;
     char pending[CHUNK_SIZE]; /* typed, not yet sent */
     size_t pending_size;
-    int signal; /* the one that ended it */
+    int signal;      /* the one that ended it */
+    unsigned breaks; /* of the connection in a row, with nothing received in between */
 };
 
 /* On a terminal it is read even while the guest takes nothing, so that Ctrl-] is always heard; what then does
@@ -85,6 +87,7 @@ static void receive(struct console *console, enum console_end *end)
 
     /* All there is: a TLS layer may hold bytes that poll(2) does not know of. */
     while ((got = client_pipe_read(&console->pipe, data, sizeof(data))) > 0) {
+        console->breaks = 0;
         if (guest_output_write(&console->output, data, (size_t)got)) {
             *end = CONSOLE_DETACHED;
             return;
@@ -173,7 +176,7 @@ static enum console_end talk(struct console *console)
 }
 
 /* The connection ended by itself: goes after the VM (*go_on), or says why it is over. */
-static int follow_move(struct console *console, bool *go_on, struct ferry_error *err)
+static int go_after(struct console *console, bool *go_on, struct ferry_error *err)
 {
     struct cli *cli = console->cli;
     struct moved moved;
@@ -181,13 +184,13 @@ static int follow_move(struct console *console, bool *go_on, struct ferry_error 
 
     if (result < 0)
         return result;
-    if (moved.kind == MOVED_NOT)
-        return error_set(err, -EPIPE, "ferryd at %s ended the connection; %s is still there",
+    if (moved.kind == MOVED_NOT && ++console->breaks > BREAKS_MAX)
+        return error_set(err, -EPIPE, "ferryd at %s ends the connection again and again; %s is still there",
                          cli->client.target, console->vm);
-    *go_on = moved.kind == MOVED_AWAY;
-    if (*go_on)
+    *go_on = moved.kind != MOVED_ENDED;
+    if (moved.kind == MOVED_AWAY)
         fprintf(stderr, "%s moved to %s\n", console->vm, moved.host);
-    else
+    else if (moved.kind == MOVED_ENDED)
         fprintf(stderr, "%s: %s\n", console->vm, moved.why);
     return 0;
 }
@@ -209,7 +212,7 @@ static int console_run(struct cli *cli, struct ferry_error *err)
         else if (result != -ENOENT)
             return result;
         if (end == CONSOLE_CLOSED)
-            result = follow_move(&console, &go_on, err);
+            result = go_after(&console, &go_on, err);
         else if (end == CONSOLE_SIGNAL)
             cli->exit_status = 128 + console.signal;
         else if (isatty(STDIN_FILENO))

@@ -10,9 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define BREAKS_MAX 5
+
 struct reading {
     struct guest_output output;
-    size_t skip; /* bytes of the history that were shown already, before the VM moved */
+    unsigned breaks; /* of the connection in a row, with nothing shown in between */
+    size_t skip;     /* bytes of the history that were shown already, before the VM moved */
 };
 
 struct history {
@@ -27,6 +30,8 @@ static int show(void *opaque, const char *data, size_t size, struct ferry_error 
 
     (void)err;
     reading->skip -= skip;
+    if (size > skip)
+        reading->breaks = 0;
     return size > skip ? guest_output_write(&reading->output, data + skip, size - skip) : 0;
 }
 
@@ -41,7 +46,7 @@ static int collect(void *opaque, const char *data, size_t size, struct ferry_err
     return history->size > CLIENT_ANSWER_MAX;
 }
 
-/* On the new host: how much of the history there was shown already. */
+/* How much of the history of the host (another one, or the same again) was shown already. */
 static int find_place(struct cli *cli, const char *vm, struct reading *reading, struct ferry_error *err)
 {
     struct history history = {0};
@@ -56,26 +61,27 @@ static int find_place(struct cli *cli, const char *vm, struct reading *reading, 
     return result < 0 ? result : 0;
 }
 
-static int follow_move(struct cli *cli, const char *vm, struct reading *reading, bool *go_on,
-                       struct ferry_error *err)
+static int go_after(struct cli *cli, const char *vm, struct reading *reading, bool *go_on,
+                    struct ferry_error *err)
 {
     struct moved moved;
     int result = moved_follow(&cli->client, vm, &moved, err);
 
     if (result < 0)
         return result;
+    if (moved.kind == MOVED_ENDED) {
+        fprintf(stderr, "ferry: %s: %s\n", vm, moved.why);
+        return 0;
+    }
+    if (moved.kind == MOVED_NOT && ++reading->breaks > BREAKS_MAX)
+        return error_set(err, -EPIPE, "ferryd at %s ends the connection again and again; %s is still there",
+                         cli->client.target, vm);
     if (moved.kind == MOVED_AWAY) {
-        *go_on = true;
         fprintf(stderr, "ferry: %s moved to %s\n", vm, moved.host);
         snprintf(reading->output.host, sizeof(reading->output.host), "%s", moved.host);
-        return find_place(cli, vm, reading, err);
     }
-    if (moved.kind == MOVED_ENDED)
-        fprintf(stderr, "ferry: %s: %s\n", vm, moved.why);
-    else
-        return error_set(err, -EPIPE, "ferryd at %s ended the connection; %s is still there",
-                         cli->client.target, vm);
-    return 0;
+    *go_on = true;
+    return find_place(cli, vm, reading, err);
 }
 
 /* --json names the host that the text came from. */
@@ -107,7 +113,7 @@ static int logs(struct cli *cli, struct ferry_error *err)
         if (result == 1)
             result = 0;
         else if (follow && (result == 0 || result == -EPIPE || result == -ENOENT))
-            result = follow_move(cli, vm, &reading, &go_on, err);
+            result = go_after(cli, vm, &reading, &go_on, err);
     }
     free(path);
     return result;

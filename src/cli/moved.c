@@ -1,13 +1,18 @@
 #include "cli/moved.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "cli/migration.h"
 #include "cli/object.h"
 #include "cli/units.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define RETRY_FOR_MS   30000
+#define RETRY_PAUSE_MS 500
 
 /* Whether MIGRATION began after VM had (VM may be NULL: not here any more). */
 static bool is_newer(const json_t *migration, const json_t *vm)
@@ -90,12 +95,30 @@ static bool is_off(const json_t *vm)
     return strcmp(state, "STOPPED") == 0 || strcmp(state, "CRASHED") == 0;
 }
 
+/* A ferryd that is being restarted is waited for: its VMs run on meanwhile. */
+static int get_patiently(struct client *client, const char *path, json_t **object, struct ferry_error *err)
+{
+    uint64_t deadline = clock_deadline(RETRY_FOR_MS);
+    bool told = false;
+    int result;
+
+    while ((result = client_get(client, path, object, err)) == -ECONNREFUSED || result == -EPIPE) {
+        if (clock_left_ms(deadline) == 0)
+            break;
+        if (!told)
+            fprintf(stderr, "ferry: ferryd at %s does not answer; waiting for it\n", client->target);
+        told = true;
+        poll(NULL, 0, RETRY_PAUSE_MS);
+    }
+    return result;
+}
+
 int moved_find(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
 {
     char *path = client_path("/v1/vms/%s", vm);
     json_t *object = NULL, *migration = NULL;
     bool is_gone;
-    int result = client_get(client, path, &object, err);
+    int result = get_patiently(client, path, &object, err);
 
     free(path);
     *moved = (struct moved){.kind = MOVED_NOT};

@@ -19,8 +19,8 @@ struct moved {
     char why[256];
 };
 
-/* Asks the host behind CLIENT; a migration that is just ending is waited for. A VM that is not here and did
- * not leave from here is -ENOENT. */
+/* Asks the host behind CLIENT; a migration that is just ending is waited for, and so is, for a while, a
+ * ferryd that is being restarted. A VM that is not here and did not leave from here is -ENOENT. */
 int moved_find(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err);
 /* As moved_find, and when it moved to a host that is known, CLIENT talks to that one from here on. For
  * MOVED_AWAY without an address: an error that says where to look. */

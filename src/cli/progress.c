@@ -13,8 +13,9 @@
 
 static const char *const phases[] = {"Init", "Copy", "I/O Quiesce", "Frozen"};
 
-#define PHASE_COUNT ((int)(sizeof(phases) / sizeof(phases[0])))
-#define PHASE_COPY  1
+#define PHASE_COUNT  ((int)(sizeof(phases) / sizeof(phases[0])))
+#define PHASE_COPY   1
+#define PHASE_FROZEN 3
 
 void progress_init(struct progress *progress, const struct term *term, FILE *out)
 {
@@ -134,12 +135,12 @@ static void draw(struct progress *progress, const json_t *migration, int current
     }
 }
 
-static void tell_rounds(struct progress *progress, const json_t *migration)
+static void tell_rounds(struct progress *progress, const json_t *migration, size_t until)
 {
     const json_t *rounds = object_get(migration, "rounds");
     char size[UNITS_TEXT_SIZE], time[UNITS_TEXT_SIZE], rate[UNITS_TEXT_SIZE];
 
-    for (; progress->rounds < json_array_size(rounds); progress->rounds++) {
+    for (; progress->rounds < until; progress->rounds++) {
         const json_t *round = json_array_get(rounds, progress->rounds);
         uint64_t bytes = object_number(round, "bytes");
         uint64_t ns = object_number(round, "duration_ns");
@@ -155,19 +156,26 @@ static void tell_rounds(struct progress *progress, const json_t *migration)
 
 static void tell_phases(struct progress *progress, int until)
 {
-    for (; progress->phase < until; progress->phase++) {
+    for (; progress->phase < until; progress->phase++)
         fprintf(progress->out, "%s\n", phases[progress->phase + 1]);
-    }
 }
 
-/* A quick migration may show only its end: phases and rounds are told in their order all the same. */
+/* A quick migration may show only its end: phases and rounds are told in their order all the same. The last
+ * round is the one that is sent while the guest is frozen. */
 static void tell(struct progress *progress, const json_t *migration, int current)
 {
+    size_t rounds = json_array_size(object_get(migration, "rounds"));
+    size_t copied = rounds;
+
     if (has_outcome(migration, "completed"))
-        current = PHASE_COUNT - 1;
+        current = PHASE_FROZEN;
+    if (current == PHASE_FROZEN && progress->phase < PHASE_FROZEN && rounds > 0)
+        copied = rounds - 1;
     tell_phases(progress, current < PHASE_COPY ? current : PHASE_COPY);
-    tell_rounds(progress, migration);
+    tell_rounds(progress, migration, copied);
     tell_phases(progress, current);
+    if (!has_outcome(migration, "none"))
+        tell_rounds(progress, migration, rounds);
 }
 
 void progress_show(struct progress *progress, const json_t *migration)

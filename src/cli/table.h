@@ -10,9 +10,9 @@
  *     table_free(&table);
  *
  * Cells are filled row by row, left to right; they are copied and cleaned (text.h). table_cell shows an empty
- * text as "-", table_cell_format as nothing, and a column with a heading and nothing else is left out. Columns
- * are two spaces apart; no line ends in spaces. A table whose headings are all empty has no heading line. Running out of memory ends the program with a sentence: there is nothing
- * useful to go on with.
+ * text as "-", table_cell_format as nothing, and a column with a heading and nothing else is left out.
+ * Columns are two spaces apart; no line ends in spaces. A table whose headings are all empty has no heading
+ * line. Running out of memory ends the program with a sentence: there is nothing useful to go on with.
  */
 #ifndef FERRY_CLI_TABLE_H
 #define FERRY_CLI_TABLE_H

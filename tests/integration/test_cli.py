@@ -86,9 +86,9 @@ class Terminal:
             [FERRY, "--host", host, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment()
         )
 
-    def read_until(self, wanted):
+    def read_until(self, wanted, times=1):
         deadline = time.monotonic() + DEADLINE
-        while wanted not in self.text:
+        while self.text.count(wanted) < times:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.master], [], [], left)[0]:
                 raise AssertionError("no %r in %r" % (wanted, self.text))
@@ -555,6 +555,61 @@ def test_logs_followed_reads_on_after_a_move_without_a_gap_or_repetition(fake, o
     assert rest == b""
     assert process.returncode == 0, errors
     assert errors == b"ferry: web moved to b\nferry: web: the guest powered off\n"
+
+
+def restart(fake):
+    """Another ferryd with the same VMs, in the place of the first."""
+    fake.migrations = []
+    again = FakeFerryd(fake.state_dir)
+    again.vms = fake.vms
+    again.console_history = {"web": fake.console_history["web"] + b"tick 2\r\n"}
+    fake.close()
+    os.unlink(fake.socket_path)
+    return again.start()
+
+
+def test_logs_followed_outlive_a_restart_of_ferryd(fake):
+    process = subprocess.Popen(
+        [FERRY, "--host", fake.state_dir, "logs", "web", "-f"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    again = None
+    try:
+        assert process.stdout.readline() == b"Linux version 6.12\r\n"
+        assert process.stdout.readline() == b"tick 1\r\n"
+        again = restart(fake)
+        assert process.stdout.readline() == b"tick 2\r\n"
+        again.power_off("web")
+        again.console_end.set()
+        assert process.wait(DEADLINE) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        if again:
+            again.close()
+
+
+def test_console_outlives_a_restart_of_ferryd(terminal, fake):
+    on = terminal("console", "web")
+    on.read_until(b"login on a: ")
+    again = restart(fake)
+    try:
+        on.read_until(b"login on a: ", times=2)
+        on.type(b"again")
+        on.read_until(b"<again>")
+        on.type(b"\x1d")
+        assert on.wait() == 0
+        assert again.console_input == b"again"
+    finally:
+        again.close()
+
+
+def test_a_host_that_ends_every_connection_is_given_up(run, fake):
+    fake.migrations = []
+    fake.console_end.set()
+    done = run("logs", "web", "-f")
+    assert done.returncode == 1
+    assert "again and again; web is still there" in done.stderr
 
 
 def test_console_is_raw_and_detaches_on_its_escape(terminal, fake):

@@ -73,8 +73,9 @@ static void a_migration_seen_only_at_its_end_is_told_in_order(void **state)
 
     (void)state;
     screen_open(&screen, false);
-    show(&screen, "Frozen", 100, "completed", 1);
+    show(&screen, "Frozen", 100, "completed", 2);
     assert_ptr_equal(strstr(screen.text, "Init\nCopy\n  round 1"), screen.text);
+    assert_non_null(strstr(screen.text, "I/O Quiesce\nFrozen\n  round 2"));
     screen_close(&screen);
 }
 
