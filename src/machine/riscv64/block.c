@@ -695,15 +695,14 @@ const struct op *block_enter(struct hart *hart)
 {
     for (;;) {
         const struct fetch_entry *page;
-        unsigned at = (unsigned)(hart->pc & ~PAGE_MASK);
         struct block *block;
         struct jump_entry *jump;
+        unsigned at;
 
-        if (unlikely(__atomic_load_n(&hart->key.epoch, __ATOMIC_RELAXED) & EPOCH_ATTENTION)) {
-            if (!hart_attend(hart))
-                return NULL;
-            continue; /* the pc may have moved */
-        }
+        if (unlikely(__atomic_load_n(&hart->key.epoch, __ATOMIC_RELAXED) & EPOCH_ATTENTION) &&
+            !hart_attend(hart))
+            return NULL;
+        at = (unsigned)(hart->pc & ~PAGE_MASK); /* the pc may have moved */
         page = mmu_fetch(hart, hart->pc);
         if (page && at == PAGE_SIZE - 2 && decode_size((uint16_t)read_code(page->host_page + at, 2)) == 4) {
             /* The entry is copied: fetching the second page must not overwrite it. */

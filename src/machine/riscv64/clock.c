@@ -12,9 +12,8 @@
 
 #define NS_PER_TICK (NS_PER_S / RISCV64_TIMEBASE_HZ)
 
-/* A throttled hart's turn and pause together; as long as several timer ticks of a guest, as short as its
- * clients' patience. */
-#define THROTTLE_PERIOD_NS (10 * NS_PER_MS)
+/* A throttled hart's turn: long against what it costs to fall asleep and wake up. */
+#define THROTTLE_TURN_NS NS_PER_MS
 
 uint64_t soft_clock_ns(struct soft *soft)
 {
@@ -107,10 +106,10 @@ void hart_timer_disarm(struct hart *hart)
 void hart_throttle_begin(struct hart *hart)
 {
     struct soft_clock *clock = &hart->soft->clock;
-    unsigned percent = __atomic_load_n(&hart->soft->throttle, __ATOMIC_RELAXED);
-    uint64_t until = percent ? clock_now_ns() + THROTTLE_PERIOD_NS / 100 * (100 - percent) : CLOCK_NEVER;
+    bool throttled = __atomic_load_n(&hart->soft->throttle, __ATOMIC_RELAXED) != 0;
 
-    set_deadline(clock, &clock->run_until[hart->index], until);
+    set_deadline(clock, &clock->run_until[hart->index],
+                 throttled ? clock_now_ns() + THROTTLE_TURN_NS : CLOCK_NEVER);
 }
 
 void hart_throttle_pause(struct hart *hart)
@@ -118,8 +117,7 @@ void hart_throttle_pause(struct hart *hart)
     unsigned percent = __atomic_load_n(&hart->soft->throttle, __ATOMIC_RELAXED);
 
     if (percent)
-        hart_sleep(hart, REQUEST_KICK, clock_now_ns() + THROTTLE_PERIOD_NS / 100 * percent);
-    hart_throttle_begin(hart);
+        hart_sleep(hart, REQUEST_KICK, clock_now_ns() + THROTTLE_TURN_NS * percent / (100 - percent));
 }
 
 /* What is due, as requests by hart; sets clock->next to the earliest deadline left. Locked. */

@@ -347,7 +347,7 @@ void hart_timer_update(struct hart *hart);
 void hart_timer_disarm(struct hart *hart);
 /* CLOCK_MONOTONIC instant at which stimecmp is reached, or CLOCK_NEVER. */
 uint64_t hart_timer_deadline(struct hart *hart);
-/* Throttling: begins a turn of running; sleeps for the rest of the period. */
+/* Throttling: begins a turn of running (does nothing at full speed); sleeps between two turns. */
 void hart_throttle_begin(struct hart *hart);
 void hart_throttle_pause(struct hart *hart);
 

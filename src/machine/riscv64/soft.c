@@ -125,20 +125,31 @@ static void serve_waited(struct hart *hart)
     pthread_mutex_unlock(&hart->lock);
 }
 
+/* Takes the requests; those that others wait for stay until they are served, but are in the answer. */
+static uint32_t take_requests(struct hart *hart)
+{
+    __atomic_and_fetch(&hart->key.epoch, ~EPOCH_ATTENTION, __ATOMIC_SEQ_CST);
+    return __atomic_fetch_and(&hart->requests, REQUESTS_WAITED_FOR, __ATOMIC_SEQ_CST);
+}
+
 bool hart_attend(struct hart *hart)
 {
-    uint32_t requests;
+    uint32_t requests = take_requests(hart);
 
-    __atomic_and_fetch(&hart->key.epoch, ~EPOCH_ATTENTION, __ATOMIC_SEQ_CST);
-    requests = __atomic_fetch_and(&hart->requests, REQUESTS_WAITED_FOR, __ATOMIC_SEQ_CST);
+    if (requests & REQUEST_THROTTLE) {
+        hart_throttle_pause(hart);
+        /* What came meanwhile has to be done before the next instruction. The new turn begins only now, and
+         * block_enter runs a block of it whatever comes: a turn that is over too early is not wasted. */
+        requests |= take_requests(hart);
+        hart_throttle_begin(hart);
+    }
     if (requests & REQUESTS_WAITED_FOR)
         serve_waited(hart);
     if (requests & REQUEST_KICK)
         hart->kicked = true;
-    if (hart->kicked || __atomic_load_n(&hart->hsm, __ATOMIC_ACQUIRE) != HSM_STARTED || __atomic_load_n(&hart->soft->ended, __ATOMIC_ACQUIRE))
+    if (hart->kicked || __atomic_load_n(&hart->hsm, __ATOMIC_ACQUIRE) != HSM_STARTED ||
+        __atomic_load_n(&hart->soft->ended, __ATOMIC_ACQUIRE))
         return false;
-    if (requests & REQUEST_THROTTLE)
-        hart_throttle_pause(hart);
     if (requests & REQUEST_INTERRUPT)
         hart_timer_update(hart);
     (void)trap_interrupt(hart);
@@ -214,7 +225,8 @@ static enum accel_exit soft_vcpu_run(struct accel *accel, unsigned index, struct
     hart_throttle_begin(hart);
     hart_post(hart, REQUEST_INTERRUPT);
     while (!hart->kicked) {
-        if (__atomic_load_n(&hart->hsm, __ATOMIC_ACQUIRE) != HSM_STARTED || __atomic_load_n(&soft->ended, __ATOMIC_ACQUIRE))
+        if (__atomic_load_n(&hart->hsm, __ATOMIC_ACQUIRE) != HSM_STARTED ||
+            __atomic_load_n(&soft->ended, __ATOMIC_ACQUIRE))
             hart_run_stopped(hart);
         else
             exec_run(hart);
