@@ -373,8 +373,9 @@ static enum MHD_Result send_answer(struct api_request *request, int result)
 }
 
 /*
- * First call of a request: only headers are there. What is refused now need not send its body; a client that is
- * in the midst of sending it may not see why, so bodies that are only a little too large are swallowed first.
+ * First call of a request: only headers are there. What is refused now need not send its body; a client that
+ * is in the midst of sending it may not see why, so bodies that are only a little too large are swallowed
+ * first.
  */
 static enum MHD_Result begin(struct api_request *request, const struct api_listener *listener, void **state)
 {

@@ -10,8 +10,8 @@
 #include <string.h>
 #include <time.h>
 
-#define LIST_MAX       1000
-#define LINES_TIMEOUT  4000 /* ms; for the other host's lines */
+#define SILENCE_MS     5000 /* a ferry-vm that tells nothing for so long is asked */
+#define STATUS_TIMEOUT 2000 /* ms */
 #define CANCEL_TIMEOUT 5000 /* ms */
 #define EVENTS_TIMEOUT 3000 /* ms */
 
@@ -69,8 +69,7 @@ void migration_unref(struct migration *migration)
     free(migration);
 }
 
-/* Under the lock: borrowed. */
-static struct migration *find(struct host *host, const char *id)
+struct migration *migration_find(struct host *host, const char *id)
 {
     for (struct migration *migration = host->migrations; migration; migration = migration->next) {
         if (strcmp(migration->id, id) == 0)
@@ -203,16 +202,14 @@ void migration_log(struct migration *migration, enum log_level level, const char
     add_line(migration, clock_realtime_ns(), level, text);
 }
 
-/* RFC 3339 with zone to nanoseconds since 1970; 0 when it is none. */
-static uint64_t parse_time(const char *text)
+uint64_t migration_parse_time(const char *text)
 {
     struct tm fields = {0};
     const char *rest = strptime(text, "%Y-%m-%dT%H:%M:%S", &fields);
     uint64_t fraction = 0;
     uint64_t unit = NS_PER_S / 10;
-    int hours, minutes;
-    char sign;
     time_t seconds;
+    long zone;
 
     if (!rest)
         return 0;
@@ -221,8 +218,12 @@ static uint64_t parse_time(const char *text)
             fraction += (uint64_t)(*rest - '0') * unit;
     }
     seconds = timegm(&fields);
-    if (sscanf(rest, "%c%2d:%2d", &sign, &hours, &minutes) == 3 && (sign == '+' || sign == '-'))
-        seconds -= (sign == '+' ? 1 : -1) * (hours * 3600 + minutes * 60);
+    if (*rest == '+' || *rest == '-') {
+        zone = strtol(rest + 1, NULL, 10) * 3600;
+        if (strlen(rest) == 6 && rest[3] == ':')
+            zone += strtol(rest + 4, NULL, 10) * 60;
+        seconds -= *rest == '+' ? zone : -zone;
+    }
     return seconds < 0 ? 0 : (uint64_t)seconds * NS_PER_S + fraction;
 }
 
@@ -249,12 +250,31 @@ void migration_told(struct host *host, struct vm *vm, const char *method, const 
         const char *time = json_string_value(json_object_get(params, "time"));
         const char *level = json_string_value(json_object_get(params, "level"));
         const char *text = json_string_value(json_object_get(params, "text"));
-        uint64_t time_ns = time ? parse_time(time) : 0;
+        uint64_t time_ns = time ? migration_parse_time(time) : 0;
 
         if (text)
             add_line(migration, time_ns ? time_ns : clock_realtime_ns(), level_of(level ? level : ""), text);
     }
     migration_unref(migration);
+}
+
+/* What migrate.status says, taken as if it had been told. For when notifications were lost. */
+static void ask(struct migration *migration)
+{
+    struct host *host = migration->host;
+    struct vm_process *process = vm_process_get(host, migration->vm);
+    json_t *object = NULL;
+    const char *outcome;
+
+    if (process && vm_process_call(process, "migrate.status", NULL, STATUS_TIMEOUT, &object, NULL) == 0) {
+        outcome = json_string_value(json_object_get(object, "outcome"));
+        if (outcome)
+            migration_told(host, migration->vm,
+                           strcmp(outcome, "none") == 0 ? "migration.progress" : "migration.finished",
+                           object);
+    }
+    json_decref(object);
+    vm_process_unref(process);
 }
 
 bool migration_wait(struct migration *migration)
@@ -263,8 +283,16 @@ bool migration_wait(struct migration *migration)
     bool stopping;
 
     host_lock(host);
-    while (!migration->told_final && migration->vm && migration->vm->process && !host->stopping)
-        pthread_cond_wait(&host->changed, &host->lock);
+    while (!migration->told_final && migration->vm && migration->vm->process && !host->stopping) {
+        unsigned version = migration->version;
+
+        if (!thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(SILENCE_MS)) &&
+            migration->version == version) {
+            host_unlock(host);
+            ask(migration);
+            host_lock(host);
+        }
+    }
     stopping = !migration->told_final && migration->vm && migration->vm->process;
     host_unlock(host);
     return !stopping;
@@ -315,7 +343,7 @@ static json_t *blank_object(const struct migration *migration)
     return object;
 }
 
-static void set_time(json_t *object, const char *key, uint64_t realtime_ns)
+void migration_set_time(json_t *object, const char *key, uint64_t realtime_ns)
 {
     char text[CLOCK_TEXT_SIZE];
 
@@ -323,8 +351,7 @@ static void set_time(json_t *object, const char *key, uint64_t realtime_ns)
                         realtime_ns ? json_string(clock_format(realtime_ns, text)) : json_null());
 }
 
-/* Under the lock. The migration object without its log. New reference. */
-static json_t *object_of(const struct migration *migration)
+json_t *migration_object(const struct migration *migration)
 {
     json_t *object = blank_object(migration);
 
@@ -339,8 +366,8 @@ static json_t *object_of(const struct migration *migration)
     json_object_set_new(object, "kind", json_string("hot"));
     json_object_set_new(object, "outcome", json_string(migration->outcome));
     json_object_set_new(object, "machine", json_string(migration->machine));
-    set_time(object, "started", migration->started_ns);
-    set_time(object, "ended", migration->ended_ns);
+    migration_set_time(object, "started", migration->started_ns);
+    migration_set_time(object, "ended", migration->ended_ns);
     if (migration->ended) {
         json_object_set_new(object, "cause", json_string(migration->cause));
         json_object_set_new(object, "error", fields_text(migration->error));
@@ -365,7 +392,7 @@ void migration_record(struct migration *migration)
     host_lock(host);
     row.outcome = migration->outcome;
     row.ended_ns = migration->ended_ns;
-    row.object = object_of(migration);
+    row.object = migration_object(migration);
     if (!migration->recorded)
         lines = json_copy(migration->lines);
     migration->recorded = true;
@@ -415,283 +442,7 @@ const char *migration_known_cause(const char *cause)
     return "";
 }
 
-/* --- lists --- */
-
-static bool in_view(enum store_view view, const json_t *object)
-{
-    bool ended = !json_is_null(json_object_get(object, "ended"));
-    const char *outcome = json_string_value(json_object_get(object, "outcome"));
-
-    switch (view) {
-    case STORE_VIEW_ALL:
-        return true;
-    case STORE_VIEW_ACTIVE:
-        return !ended;
-    case STORE_VIEW_HISTORY:
-        return ended;
-    case STORE_VIEW_FAILED:
-        return ended && outcome && strcmp(outcome, "completed") != 0;
-    }
-    return false;
-}
-
-static void strip(json_t *object)
-{
-    json_object_del(object, "peer_address");
-    json_object_del(object, "started_ns");
-    json_object_del(object, "machine");
-}
-
-json_t *migrations_list(struct host *host, enum store_view view)
-{
-    json_t *list = json_array();
-    json_t *known = json_object();
-    json_t *rows = NULL;
-    struct ferry_error err;
-    json_t *row;
-    size_t i;
-
-    host_lock(host);
-    for (struct migration *migration = host->migrations; migration; migration = migration->next) {
-        json_t *object = object_of(migration);
-
-        json_object_set_new(known, migration->id, json_true());
-        strip(object);
-        if (in_view(view, object))
-            json_array_append(list, object);
-        json_decref(object);
-    }
-    host_unlock(host);
-    if (host->store->ops->migration_list(host->store, view, LIST_MAX, &rows, &err) < 0)
-        host_record_failed(host, &err);
-    json_array_foreach(rows, i, row)
-    {
-        const char *id = json_string_value(json_object_get(row, "id"));
-
-        strip(row);
-        if (id && !json_object_get(known, id) && in_view(view, row))
-            json_array_append(list, row);
-    }
-    json_decref(rows);
-    json_decref(known);
-    return list;
-}
-
-static int no_such_migration(struct host *host, const char *prefix, struct ferry_error *err)
-{
-    return error_set(err, HOST_NOT_FOUND, "there is no migration %.64s on host %s", prefix,
-                     host->config->name);
-}
-
-int migration_resolve(struct host *host, const char *prefix, char id[static MIGRATION_ID_SIZE],
-                      struct ferry_error *err)
-{
-    json_t *ids = json_object();
-    json_t *rows = NULL;
-    json_t *row;
-    size_t i;
-    int result = 0;
-
-    if (prefix[0] && strspn(prefix, "0123456789abcdef-") == strlen(prefix)) {
-        if (host->store->ops->migration_find(host->store, prefix, &rows, err) < 0)
-            host_record_failed(host, err);
-        json_array_foreach(rows, i, row)
-            json_object_set_new(ids, json_string_value(json_object_get(row, "id")), json_true());
-        host_lock(host);
-        for (struct migration *migration = host->migrations; migration; migration = migration->next) {
-            if (strncmp(migration->id, prefix, strlen(prefix)) == 0)
-                json_object_set_new(ids, migration->id, json_true());
-        }
-        host_unlock(host);
-    }
-    if (json_object_size(ids) == 0)
-        result = no_such_migration(host, prefix, err);
-    else if (json_object_size(ids) > 1)
-        result = error_set(err, HOST_CONFLICT,
-                           "more than one migration begins with %.36s; give more of its id", prefix);
-    else
-        snprintf(id, MIGRATION_ID_SIZE, "%s", json_object_iter_key(json_object_iter(ids)));
-    json_decref(rows);
-    json_decref(ids);
-    return result;
-}
-
-/* *object with recorded extras (peer_address), *lines as stored. Both new. */
-static int load(struct host *host, const char *id, json_t **object, json_t **lines, struct ferry_error *err)
-{
-    struct migration *migration;
-    json_t *rows = NULL;
-    int result;
-
-    *object = NULL;
-    *lines = NULL;
-    host_lock(host);
-    migration = find(host, id);
-    if (migration) {
-        *object = object_of(migration);
-        json_object_set_new(*object, "peer_address", json_string(migration->peer_address));
-        *lines = json_copy(migration->lines);
-    }
-    host_unlock(host);
-    if (*object)
-        return 0;
-    result = host->store->ops->migration_find(host->store, id, &rows, err);
-    if (result == 0 && json_array_size(rows) != 1)
-        result = no_such_migration(host, id, err);
-    if (result == 0)
-        result = host->store->ops->line_list(host->store, id, lines, err);
-    if (result == 0)
-        *object = json_incref(json_array_get(rows, 0));
-    json_decref(rows);
-    return result;
-}
-
-static uint64_t line_time(const json_t *line)
-{
-    return (uint64_t)json_integer_value(json_object_get(line, "time_ns"));
-}
-
-/* Both in order; the result too. Steals both. */
-static json_t *merge_lines(json_t *ours, json_t *theirs)
-{
-    json_t *merged = json_array();
-    size_t i = 0;
-    size_t j = 0;
-
-    while (i < json_array_size(ours) || j < json_array_size(theirs)) {
-        bool take_ours = j >= json_array_size(theirs) ||
-                         (i < json_array_size(ours) &&
-                          line_time(json_array_get(ours, i)) <= line_time(json_array_get(theirs, j)));
-
-        json_array_append(merged, take_ours ? json_array_get(ours, i++) : json_array_get(theirs, j++));
-    }
-    json_decref(ours);
-    json_decref(theirs);
-    return merged;
-}
-
-/* The other host's lines of a migration; never fails, but says in a line of its own when they are missing. */
-static json_t *their_lines(struct host *host, const json_t *object)
-{
-    const char *id = json_string_value(json_object_get(object, "id"));
-    const char *side = json_string_value(json_object_get(object, "side"));
-    bool outgoing = side && strcmp(side, "source") == 0;
-    const char *peer = json_string_value(json_object_get(object, outgoing ? "destination" : "source"));
-    const char *recorded = json_string_value(json_object_get(object, "peer_address"));
-    char address[SOCK_ADDRESS_SIZE] = "";
-    char path[128];
-    struct ferry_error err = {0};
-    json_t *answer = NULL;
-    json_t *lines = json_array();
-    json_t *line;
-    size_t i;
-    int result = peers_find(host, peer ? peer : "", address, &err);
-
-    if (result < 0 && recorded && recorded[0]) {
-        snprintf(address, sizeof(address), "%s", recorded);
-        result = 0;
-    }
-    snprintf(path, sizeof(path), "/v1/migrations/%s?local=1", id);
-    if (result == 0)
-        result = peer_call(host, address, "GET", path, NULL, LINES_TIMEOUT, &answer, &err);
-    json_array_foreach(json_object_get(answer, "log"), i, line)
-    {
-        const char *time = json_string_value(json_object_get(line, "time"));
-        const char *level = json_string_value(json_object_get(line, "level"));
-        const char *from = json_string_value(json_object_get(line, "host"));
-        const char *text = json_string_value(json_object_get(line, "text"));
-
-        if (time && level && from && text)
-            json_array_append_new(lines,
-                                  json_pack("{s:I, s:s, s:s, s:s}", "time_ns", (json_int_t)parse_time(time),
-                                            "level", level, "host", from, "text", text));
-    }
-    json_decref(answer);
-    if (result < 0) {
-        char text[FERRY_ERROR_TEXT_SIZE + 64];
-
-        snprintf(text, sizeof(text), "the lines of host %s are missing: %s", peer ? peer : "?", err.text);
-        json_array_append_new(lines, json_pack("{s:I, s:s, s:s, s:o}", "time_ns",
-                                               (json_int_t)clock_realtime_ns(), "level", "warn", "host",
-                                               host->config->name, "text", fields_text(text)));
-    }
-    return lines;
-}
-
-int migration_show(struct host *host, const char *prefix, bool local_only, json_t **answer,
-                   struct ferry_error *err)
-{
-    char id[MIGRATION_ID_SIZE];
-    json_t *object = NULL;
-    json_t *lines = NULL;
-    json_t *log;
-    json_t *line;
-    size_t i;
-    int result = migration_resolve(host, prefix, id, err);
-
-    if (result == 0)
-        result = load(host, id, &object, &lines, err);
-    if (result < 0) {
-        json_decref(lines);
-        return result;
-    }
-    if (!local_only)
-        lines = merge_lines(lines, their_lines(host, object));
-    log = json_array();
-    json_array_foreach(lines, i, line)
-    {
-        json_t *shown = json_object();
-
-        set_time(shown, "time", line_time(line));
-        json_object_set(shown, "level", json_object_get(line, "level"));
-        json_object_set(shown, "host", json_object_get(line, "host"));
-        json_object_set(shown, "text", json_object_get(line, "text"));
-        json_array_append_new(log, shown);
-    }
-    json_decref(lines);
-    strip(object);
-    json_object_set_new(object, "log", log);
-    *answer = object;
-    return 0;
-}
-
-int migration_watch(struct host *host, const char *id, unsigned *seen, uint64_t deadline, json_t **answer,
-                    bool *ended, struct ferry_error *err)
-{
-    struct migration *migration;
-    json_t *lines = NULL;
-    int result = 0;
-
-    *answer = NULL;
-    *ended = false;
-    host_lock(host);
-    migration = find(host, id);
-    if (migration) {
-        migration->refs++;
-        while (migration->version == *seen && !migration->ended && !host->stopping) {
-            if (!thread_cond_wait_until(&host->changed, &host->lock, deadline))
-                break;
-        }
-        if (migration->version != *seen || migration->ended) {
-            *seen = migration->version;
-            *answer = object_of(migration);
-            *ended = migration->ended;
-            strip(*answer);
-        }
-    }
-    host_unlock(host);
-    if (migration) {
-        migration_unref(migration);
-        return 0;
-    }
-    result = load(host, id, answer, &lines, err);
-    json_decref(lines);
-    if (result == 0) {
-        strip(*answer);
-        *ended = true;
-    }
-    return result;
-}
+/* --- cancelling --- */
 
 int migration_cancel(struct host *host, const char *prefix, json_t **answer, struct ferry_error *err)
 {
@@ -703,7 +454,7 @@ int migration_cancel(struct host *host, const char *prefix, json_t **answer, str
     if (result < 0)
         return result;
     host_lock(host);
-    migration = find(host, id);
+    migration = migration_find(host, id);
     if (migration && !migration->ended && migration->vm)
         process = migration->vm->process;
     if (process)

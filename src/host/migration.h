@@ -119,7 +119,14 @@ void migrations_adopt(struct host *host);
 /* Joins ended jobs and forgets what is on record; with ALL (the host stops) waits for every job. */
 void migrations_reap(struct host *host, bool all);
 
-/* --- between migration.c and the two sides' files --- */
+/* --- between migration.c and its sides' and views' files --- */
+
+struct migration *migration_find(struct host *host, const char *id); /* under the lock: borrowed, or NULL */
+/* Under the lock. The object without its log, with `machine` for the record. New reference. */
+json_t *migration_object(const struct migration *migration);
+/* Nanoseconds of real time as RFC 3339 (null for 0), and back (0 when TEXT is no such time). */
+void migration_set_time(json_t *object, const char *key, uint64_t realtime_ns);
+uint64_t migration_parse_time(const char *text);
 
 struct migration *migration_new(struct host *host, const char *id, const char *vm, const char *machine,
                                 const char *source, const char *destination);

@@ -122,7 +122,7 @@ static int set_up(struct migration *migration, struct vm *vm, json_t *answer, st
 
     if (result == 0)
         result = vm_process_start(&process, host, vm, VM_PROCESS_INCOMING, RESERVE_TIMEOUT_MS, err);
-    if (result < 0) {
+    if (!process) {
         vm_directory_log_tail(host, vm);
         vm_drop(host, vm);
         return result;

@@ -205,7 +205,7 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
 
     migrations_reap(host, false);
     result = vm_claim(host, vm_name, "being checked for a migration", &vm, err);
-    if (result < 0)
+    if (!vm)
         return result;
     result = make_id(id, err);
     migration = migration_new(host, id, vm_name, definition_machine(vm->definition), host->config->name,

@@ -2,6 +2,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/thread.h"
 #include "host/fields.h"
 #include "host/migration.h"
 #include "host/vms.h"
@@ -21,6 +22,7 @@
 #define ADOPT_ATTEMPTS    15
 #define ADOPT_INTERVAL_MS 200
 #define END_MS            5000
+#define HEAR_OUT_MS       2000
 
 extern char **environ;
 
@@ -81,7 +83,7 @@ static struct vm_process *process_new(struct host *host, struct vm *vm, pid_t pi
         return NULL;
     }
     fcntl(process->pidfd, F_SETFD, FD_CLOEXEC);
-    pthread_mutex_init(&process->connect_lock, NULL);
+    pthread_rwlock_init(&process->client_lock, NULL);
     host_lock(host);
     vm->refs++;
     host_unlock(host);
@@ -103,7 +105,7 @@ void vm_process_unref(struct vm_process *process)
         return;
     jsonrpc_client_free(process->client);
     vm_unref(host, process->vm);
-    pthread_mutex_destroy(&process->connect_lock);
+    pthread_rwlock_destroy(&process->client_lock);
     close(process->pidfd);
     free(process);
 }
@@ -113,37 +115,60 @@ static void hear(void *opaque, const char *method, json_t *params)
 {
     struct vm_process *process = opaque;
 
-    if (!method)
-        return; /* the pidfd tells about the end */
-    if (strcmp(method, "vm.state") == 0)
+    if (!method) {
+        /* the pidfd tells about its end; who waits for its last words may go on */
+        host_lock(process->host);
+        __atomic_store_n(&process->disconnected, true, __ATOMIC_RELEASE);
+        host_changed(process->host);
+        host_unlock(process->host);
+    } else if (strcmp(method, "vm.state") == 0) {
         vms_state_told(process->host, process->vm, params);
-    else if (strncmp(method, "migration.", 10) == 0)
+    } else if (strncmp(method, "migration.", 10) == 0) {
         migration_told(process->host, process->vm, method, params);
+    }
 }
 
-/* Connects and subscribes, if that has not been done yet. */
-static int connect_client(struct vm_process *process, struct ferry_error *err)
+/* Connects and subscribes. client_lock is held for writing. */
+static int make_client(struct vm_process *process, struct ferry_error *err)
 {
     char path[PATH_MAX];
     char thread_name[16];
     struct jsonrpc_client *client = NULL;
-    int result = 0;
+    int result = process_path(process->vm, "control.sock", path);
 
-    pthread_mutex_lock(&process->connect_lock);
-    if (!process->client) {
-        snprintf(thread_name, sizeof(thread_name), "vm-%.12s", process->vm->name);
-        result = process_path(process->vm, "control.sock", path);
-        if (result == 0)
-            result = jsonrpc_client_connect(&client, path, thread_name, clock_deadline(CONNECT_MS), hear,
-                                            process, err);
-        if (result == 0)
-            result = jsonrpc_client_call(client, "subscribe", NULL, clock_deadline(CONNECT_MS), NULL, err);
-        if (result == 0)
-            process->client = client;
-        else
-            jsonrpc_client_free(client);
+    snprintf(thread_name, sizeof(thread_name), "vm-%.12s", process->vm->name);
+    __atomic_store_n(&process->disconnected, false, __ATOMIC_RELEASE);
+    if (result == 0)
+        result = jsonrpc_client_connect(&client, path, thread_name, clock_deadline(CONNECT_MS), hear, process,
+                                        err);
+    if (result == 0)
+        result = jsonrpc_client_call(client, "subscribe", NULL, clock_deadline(CONNECT_MS), NULL, err);
+    if (result == 0)
+        process->client = client;
+    else
+        jsonrpc_client_free(client);
+    return result;
+}
+
+/* Makes sure that there is a connection, unless it is ending this moment. */
+static int connect_client(struct vm_process *process, struct ferry_error *err)
+{
+    int result = 0;
+    bool good;
+
+    pthread_rwlock_rdlock(&process->client_lock);
+    good = process->client && !__atomic_load_n(&process->disconnected, __ATOMIC_ACQUIRE);
+    pthread_rwlock_unlock(&process->client_lock);
+    if (good)
+        return 0;
+    pthread_rwlock_wrlock(&process->client_lock);
+    if (process->client && __atomic_load_n(&process->disconnected, __ATOMIC_ACQUIRE)) {
+        jsonrpc_client_free(process->client);
+        process->client = NULL;
     }
-    pthread_mutex_unlock(&process->connect_lock);
+    if (!process->client)
+        result = make_client(process, err);
+    pthread_rwlock_unlock(&process->client_lock);
     return result;
 }
 
@@ -152,12 +177,23 @@ int vm_process_call(struct vm_process *process, const char *method, json_t *para
 {
     int status = connect_client(process, err);
 
+    if (result)
+        *result = NULL;
     if (status < 0) {
         json_decref(params);
         return error_prefix(err, status, "ferry-vm of VM %s (process %d) does not answer", process->vm->name,
                             (int)process->pid);
     }
-    return jsonrpc_client_call(process->client, method, params, clock_deadline(timeout_ms), result, err);
+    pthread_rwlock_rdlock(&process->client_lock);
+    if (process->client) {
+        status =
+            jsonrpc_client_call(process->client, method, params, clock_deadline(timeout_ms), result, err);
+    } else {
+        json_decref(params);
+        status = error_set(err, -EPIPE, "the connection to ferry-vm of VM %s has ended", process->vm->name);
+    }
+    pthread_rwlock_unlock(&process->client_lock);
+    return status;
 }
 
 void vm_process_kill(struct vm_process *process)
@@ -268,7 +304,9 @@ static int wait_ready(struct host *host, struct vm_process *process, int fd, uin
     if (json_is_true(json_object_get(word, "ok"))) {
         result = 0;
     } else if (text) {
-        result = error_set(err, number > 0 && number < 4096 ? -(int)number : -EIO, "%s", text);
+        /* what ferry-vm finds wrong with the files is a failure; what makes no sense was refused before */
+        result =
+            error_set(err, number > 0 && number < 4096 && number != EINVAL ? -(int)number : -EIO, "%s", text);
     } else {
         char why[128];
 
@@ -364,6 +402,24 @@ int vm_process_adopt(struct vm_process **out, struct host *host, struct vm *vm, 
     return 0;
 }
 
+/* What the process said before it ended is still being read: nothing of it shall be lost. */
+static void hear_out(struct vm_process *process)
+{
+    struct host *host = process->host;
+    uint64_t deadline = clock_deadline(HEAR_OUT_MS);
+    bool connected;
+
+    pthread_rwlock_rdlock(&process->client_lock);
+    connected = process->client != NULL;
+    pthread_rwlock_unlock(&process->client_lock);
+    host_lock(host);
+    while (connected && !__atomic_load_n(&process->disconnected, __ATOMIC_ACQUIRE) && !host->stopping) {
+        if (!thread_cond_wait_until(&host->changed, &host->lock, deadline))
+            break;
+    }
+    host_unlock(host);
+}
+
 static void ended(void *opaque, unsigned events)
 {
     struct vm_process *process = opaque;
@@ -371,6 +427,7 @@ static void ended(void *opaque, unsigned events)
     (void)events;
     loop_watch_remove(process->watch);
     process->watch = NULL;
+    hear_out(process);
     vms_process_ended(process);
     vm_process_unref(process); /* the watch's reference */
 }

@@ -27,8 +27,10 @@ struct vm_process {
     int pidfd;
     bool child; /* of this ferryd: its exit status can be had */
 
-    pthread_mutex_t connect_lock;  /* guards client while it is being made */
-    struct jsonrpc_client *client; /* NULL until it could be connected; then constant */
+    pthread_rwlock_t
+        client_lock; /* guards client; held for reading during a call, for writing to replace it */
+    struct jsonrpc_client *client; /* NULL while there is no connection */
+    bool disconnected;             /* atomic: the connection ended; the next call makes a new one */
 
     unsigned refs;            /* host lock */
     struct loop_watch *watch; /* loop thread */

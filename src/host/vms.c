@@ -233,7 +233,9 @@ unsigned vms_count(struct host *host)
 json_t *vms_list(struct host *host)
 {
     json_t *list = json_array();
-    struct vm **all;
+    struct entry {
+        struct vm *vm;
+    } * all;
     size_t count = 0;
 
     host_lock(host);
@@ -244,18 +246,18 @@ json_t *vms_list(struct host *host)
     for (struct vm *vm = host->vms; vm && all; vm = vm->next) {
         if (vm->listed) {
             vm->refs++;
-            all[count++] = vm;
+            all[count++].vm = vm;
         }
     }
     host_unlock(host);
 
     for (size_t i = 0; i < count; i++) {
-        vms_refresh(host, all[i]);
+        vms_refresh(host, all[i].vm);
         host_lock(host);
-        if (vms_find(host, all[i]->name) == all[i])
-            json_array_append_new(list, vm_object(host, all[i]));
+        if (vms_find(host, all[i].vm->name) == all[i].vm)
+            json_array_append_new(list, vm_object(host, all[i].vm));
         host_unlock(host);
-        vm_unref(host, all[i]);
+        vm_unref(host, all[i].vm);
     }
     free(all);
     return list;
@@ -392,10 +394,10 @@ int vms_create(struct host *host, const json_t *input, bool paused, json_t **ans
     if (result == 0)
         result = vm_make(host, definition, "being started", &vm, err);
     json_decref(definition);
-    if (result < 0)
+    if (!vm)
         return result;
     result = vm_process_start(&process, host, vm, paused ? VM_PROCESS_PAUSED : 0, START_TIMEOUT_MS, err);
-    if (result < 0) {
+    if (!process) {
         error_prefix(err, result, "VM %s cannot start", vm->name);
         vm_directory_log_tail(host, vm);
         vm_drop(host, vm);
@@ -427,7 +429,7 @@ static int start_again(struct host *host, struct vm *vm, bool paused, struct fer
         result = vm_directory_clean(vm, err);
     if (result == 0)
         result = vm_process_start(&process, host, vm, paused ? VM_PROCESS_PAUSED : 0, START_TIMEOUT_MS, err);
-    if (result < 0)
+    if (!process)
         return error_prefix(err, result, "VM %s cannot start", vm->name);
     host_lock(host);
     vm->started[0] = '\0';
@@ -443,7 +445,7 @@ int vms_start(struct host *host, const char *name, bool paused, json_t **answer,
     struct vm *vm;
     int result = vm_claim(host, name, "being started", &vm, err);
 
-    if (result < 0)
+    if (!vm)
         return result;
     result = start_again(host, vm, paused, err);
     if (result == 0)
@@ -498,7 +500,7 @@ int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_
     struct vm *vm;
     int result = vm_claim(host, name, "being killed", &vm, err);
 
-    if (result < 0)
+    if (!vm)
         return result;
     process = vm_process_get(host, vm);
     if (!process) {
@@ -521,11 +523,11 @@ int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_
 
 int vms_remove(struct host *host, const char *name, struct ferry_error *err)
 {
-    struct vm *vm;
+    struct vm *vm = NULL;
     bool stopped;
     int result = vm_claim(host, name, "being removed", &vm, err);
 
-    if (result < 0)
+    if (!vm)
         return result;
     host_lock(host);
     stopped = !vm->process && !vm_runs(vm);

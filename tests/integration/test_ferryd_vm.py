@@ -1,0 +1,174 @@
+"""ferryd with the real ferry-vm and a bare-metal guest that fills and verifies its memory."""
+import os
+import pathlib
+import re
+import signal
+
+import pytest
+
+from hosts import BUILD, DEADLINE, Hosts, assert_refused, wait_until
+
+GUEST = BUILD / "guest" / "stress-riscv64.elf"
+SLOW = 20 << 20  # bytes/s: slow enough to do something in the middle of a move
+
+pytestmark = pytest.mark.skipif(not GUEST.exists() or not (BUILD / "ferry-vm").exists(),
+                                reason="needs ferry-vm and the bare-metal guests (make guests)")
+
+
+@pytest.fixture
+def hosts():
+    with Hosts(vm_program=BUILD / "ferry-vm") as made:
+        yield made
+
+
+def run(host, name="web", **definition):
+    return host.run(name, **{"kernel": str(GUEST), "cmdline": "mem=32M rate=8M", "memory": 64 << 20, **definition})
+
+
+def console(host, name="web"):
+    return host.request("GET", f"/v1/vms/{name}/console/log")[1].decode(errors="replace")
+
+
+def ticks(host, name="web"):
+    """The numbers of the lines the guest has printed; it must not have found an error."""
+    text = console(host, name)
+    assert not re.search(r"errors=[1-9]", text), text
+    return [int(number) for number in re.findall(r"^work (\d+) .*errors=0", text, re.MULTILINE)]
+
+
+def wait_for_ticks(host, more=3, name="web"):
+    seen = ticks(host, name)
+    last = seen[-1] if seen else -1
+    wait_until(lambda: ticks(host, name)[-1:] >= [last + more], f"{more} more lines of the guest")
+
+
+def wait_for_copying(host, migration):
+    wait_until(lambda: host.get(f"/v1/migrations/{migration}")["wire_bytes"] > 0, "the first bytes")
+
+
+def test_guest_goes_on_through_moves_and_its_console_goes_with_it(hosts):
+    a, b = hosts.pair()
+    run(a)
+    wait_for_ticks(a)
+    for source, destination in ((a, b), (b, a), (a, b)):
+        record = source.move("web", destination)
+        assert record["outcome"] == "completed", record
+        assert 0 < record["downtime_ns"] < record["total_ns"]
+        assert record["downtime_ns"] == sum(record["downtime_parts"].values())
+        assert source.vm("web") is None
+        assert destination.vm("web")["state"] == "RUNNING"
+        wait_for_ticks(destination)
+    numbers = ticks(b)
+    assert numbers == list(range(numbers[0], numbers[-1] + 1)), "a line of the console is missing or double"
+
+
+def test_paused_vm_arrives_paused(hosts):
+    a, b = hosts.pair()
+    run(a)
+    a.post("/v1/vms/web/pause")
+    assert a.move("web", b)["outcome"] == "completed"
+    assert b.vm("web")["state"] == "PAUSED"
+    assert b.post("/v1/vms/web/unpause")["state"] == "RUNNING"
+    wait_for_ticks(b)
+
+
+def test_vm_is_adopted_after_ferryd_was_killed(hosts):
+    a = hosts.start("a")
+    pid = run(a)["pid"]
+    wait_for_ticks(a)
+    a.restart(signal.SIGKILL)
+    assert (a.vm("web")["pid"], a.vm("web")["state"]) == (pid, "RUNNING")
+    wait_for_ticks(a)
+    assert a.post("/v1/vms/web/kill")["state"] == "STOPPED"
+    assert a.post("/v1/vms/web/start")["state"] == "RUNNING"
+
+
+@pytest.mark.parametrize("side", ["source", "destination", "both"])
+def test_move_is_finished_though_ferryd_dies(hosts, side):
+    a, b = hosts.pair()
+    run(a)
+    wait_for_ticks(a)
+    migration = a.migrate("web", b, bandwidth_limit=SLOW)
+    wait_for_copying(a, migration)
+    killed = {"source": [a], "destination": [b], "both": [a, b]}[side]
+    for host in killed:
+        host.stop(signal.SIGKILL)
+    for host in killed:
+        host.start()
+    assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
+    assert a.vm("web") is None and b.vm("web")["state"] == "RUNNING"
+    wait_for_ticks(b)
+
+
+def test_cancelled_move_leaves_the_guest_and_works_the_next_time(hosts):
+    a, b = hosts.pair()
+    pid = run(a)["pid"]
+    wait_for_ticks(a)
+    migration = a.migrate("web", b, bandwidth_limit=SLOW)
+    wait_for_copying(a, migration)
+    assert_refused(lambda: a.migrate("web", b), 409, "conflict", migration)
+    a.post(f"/v1/migrations/{migration}/cancel")
+    assert a.finish(migration)["outcome"] == "cancelled"
+    assert (a.vm("web")["pid"], a.vm("web")["state"]) == (pid, "RUNNING") and b.vm("web") is None
+    wait_for_ticks(a)
+    assert a.move("web", b)["outcome"] == "completed"
+
+
+def test_killed_destination_leaves_the_source_running(hosts):
+    a, b = hosts.pair()
+    pid = run(a)["pid"]
+    migration = a.migrate("web", b, bandwidth_limit=SLOW)
+    wait_for_copying(a, migration)
+    os.kill(b.vm("web")["pid"], signal.SIGKILL)
+    record = a.finish(migration)
+    assert record["outcome"] == "failed" and record["error"]
+    assert a.vm("web")["pid"] == pid and b.vm("web") is None
+    wait_for_ticks(a)
+    assert b.finish(migration)["outcome"] == "failed"
+    assert a.move("web", b)["outcome"] == "completed"
+
+
+def test_killed_source_leaves_nothing_at_the_destination(hosts):
+    a, b = hosts.pair()
+    pid = run(a)["pid"]
+    migration = a.migrate("web", b, bandwidth_limit=SLOW)
+    wait_for_copying(a, migration)
+    os.kill(pid, signal.SIGKILL)
+    assert a.finish(migration)["outcome"] == "failed"
+    assert a.vm("web")["state"] == "CRASHED" and b.vm("web") is None
+    assert b.finish(migration)["outcome"] == "failed"
+
+
+def test_start_that_cannot_be_leaves_nothing(hosts):
+    a = hosts.start("a")
+    text = hosts.directory / "text"
+    text.write_text("this is no kernel\n" * 100)
+    disk = hosts.directory / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    assert_refused(lambda: run(a, kernel=str(hosts.directory / "none")), 500, "failed", "none")
+    assert_refused(lambda: run(a, kernel=str(text)), 500, "failed", "text", "kernel")
+    assert_refused(lambda: run(a, disks=[{"path": str(hosts.directory / "nodisk")}]), 500, "failed", "nodisk")
+    assert a.get("/v1/vms") == [] and hosts.vm_processes() == []
+    run(a, "one", disks=[{"path": str(disk)}])
+    assert_refused(lambda: run(a, "two", disks=[{"path": str(disk)}]), 409, "conflict", str(disk))
+    assert [vm["name"] for vm in a.get("/v1/vms")] == ["one"]
+    assert list((a.state_dir / "vms").iterdir()) == [a.state_dir / "vms" / "one"]
+
+
+def test_disk_goes_along_and_stays_locked(hosts):
+    a, b = hosts.pair()
+    disk = hosts.directory / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    run(a, disks=[{"path": str(disk)}])
+    assert a.move("web", b)["outcome"] == "completed"
+    assert_refused(lambda: run(a, "thief", disks=[{"path": str(disk)}]), 409, "conflict", str(disk))
+    b.post("/v1/vms/web/kill")
+    assert run(a, "heir", disks=[{"path": str(disk)}])["state"] == "RUNNING"
+
+
+def test_vm_that_needs_a_taken_port_does_not_start(hosts):
+    a = hosts.start("a")
+    port = a.address.split(":")[1]
+    net = {"backend": f"user,hostfwd=tcp:127.0.0.1:{port}-:22"}
+    refused = assert_refused(lambda: run(a, nets=[net]), 409, "conflict", port)
+    assert "web" in refused.message and a.get("/v1/vms") == []
