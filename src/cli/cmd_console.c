@@ -198,7 +198,7 @@ static int go_after(struct console *console, bool *go_on, struct ferry_error *er
 static int console_run(struct cli *cli, struct ferry_error *err)
 {
     struct console console = {.cli = cli, .vm = args_operand(&cli->args, 0), .pipe = {.fd = -1}};
-    bool go_on = true;
+    bool go_on = true, was_attached = false;
     int result = 0;
 
     guest_output_init(&console.output, cli, console.vm);
@@ -209,8 +209,9 @@ static int console_run(struct cli *cli, struct ferry_error *err)
         result = attach(&console, err);
         if (result == 0)
             end = talk(&console);
-        else if (result != -ENOENT)
+        else if (result != -ENOENT && !(was_attached && (result == -ECONNREFUSED || result == -EPIPE)))
             return result;
+        was_attached = true;
         if (end == CONSOLE_CLOSED)
             result = go_after(&console, &go_on, err);
         else if (end == CONSOLE_SIGNAL)

@@ -14,6 +14,7 @@
 
 struct reading {
     struct guest_output output;
+    bool again;      /* some of the history was shown already */
     unsigned breaks; /* of the connection in a row, with nothing shown in between */
     size_t skip;     /* bytes of the history that were shown already, before the VM moved */
 };
@@ -80,8 +81,15 @@ static int go_after(struct cli *cli, const char *vm, struct reading *reading, bo
         fprintf(stderr, "ferry: %s moved to %s\n", vm, moved.host);
         snprintf(reading->output.host, sizeof(reading->output.host), "%s", moved.host);
     }
-    *go_on = true;
-    return find_place(cli, vm, reading, err);
+    reading->again = *go_on = true;
+    return 0;
+}
+
+/* Whether what ended the connection leaves something to look for. */
+static bool may_go_on(const struct reading *reading, int result)
+{
+    return result == 0 || result == -EPIPE || result == -ENOENT ||
+           (reading->again && result == -ECONNREFUSED);
 }
 
 /* --json names the host that the text came from. */
@@ -108,11 +116,14 @@ static int logs(struct cli *cli, struct ferry_error *err)
     if (cli->json)
         result = find_host_name(cli, &reading, err);
     while (result == 0 && go_on) {
-        result = client_follow(&cli->client, path, &stream, err);
+        if (reading.again)
+            result = find_place(cli, vm, &reading, err);
+        if (result == 0)
+            result = client_follow(&cli->client, path, &stream, err);
         go_on = false;
         if (result == 1)
             result = 0;
-        else if (follow && (result == 0 || result == -EPIPE || result == -ENOENT))
+        else if (follow && may_go_on(&reading, result))
             result = go_after(cli, vm, &reading, &go_on, err);
     }
     free(path);

@@ -95,30 +95,12 @@ static bool is_off(const json_t *vm)
     return strcmp(state, "STOPPED") == 0 || strcmp(state, "CRASHED") == 0;
 }
 
-/* A ferryd that is being restarted is waited for: its VMs run on meanwhile. */
-static int get_patiently(struct client *client, const char *path, json_t **object, struct ferry_error *err)
-{
-    uint64_t deadline = clock_deadline(RETRY_FOR_MS);
-    bool told = false;
-    int result;
-
-    while ((result = client_get(client, path, object, err)) == -ECONNREFUSED || result == -EPIPE) {
-        if (clock_left_ms(deadline) == 0)
-            break;
-        if (!told)
-            fprintf(stderr, "ferry: ferryd at %s does not answer; waiting for it\n", client->target);
-        told = true;
-        poll(NULL, 0, RETRY_PAUSE_MS);
-    }
-    return result;
-}
-
-int moved_find(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
+static int find_now(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
 {
     char *path = client_path("/v1/vms/%s", vm);
     json_t *object = NULL, *migration = NULL;
     bool is_gone;
-    int result = get_patiently(client, path, &object, err);
+    int result = client_get(client, path, &object, err);
 
     free(path);
     *moved = (struct moved){.kind = MOVED_NOT};
@@ -141,11 +123,30 @@ int moved_find(struct client *client, const char *vm, struct moved *moved, struc
     return result;
 }
 
+int moved_find(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
+{
+    uint64_t deadline = clock_deadline(RETRY_FOR_MS);
+    bool told = false;
+    int result;
+
+    while ((result = find_now(client, vm, moved, err)) == -ECONNREFUSED || result == -EPIPE) {
+        if (clock_left_ms(deadline) == 0)
+            break;
+        if (!told)
+            fprintf(stderr, "ferry: ferryd at %s does not answer; waiting for it\n", client->target);
+        told = true;
+        poll(NULL, 0, RETRY_PAUSE_MS);
+    }
+    return result;
+}
+
 int moved_follow(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
 {
     struct client next;
     int result = moved_find(client, vm, moved, err);
 
+    if (result == 0 && moved->kind == MOVED_NOT)
+        poll(NULL, 0, RETRY_PAUSE_MS);
     if (result < 0 || moved->kind != MOVED_AWAY)
         return result;
     if (!*moved->address)

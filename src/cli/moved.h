@@ -23,7 +23,8 @@ struct moved {
  * ferryd that is being restarted. A VM that is not here and did not leave from here is -ENOENT. */
 int moved_find(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err);
 /* As moved_find, and when it moved to a host that is known, CLIENT talks to that one from here on. For
- * MOVED_AWAY without an address: an error that says where to look. */
+ * MOVED_AWAY without an address: an error that says where to look. Before MOVED_NOT it pauses, for the caller
+ * to try again. */
 int moved_follow(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err);
 
 #endif
