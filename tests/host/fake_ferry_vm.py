@@ -8,6 +8,8 @@ ferryd's tests use it to reach what a real VM does not do on demand. The VM's cm
     fail-move=TEXT     the source's move fails before GO
     die-move           the source dies in the middle of the move
     die-arrive         the destination dies in the middle of the move
+    die-restored       the destination dies after Restore-OK, without having run
+    lost-move          the destination runs, but its RUNNING does not reach the source
     hang-send          migrate.send is never answered by progress; only cancel ends it
 """
 import json
@@ -116,9 +118,10 @@ class FakeVm:
     def run_source(self, params):
         try:
             self.send(params)
-            self.finish("completed")
-        except Exception as error:  # whatever goes wrong before GO leaves the guest running here
+            self.finish("lost" if "lost-move" in self.directives else "completed")
+        except Exception as error:  # whatever goes wrong leaves the guest running here
             outcome = "cancelled" if self.cancelled.is_set() else "failed"
+            self.set_state("RUNNING")
             self.finish(outcome, "cancelled" if outcome == "cancelled" else "network", str(error))
             return
         self.end("migrated", "", migration=self.migration["id"], destination=self.migration["destination"],
@@ -155,14 +158,10 @@ class FakeVm:
             self.say("Stopping pre-copy: only 12 pages were modified")
             self.set_state("PAUSED")
             self.progress(state="MIGRATE_TO_VMX_CHECKPT", state_number=3, phase="Frozen")
-            try:
-                stream.write("checkpoint\n")
-                stream.flush()
-                if stream.readline().strip() != "Restore-OK":
-                    raise RuntimeError("the destination did not answer Restore-OK")
-            except Exception:
-                self.set_state("RUNNING")
-                raise
+            stream.write("checkpoint\n")
+            stream.flush()
+            if stream.readline().strip() != "Restore-OK":
+                raise RuntimeError("the destination did not answer Restore-OK")
             self.too_late = True
             self.progress(state="MIGRATE_TO_VMX_WAIT_HANDSHAKE", state_number=4)
             stream.write("GO\n")
@@ -212,6 +211,8 @@ class FakeVm:
         self.say("Restore-OK")
         stream.write("Restore-OK\n")
         stream.flush()
+        if "die-restored" in self.directives:
+            os.kill(os.getpid(), signal.SIGKILL)
         if stream.readline().strip() != "GO":
             raise RuntimeError("no GO")
         self.too_late = True

@@ -554,6 +554,39 @@ def test_destination_process_that_dies_leaves_the_source_running(hosts):
     assert b.get("/v1/migrations")[0]["outcome"] == "failed"
 
 
+def test_destination_that_died_restored_is_given_up_when_the_source_goes_on(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="die-restored")
+    assert a.move("web", b)["outcome"] == "failed"
+    assert a.vm("web")["state"] == "RUNNING" and b.vm("web") is None
+    assert not (b.state_dir / "vms" / "web").exists()
+
+
+def test_destination_that_died_restored_is_not_started_while_the_source_cannot_say(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="die-restored slow-move")
+    migration = a.migrate("web", b)
+    wait_until(lambda: a.get(f"/v1/migrations/{migration}")["round"] > 0, "the first round")
+    a.stop(signal.SIGKILL)
+    assert b.finish(migration)["outcome"] == "failed"
+    left = b.vm("web")
+    assert left["state"] == "CRASHED" and "taking over from host a" in left["why"]
+    assert_refused(lambda: b.post("/v1/vms/web/start"), 409, "conflict", "host a", "may run there")
+    b.restart()
+    assert_refused(lambda: b.post("/v1/vms/web/start"), 409, "conflict", "host a", "may run there")
+    a.start()
+    assert a.finish(migration)["outcome"] == "failed"
+    assert a.vm("web")["state"] == "RUNNING" and b.vm("web") is None
+
+
+def test_lost_vm_is_not_startable_at_the_source(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="lost-move")
+    assert a.move("web", b)["outcome"] == "lost"
+    assert a.vm("web") is None and b.vm("web")["state"] == "RUNNING"
+    assert len(a.get("/v1/migrations?view=failed")) == 1
+
+
 def test_checks_refuse_before_anything_moves(hosts):
     a, b = hosts.pair()
     a.run("web")
