@@ -266,7 +266,7 @@ struct ferry_source_options {
     char destination[FERRY_NAME_SIZE];
     char address[128];           /* where the destination listens, "ADDR:PORT" */
     int64_t destination_pid;     /* the destination's VM process, for the log */
-    unsigned streams;            /* page connections; 0: default */
+    unsigned streams;            /* page connections, at most FERRY_STREAMS_MAX; 0: default */
     uint64_t downtime_limit_ns;  /* 0: default 50 ms */
     uint64_t bandwidth_limit;    /* bytes/s; 0: none */
     uint64_t copy_time_limit_ns; /* estimated remaining copy time above which a diverging migration aborts; 0:

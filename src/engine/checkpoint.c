@@ -76,8 +76,10 @@ int ferry_sink_section(struct ferry_sink *sink, const char *name, uint32_t versi
 {
     struct ferry_section section = {.version = version, .data = data, .size = size};
 
-    if (strlen(name) >= sizeof(section.name))
+    size_t length = strlen(name);
+
+    if (length >= sizeof(section.name))
         return error_set(err, -EINVAL, "section name %s is too long", name);
-    strcpy(section.name, name);
+    memcpy(section.name, name, length + 1);
     return checkpoint_add(sink->checkpoint, &section, err);
 }
