@@ -35,6 +35,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define FERRY_PAGE_SIZE        4096
 #define FERRY_REGIONS_MAX      8
 #define FERRY_NAME_SIZE        64
@@ -312,5 +316,9 @@ void ferry_session_progress(struct ferry_session *session, struct ferry_progress
 
 /* After run has returned (or was never called). NULL allowed. */
 void ferry_session_free(struct ferry_session *session);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
