@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,8 +19,8 @@
  * The record, little-endian, one 512-byte sector so that a write is whole or not there:
  *
  *     0   "ferryvml"   8   version u32 (1)   12  state u32   16  generation u64   24  pid u64
- *     32  vm[64]   96  holder[64]   160  destination[64]   224  migration[40]   264 zeros   504  XXH3-64 of
- * 0..503
+ *     32  vm[64]   96  holder[64]   160  destination[64]   224  migration[40]   264  source[64]   328  zeros
+ *     504  XXH3-64 of 0..503
  */
 #define RECORD_SIZE     512
 #define RECORD_CHECKSUM 504
@@ -27,6 +29,7 @@ static const char record_magic[8] = {'f', 'e', 'r', 'r', 'y', 'v', 'm', 'l'};
 
 enum {
     MIGRATION_FIELD_SIZE = 40,
+    TAKE_ATTEMPTS = 5,
 };
 
 struct vm_lock {
@@ -42,7 +45,25 @@ const char *vm_lock_state_name(enum vm_lock_state state)
     return (unsigned)state < sizeof(names) / sizeof(names[0]) ? names[state] : "unknown";
 }
 
-int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err)
+int vm_lock_place(char path[static PATH_MAX], const char *disk, const char *lock_dir, const char *vm,
+                  struct ferry_error *err)
+{
+    CLEANUP_FREE char *real = disk ? realpath(disk, NULL) : NULL;
+    struct stat status;
+    int length = 0;
+
+    if (disk && (!real || stat(real, &status) < 0))
+        return error_set_errno(err, -errno, "cannot look at disk %s", disk);
+    if (disk && S_ISREG(status.st_mode))
+        length = snprintf(path, PATH_MAX, "%s" VM_LOCK_SUFFIX, real);
+    else if (lock_dir && lock_dir[0])
+        length = snprintf(path, PATH_MAX, "%s/%s" VM_LOCK_SUFFIX, lock_dir, vm);
+    if (length >= PATH_MAX)
+        return error_set(err, -ENAMETOOLONG, "the path of the lock file of VM %s is too long", vm);
+    return length > 0;
+}
+
+static int lock_file_open(const char *path, struct ferry_error *err)
 {
     CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_DSYNC | O_NOFOLLOW, 0660);
     struct stat status;
@@ -53,6 +74,15 @@ int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err
         return error_set_errno(err, -errno, "cannot look at the VM's lock file %s", path);
     if (!S_ISREG(status.st_mode))
         return error_set(err, -EINVAL, "the VM's lock file %s is not a regular file; move it away", path);
+    return TAKE_FD(fd);
+}
+
+int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err)
+{
+    CLEANUP_CLOSE int fd = lock_file_open(path, err);
+
+    if (fd < 0)
+        return fd;
 
     struct vm_lock *lock = calloc(1, sizeof(*lock));
     CLEANUP_FREE char *copy = strdup(path);
@@ -97,12 +127,30 @@ static int vm_lock_refused(struct vm_lock *lock, struct ferry_error *err)
                      record.vm, record.holder, record.pid, lock->path);
 }
 
-int vm_lock_take(struct vm_lock *lock, struct ferry_error *err)
+/* Whether the path still names the file that is open: somebody may have removed it. */
+static bool vm_lock_is_in_place(const struct vm_lock *lock)
+{
+    struct stat open_file, named;
+
+    return fstat(lock->fd, &open_file) == 0 && lstat(lock->path, &named) == 0 &&
+           open_file.st_dev == named.st_dev && open_file.st_ino == named.st_ino;
+}
+
+static int vm_lock_reopen(struct vm_lock *lock, struct ferry_error *err)
+{
+    int fd = lock_file_open(lock->path, err);
+
+    if (fd < 0)
+        return fd;
+    close(lock->fd); /* its lock goes with it */
+    lock->fd = fd;
+    return 0;
+}
+
+static int vm_lock_try(struct vm_lock *lock, struct ferry_error *err)
 {
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 
-    if (lock->taken)
-        return 0;
     while (fcntl(lock->fd, F_OFD_SETLK, &whole) < 0) {
         if (errno == EINTR)
             continue;
@@ -110,8 +158,27 @@ int vm_lock_take(struct vm_lock *lock, struct ferry_error *err)
             return vm_lock_refused(lock, err);
         return error_set_errno(err, -errno, "cannot lock %s; is the storage reachable?", lock->path);
     }
-    lock->taken = true;
     return 0;
+}
+
+int vm_lock_take(struct vm_lock *lock, struct ferry_error *err)
+{
+    int result;
+
+    if (lock->taken)
+        return 0;
+    for (int attempt = 0; attempt < TAKE_ATTEMPTS; attempt++) {
+        if (attempt > 0 && (result = vm_lock_reopen(lock, err)) < 0)
+            return result;
+        result = vm_lock_try(lock, err);
+        /* A lock on a file that nobody else can find excludes nobody; nor is its holder the VM's. */
+        if (vm_lock_is_in_place(lock)) {
+            lock->taken = result == 0;
+            return result;
+        }
+    }
+    return error_set(err, -ESTALE, "the lock file %s is replaced again and again; leave it alone",
+                     lock->path);
 }
 
 void vm_lock_drop(struct vm_lock *lock)
@@ -156,7 +223,8 @@ static int record_decode(const uint8_t *bytes, struct vm_lock_record *record)
         !record_get_text(&in, record->vm, sizeof(record->vm), VM_LOCK_NAME_SIZE) ||
         !record_get_text(&in, record->holder, sizeof(record->holder), VM_LOCK_NAME_SIZE) ||
         !record_get_text(&in, record->destination, sizeof(record->destination), VM_LOCK_NAME_SIZE) ||
-        !record_get_text(&in, record->migration, sizeof(record->migration), MIGRATION_FIELD_SIZE))
+        !record_get_text(&in, record->migration, sizeof(record->migration), MIGRATION_FIELD_SIZE) ||
+        !record_get_text(&in, record->source, sizeof(record->source), VM_LOCK_NAME_SIZE))
         return -EBADMSG;
     return 0;
 }
@@ -211,6 +279,7 @@ int vm_lock_write(struct vm_lock *lock, const struct vm_lock_record *record, str
     record_put_text(&out, record->holder, VM_LOCK_NAME_SIZE);
     record_put_text(&out, record->destination, VM_LOCK_NAME_SIZE);
     record_put_text(&out, record->migration, MIGRATION_FIELD_SIZE);
+    record_put_text(&out, record->source, VM_LOCK_NAME_SIZE);
     buffer_put(&out, zeros, RECORD_CHECKSUM - out.size);
     buffer_put_u64(&out, buffer_failed(&out) ? 0 : XXH3_64bits(out.data, RECORD_CHECKSUM));
     if (buffer_failed(&out))

@@ -24,6 +24,7 @@
 
 #include <ferry/error.h>
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -47,11 +48,20 @@ struct vm_lock_record {
     char holder[VM_LOCK_NAME_SIZE];      /* host */
     char destination[VM_LOCK_NAME_SIZE]; /* host; handover, acquired and started by a migration, else empty */
     char migration[VM_LOCK_MIGRATION_SIZE]; /* as destination */
+    char source[VM_LOCK_NAME_SIZE];         /* host; as destination */
 };
 
 struct vm_lock;
 
 const char *vm_lock_state_name(enum vm_lock_state state); /* "held", … */
+
+/*
+ * Where the lock file of VM is: beside DISK, its first writable disk (NULL: it has none), else in LOCK_DIR
+ * (NULL or empty: there is none). A block device has no place beside it that other hosts see. Returns 1 with
+ * PATH filled in, 0 when there is no place, or a negative errno.
+ */
+int vm_lock_place(char path[static PATH_MAX], const char *disk, const char *lock_dir, const char *vm,
+                  struct ferry_error *err);
 
 /* Opens or creates (mode 0660) the lock file; takes nothing. */
 int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err);
@@ -60,8 +70,8 @@ void vm_lock_close(struct vm_lock *lock);
 const char *vm_lock_path(const struct vm_lock *lock);
 bool vm_lock_is_taken(const struct vm_lock *lock);
 
-/* Takes the lock now. -EBUSY, naming the holder as the record has it, when another process has it.
- * Idempotent. */
+/* Takes the lock now. -EBUSY, naming the holder as the record has it, when another process has it. A file
+ * that was put in the place of the one that was opened is opened instead. Idempotent. */
 int vm_lock_take(struct vm_lock *lock, struct ferry_error *err);
 void vm_lock_drop(struct vm_lock *lock);
 

@@ -15,7 +15,7 @@
 #include <stdbool.h>
 
 /* X(name of the enum, name in the environment) */
-#define FAULT_POINTS(X)                                                                                      \
+#define FAULT_SESSION_POINTS(X)                                                                              \
     X(FAULT_SOURCE_BEFORE_CONNECT, "source-before-connect")                                                  \
     X(FAULT_SOURCE_AFTER_CONNECT, "source-after-connect")                                                    \
     X(FAULT_SOURCE_BEFORE_ROUND, "source-before-round")                                                      \
@@ -51,12 +51,28 @@
     X(FAULT_DESTINATION_BEFORE_RUNNING, "destination-before-running")                                        \
     X(FAULT_DESTINATION_AFTER_RUNNING, "destination-after-running")
 
+/* Within the guest's ownership functions, for those that a VMM has (src/vm/ownership.c). */
+#define FAULT_OWNERSHIP_POINTS(X)                                                                            \
+    X(FAULT_SOURCE_BEFORE_HANDOVER, "source-before-handover")                                                \
+    X(FAULT_SOURCE_AFTER_HANDOVER, "source-after-handover")                                                  \
+    X(FAULT_SOURCE_BEFORE_RETAKE, "source-before-retake")                                                    \
+    X(FAULT_SOURCE_AFTER_RETAKE, "source-after-retake")                                                      \
+    X(FAULT_DESTINATION_BEFORE_ACQUIRED, "destination-before-acquired")                                      \
+    X(FAULT_DESTINATION_AFTER_ACQUIRED, "destination-after-acquired")                                        \
+    X(FAULT_DESTINATION_BEFORE_STARTED, "destination-before-started")                                        \
+    X(FAULT_DESTINATION_AFTER_STARTED, "destination-after-started")
+
+#define FAULT_POINTS(X)                                                                                      \
+    FAULT_SESSION_POINTS(X)                                                                                  \
+    FAULT_OWNERSHIP_POINTS(X)
+
 enum fault_point {
     FAULT_NONE = 0,
 #define FAULT_ENUM(point, name) point,
     FAULT_POINTS(FAULT_ENUM)
 #undef FAULT_ENUM
         FAULT_COUNT,
+    FAULT_SESSION_END = FAULT_SOURCE_BEFORE_HANDOVER, /* the session's own points are below it */
 };
 
 enum fault_action {

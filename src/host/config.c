@@ -87,6 +87,13 @@ static int set_lock_dir(struct config *config, const char *value, struct ferry_e
     return set_path(config->lock_dir, "lock-dir", value, err);
 }
 
+static int set_lock_wait(struct config *config, const char *value, struct ferry_error *err)
+{
+    if (!value[0] || strlen(value) > 5 || strspn(value, "0123456789") != strlen(value) || atoi(value) > 86400)
+        return error_set(err, -EINVAL, "lock-wait is a number of seconds, at most 86400, not \"%s\"", value);
+    return set_text(config->lock_wait, sizeof(config->lock_wait), "lock-wait", value, err);
+}
+
 static int set_vm_program(struct config *config, const char *value, struct ferry_error *err)
 {
     return set_path(config->vm_program, "ferry-vm", value, err);
@@ -139,6 +146,8 @@ static const struct config_key {
     {"listen", "ADDR:PORT", "serve the API on TCP too", set_listen},
     {"migrate-address", "ADDR", "where arriving VMs listen (default: that of --listen)", set_migrate_address},
     {"lock-dir", "DIR", "directory for locks, shared with the other hosts", set_lock_dir},
+    {"lock-wait", "SECONDS", "how long to try for a VM's lock when a destination is silent (120)",
+     set_lock_wait},
     {"ferry-vm", "FILE", "the program to run a VM with", set_vm_program},
     {"memory-limit", "SIZE", "memory all VMs together may have", set_memory_limit},
     {"insecure", NULL, "allow addresses other than loopback", set_insecure},

@@ -235,8 +235,9 @@ static int spawn(const struct config *config, const struct vm *vm, unsigned flag
                  struct ferry_error *err)
 {
     char log_path[PATH_MAX];
-    char *argv[10] = {"ferry-vm", "--dir", (char *)vm->directory, "--ready-fd", "3"};
-    size_t argc = 5;
+    char *argv[16] = {"ferry-vm", "--dir",  (char *)vm->directory, "--ready-fd",
+                      "3",        "--host", (char *)config->name};
+    size_t argc = 7;
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t none, all;
@@ -248,6 +249,14 @@ static int spawn(const struct config *config, const struct vm *vm, unsigned flag
         argv[argc++] = "--paused";
     if (config->insecure)
         argv[argc++] = "--insecure";
+    if (config->lock_dir[0]) {
+        argv[argc++] = "--lock-dir";
+        argv[argc++] = (char *)config->lock_dir;
+    }
+    if (config->lock_wait[0]) {
+        argv[argc++] = "--lock-wait";
+        argv[argc++] = (char *)config->lock_wait;
+    }
     sigemptyset(&none);
     sigfillset(&all);
     if (process_path(vm, "vm.log", log_path) < 0)

@@ -47,6 +47,19 @@ static int control_quit(struct vm *vm, json_t *params, json_t **result, struct f
     return 0;
 }
 
+static int control_recover(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    static const char *const names[] = {"here", NULL};
+    const json_t *here = json_object_get(params, "here");
+    int code = params_only(params, names, err);
+
+    if (code)
+        return code;
+    if (!json_is_boolean(here))
+        return error_set(err, -EINVAL, "parameter \"here\" must be true or false");
+    return vm_recover(vm, json_is_true(here), err);
+}
+
 static int control_prepare(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
 {
     return migration_prepare(vm, params, err);
@@ -74,6 +87,7 @@ static const struct control_method methods[] = {
     {"resume", false, control_resume},
     {"stop", false, control_stop},
     {"quit", false, control_quit},
+    {"recover", true, control_recover},
     {"migrate.prepare", true, control_prepare},
     {"migrate.send", true, control_send},
     {"migrate.receive", true, migration_receive},

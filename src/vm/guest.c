@@ -171,23 +171,33 @@ static void guest_throttle(void *guest, unsigned percent)
 
 static int guest_release(void *guest, const struct ferry_handover *handover, struct ferry_error *err)
 {
-    return ownership_release(((struct vm *)guest)->machine, handover, err);
+    return ownership_release(((struct vm *)guest)->ownership, handover, err);
 }
 
 static int guest_acquire(void *guest, const struct ferry_handover *handover, struct ferry_error *err)
 {
-    return ownership_acquire(((struct vm *)guest)->machine, handover, err);
+    return ownership_acquire(((struct vm *)guest)->ownership, handover, err);
 }
 
 static enum ferry_retake guest_retake(void *guest, const struct ferry_handover *handover,
                                       struct ferry_error *err)
 {
-    return ownership_retake(((struct vm *)guest)->machine, handover, err);
+    struct vm *vm = guest;
+    struct ferry_error why = {0};
+    enum ferry_retake answer = ownership_retake(vm->ownership, handover, vm->options.lock_wait_ns, &why);
+
+    if (answer == FERRY_RETAKE_RESUME)
+        return answer;
+    pthread_mutex_lock(&vm->lock);
+    memcpy(vm->why, why.text, sizeof(vm->why));
+    pthread_mutex_unlock(&vm->lock);
+    error_set(err, why.code, "%s", why.text);
+    return answer;
 }
 
 static void guest_give_back(void *guest, const struct ferry_handover *handover)
 {
-    ownership_give_back(((struct vm *)guest)->machine, handover);
+    ownership_give_back(((struct vm *)guest)->ownership, handover);
 }
 
 static void guest_announce(void *guest)

@@ -3,6 +3,7 @@
  */
 #include "base/error.h"
 #include "vm/files.h"
+#include "vm/ownership.h"
 #include "vm/vm.h"
 
 #include <errno.h>
@@ -20,7 +21,8 @@
 #define EXIT_USAGE 2
 
 static const char usage[] =
-    "usage: ferry-vm --dir DIR [--incoming] [--paused] [--ready-fd N] [--insecure]\n"
+    "usage: ferry-vm --dir DIR [--incoming] [--paused] [--ready-fd N] [--insecure] [--host NAME]\n"
+    "                [--lock-dir DIR] [--lock-wait SECONDS]\n"
     "\n"
     "Runs one virtual machine, described by DIR/definition.json, and answers JSON-RPC on DIR/control.sock.\n"
     "\n"
@@ -29,6 +31,10 @@ static const char usage[] =
     "  --paused        do not let it run until it is resumed\n"
     "  --ready-fd N    write one line of JSON to descriptor N when the VM runs or cannot\n"
     "  --insecure      a migration may arrive on addresses other than loopback, unencrypted\n"
+    "  --host NAME     this host's name, as the other hosts know it\n"
+    "  --lock-dir DIR  where the lock of a VM without a writable disk file is, shared with the other hosts\n"
+    "  --lock-wait SECONDS\n"
+    "                  how long to try for the lock when a destination does not answer any more (120)\n"
     "  --help          this text\n"
     "  --version       the version\n";
 
@@ -53,14 +59,32 @@ static int parse_descriptor(const char *text)
     return (int)number;
 }
 
+static int parse_seconds(const char *text, uint64_t *ns)
+{
+    char *end;
+    unsigned long number = strtoul(text, &end, 10);
+
+    if (text[0] < '0' || text[0] > '9' || *end || number > 86400)
+        return -1;
+    *ns = number * NS_PER_S;
+    return 0;
+}
+
 /* Returns -1 to go on, else the exit status. */
 static int parse_arguments(int argc, char **argv, struct vm_options *options)
 {
     static const struct option longs[] = {
-        {"dir", required_argument, NULL, 'd'}, {"incoming", no_argument, NULL, 'i'},
-        {"paused", no_argument, NULL, 'p'},    {"ready-fd", required_argument, NULL, 'r'},
-        {"insecure", no_argument, NULL, 'I'},  {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'v'},   {0},
+        {"dir", required_argument, NULL, 'd'},
+        {"incoming", no_argument, NULL, 'i'},
+        {"paused", no_argument, NULL, 'p'},
+        {"ready-fd", required_argument, NULL, 'r'},
+        {"insecure", no_argument, NULL, 'I'},
+        {"host", required_argument, NULL, 'H'},
+        {"lock-dir", required_argument, NULL, 'l'},
+        {"lock-wait", required_argument, NULL, 'w'},
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},
+        {0},
     };
     int option;
 
@@ -84,6 +108,16 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options)
             if (options->ready_fd < 0)
                 return bad_usage("--ready-fd %s is not an open descriptor", optarg);
             break;
+        case 'H':
+            options->host = optarg;
+            break;
+        case 'l':
+            options->lock_dir = optarg;
+            break;
+        case 'w':
+            if (parse_seconds(optarg, &options->lock_wait_ns) < 0)
+                return bad_usage("--lock-wait %s is not a number of seconds, at most 86400", optarg);
+            break;
         case 'h':
             fputs(usage, stdout);
             return 0;
@@ -100,6 +134,8 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options)
         return bad_usage("unexpected argument %s", argv[optind]);
     if (!options->dir)
         return bad_usage("%s is missing", "--dir");
+    if (options->host && strlen(options->host) >= FERRY_NAME_SIZE)
+        return bad_usage("--host %s is too long", options->host);
     if (options->incoming && options->paused)
         return bad_usage("%s has no meaning with --incoming: the VM arrives running or paused", "--paused");
     return -1;
@@ -139,7 +175,7 @@ static int become_independent(struct vm_options *options)
 
 int main(int argc, char **argv)
 {
-    struct vm_options options = {.ready_fd = -1};
+    struct vm_options options = {.ready_fd = -1, .lock_wait_ns = OWNERSHIP_LOCK_WAIT_S * NS_PER_S};
     int status = parse_arguments(argc, argv, &options);
 
     if (status >= 0)

@@ -576,6 +576,14 @@ const char *migration_destination(const struct migration *migration)
     return migration->destination;
 }
 
+void migration_handover(const struct migration *migration, struct ferry_handover *handover)
+{
+    *handover = (struct ferry_handover){.destination_never_ran = false};
+    memcpy(handover->migration_id, migration->id, sizeof(handover->migration_id));
+    memcpy(handover->source, migration->source, sizeof(handover->source));
+    memcpy(handover->destination, migration->destination, sizeof(handover->destination));
+}
+
 const struct ferry_progress *migration_progress(const struct migration *migration)
 {
     return &migration->progress;

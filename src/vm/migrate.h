@@ -36,6 +36,8 @@ bool migration_waiting(const struct migration *migration);
 bool migration_is_source(const struct migration *migration);
 const char *migration_id(const struct migration *migration);
 const char *migration_destination(const struct migration *migration);
+/* As the guest seam gets it. */
+void migration_handover(const struct migration *migration, struct ferry_handover *handover);
 /* As of the last news; final when not active. */
 const struct ferry_progress *migration_progress(const struct migration *migration);
 /* null for NULL. */

@@ -1,47 +1,431 @@
 #include "vm/ownership.h"
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "disk/vm_lock.h"
+#include "engine/fault.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
-int ownership_take(struct machine *machine, struct ferry_error *err)
-{
-    return machine_acquire(machine, err);
-}
+/* How often a lock that somebody has is tried, at first and in the end. */
+#define TRY_FIRST_MS 5
+#define TRY_LAST_MS  500
 
-int ownership_release(struct machine *machine, const struct ferry_handover *handover, struct ferry_error *err)
-{
-    machine_release(machine);
-    return 0;
-}
+struct ownership {
+    struct ownership_options options; /* config is not kept */
+    char vm[VM_LOCK_NAME_SIZE];
+    char host[VM_LOCK_NAME_SIZE];
+    char *disks[MACHINE_DISKS_MAX];
+    unsigned disk_count;
+    struct vm_lock *lock; /* NULL: nothing shared */
+    int interrupt_fd;
+    struct fault_plan faults;
+};
 
-int ownership_acquire(struct machine *machine, const struct ferry_handover *handover, struct ferry_error *err)
-{
-    return machine_acquire(machine, err);
-}
-
-void ownership_give_back(struct machine *machine, const struct ferry_handover *handover)
-{
-    machine_release(machine);
-}
-
-static bool has_writable_disk(const struct machine_config *config)
+static const char *first_writable_disk(const struct machine_config *config)
 {
     for (unsigned i = 0; i < config->disk_count; i++)
         if (!config->disks[i].readonly)
-            return true;
-    return false;
+            return config->disks[i].path;
+    return NULL;
 }
 
-enum ferry_retake ownership_retake(struct machine *machine, const struct ferry_handover *handover,
-                                   struct ferry_error *err)
+static int open_lock(struct ownership *ownership, const struct ownership_options *options,
+                     struct ferry_error *err)
 {
-    if (!handover->destination_never_ran && !has_writable_disk(machine_config(machine))) {
-        error_set(err, -ENOLCK, "no writable disk's lock can tell whether the VM runs on %s",
+    char path[PATH_MAX];
+    int result =
+        vm_lock_place(path, first_writable_disk(options->config), options->lock_dir, ownership->vm, err);
+
+    return result > 0 ? vm_lock_open(&ownership->lock, path, err) : result;
+}
+
+int ownership_new(struct ownership **out, const struct ownership_options *options, struct ferry_error *err)
+{
+    const struct machine_config *config = options->config;
+    struct ownership *ownership = calloc(1, sizeof(*ownership));
+    int result = 0;
+
+    if (!ownership)
+        return error_set(err, -ENOMEM, "out of memory for the VM's lock");
+    ownership->options = *options;
+    ownership->options.config = NULL;
+    snprintf(ownership->vm, sizeof(ownership->vm), "%s", config->name);
+    snprintf(ownership->host, sizeof(ownership->host), "%s", options->host);
+    for (unsigned i = 0; i < config->disk_count && !result; i++) {
+        ownership->disks[i] = strdup(config->disks[i].path);
+        ownership->disk_count = i + 1;
+        if (!ownership->disks[i])
+            result = error_set(err, -ENOMEM, "out of memory for the VM's lock");
+    }
+    ownership->interrupt_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!result && ownership->interrupt_fd < 0)
+        result = error_set_errno(err, -errno, "cannot make an event descriptor");
+    if (!result)
+        result = fault_plan_parse(&ownership->faults, getenv("FERRY_FAULT"), err);
+    if (!result)
+        result = open_lock(ownership, options, err);
+    if (result) {
+        ownership_free(ownership);
+        return result;
+    }
+    *out = ownership;
+    return 0;
+}
+
+void ownership_free(struct ownership *ownership)
+{
+    if (!ownership)
+        return;
+    vm_lock_close(ownership->lock);
+    for (unsigned i = 0; i < ownership->disk_count; i++)
+        free(ownership->disks[i]);
+    if (ownership->interrupt_fd >= 0)
+        close(ownership->interrupt_fd);
+    free(ownership);
+}
+
+const char *ownership_path(const struct ownership *ownership)
+{
+    return ownership->lock ? vm_lock_path(ownership->lock) : NULL;
+}
+
+/* ---- the disks' images ---- */
+
+/* Words about the VM that has DISK, when its lock file tells; false when it does not. */
+static bool find_holder(const struct ownership *ownership, const char *disk, struct ferry_error *err)
+{
+    struct vm_lock *lock = NULL;
+    char path[PATH_MAX];
+    bool found = false;
+
+    if (vm_lock_place(path, disk, NULL, ownership->vm, NULL) <= 0 || access(path, F_OK) != 0 ||
+        (ownership->lock && strcmp(path, vm_lock_path(ownership->lock)) == 0) ||
+        vm_lock_open(&lock, path, NULL) < 0)
+        return false;
+    found = vm_lock_take(lock, err) == -EBUSY;
+    vm_lock_close(lock);
+    return found;
+}
+
+static int take_images(struct ownership *ownership, struct ferry_error *err)
+{
+    struct ferry_error why = {0}, holder = {0};
+    int result = ownership->options.acquire_images(ownership->options.images, &why);
+
+    if (!result)
+        return 0;
+    for (unsigned i = 0; i < ownership->disk_count && result == -EBUSY; i++)
+        if (strstr(why.text, ownership->disks[i]) && find_holder(ownership, ownership->disks[i], &holder))
+            return error_set(err, result, "%.220s: %.280s", why.text, holder.text);
+    return error_set(err, result, "%s", why.text);
+}
+
+static void drop_images(struct ownership *ownership)
+{
+    ownership->options.release_images(ownership->options.images);
+}
+
+/* ---- the record ---- */
+
+static int write_record(struct ownership *ownership, struct vm_lock_record *record, enum vm_lock_state state,
+                        uint64_t generation, const struct ferry_handover *handover, struct ferry_error *err)
+{
+    int result;
+
+    record->state = state;
+    record->generation = generation;
+    record->pid = getpid();
+    snprintf(record->vm, sizeof(record->vm), "%s", ownership->vm);
+    snprintf(record->holder, sizeof(record->holder), "%s", ownership->host);
+    snprintf(record->source, sizeof(record->source), "%s", handover ? handover->source : "");
+    snprintf(record->destination, sizeof(record->destination), "%s", handover ? handover->destination : "");
+    snprintf(record->migration, sizeof(record->migration), "%s", handover ? handover->migration_id : "");
+    result = vm_lock_write(ownership->lock, record, err);
+    if (!result)
+        log_info(ownership->options.log, "ownership: %s, generation %" PRIu64, vm_lock_state_name(state),
+                 generation);
+    return result;
+}
+
+static bool is_moving(const struct vm_lock_record *record)
+{
+    return record->state == VM_LOCK_HANDOVER || record->state == VM_LOCK_ACQUIRED;
+}
+
+/* The move that HANDOVER speaks of is under way, and not one instruction was executed by it. */
+static bool is_this_move(const struct vm_lock_record *record, const struct ferry_handover *handover)
+{
+    return is_moving(record) && strcmp(record->migration, handover->migration_id) == 0;
+}
+
+/* ---- cold start ---- */
+
+static int check_startable(const struct vm_lock_record *record, struct ferry_error *err)
+{
+    if (is_moving(record))
+        return error_set(
+            err, -EBUSY,
+            "%s is being moved from %s to %s (migration %s, %s); ask those hosts, or decide with: "
+            "ferry recover %s",
+            record->vm, record->source, record->destination, record->migration,
+            vm_lock_state_name(record->state), record->vm);
+    return 0;
+}
+
+int ownership_take(struct ownership *ownership, struct ferry_error *err)
+{
+    struct vm_lock_record record;
+    int result;
+
+    if (!ownership->lock)
+        return take_images(ownership, err);
+    result = vm_lock_take(ownership->lock, err);
+    if (result)
+        return result;
+    result = vm_lock_read(ownership->lock, &record, err);
+    if (!result)
+        result = check_startable(&record, err);
+    if (!result)
+        result = take_images(ownership, err);
+    if (!result) {
+        result = write_record(ownership, &record, VM_LOCK_HELD, record.generation + 1, NULL, err);
+        if (result)
+            drop_images(ownership);
+    }
+    if (result)
+        vm_lock_drop(ownership->lock);
+    return result;
+}
+
+/* ---- source ---- */
+
+int ownership_release(struct ownership *ownership, const struct ferry_handover *handover,
+                      struct ferry_error *err)
+{
+    struct vm_lock_record record;
+    int result;
+
+    if (!ownership->lock) {
+        drop_images(ownership);
+        return 0;
+    }
+    result = vm_lock_read(ownership->lock, &record, err);
+    if (!result)
+        result = fault_hit(&ownership->faults, FAULT_SOURCE_BEFORE_HANDOVER, err);
+    if (result)
+        return result;
+    result = write_record(ownership, &record, VM_LOCK_HANDOVER, record.generation, handover, err);
+    if (!result)
+        result = fault_hit(&ownership->faults, FAULT_SOURCE_AFTER_HANDOVER, err);
+    if (result) {
+        /* Whatever of it is on storage: nobody was told, and nobody can take the lock. */
+        (void)write_record(ownership, &record, VM_LOCK_HELD, record.generation, NULL, NULL);
+        return result;
+    }
+    drop_images(ownership);
+    vm_lock_drop(ownership->lock);
+    return 0;
+}
+
+/* What a record that is not of this move's says about the memory here. */
+static enum ferry_retake judge_lost(const struct ownership *ownership, const struct vm_lock_record *record,
+                                    struct ferry_error *err)
+{
+    const char *taken = vm_lock_is_taken(ownership->lock) ? "it was started" : "it runs";
+
+    if (record->state == VM_LOCK_NEW || record->state == VM_LOCK_HANDOVER ||
+        record->state == VM_LOCK_ACQUIRED) {
+        error_set(err, -EBADMSG,
+                  "the lock file %s says nothing of this move any more (%s, generation %" PRIu64 ")",
+                  vm_lock_path(ownership->lock), vm_lock_state_name(record->state), record->generation);
+        return FERRY_RETAKE_UNKNOWN;
+    }
+    error_set(err, -EBUSY,
+              "%s on host %s (process %" PRId64 ", generation %" PRIu64 "); the memory here is out of date%s",
+              taken, record->holder, record->pid, record->generation,
+              vm_lock_is_taken(ownership->lock) ? ", and nobody runs it now: start it anew from its disks"
+                                                : "");
+    return FERRY_RETAKE_LOST;
+}
+
+/* Waits until the lock could be taken (RESUME, so far), its holder says that it runs the VM, or the time is
+ * over. */
+static enum ferry_retake await_lock(struct ownership *ownership, uint64_t wait_ns, struct ferry_error *err)
+{
+    uint64_t deadline = clock_now_ns() + wait_ns;
+    struct vm_lock_record record;
+    int interval_ms = TRY_FIRST_MS;
+
+    for (;;) {
+        struct pollfd interrupt = {.fd = ownership->interrupt_fd, .events = POLLIN};
+        struct ferry_error why = {0};
+        int result = vm_lock_take(ownership->lock, &why);
+        uint64_t now = clock_now_ns();
+
+        if (!result)
+            return FERRY_RETAKE_RESUME;
+        if (result == -EBUSY && vm_lock_read(ownership->lock, &record, NULL) == 0 &&
+            (record.state == VM_LOCK_HELD || record.state == VM_LOCK_STARTED))
+            return judge_lost(ownership, &record, err);
+        if (interval_ms == TRY_FIRST_MS && now < deadline)
+            log_warn(ownership->options.log, "ownership: waiting for the lock: %s", why.text);
+        if (now >= deadline || poll(&interrupt, 1, interval_ms) > 0) {
+            error_set(err, result, "the lock could not be had: %.400s", why.text);
+            return FERRY_RETAKE_UNKNOWN;
+        }
+        interval_ms = interval_ms * 2 < TRY_LAST_MS ? interval_ms * 2 : TRY_LAST_MS;
+    }
+}
+
+static enum ferry_retake retake_locked(struct ownership *ownership, const struct ferry_handover *handover,
+                                       struct ferry_error *err)
+{
+    enum vm_lock_state state = handover->destination_never_ran ? VM_LOCK_HELD : VM_LOCK_STARTED;
+    struct vm_lock_record record;
+
+    if (vm_lock_read(ownership->lock, &record, err) < 0)
+        return FERRY_RETAKE_UNKNOWN;
+    if (!is_this_move(&record, handover))
+        return judge_lost(ownership, &record, err);
+    if (take_images(ownership, err) < 0)
+        return FERRY_RETAKE_UNKNOWN;
+    if (write_record(ownership, &record, state, record.generation + 2, handover, err) < 0) {
+        drop_images(ownership);
+        return FERRY_RETAKE_UNKNOWN;
+    }
+    return FERRY_RETAKE_RESUME;
+}
+
+/* The images' locks are not asked: they do not tell who ran the VM. */
+static enum ferry_retake retake_alone(struct ownership *ownership, const struct ferry_handover *handover,
+                                      struct ferry_error *err)
+{
+    if (!handover->destination_never_ran) {
+        error_set(err, -ENOLCK, "no lock on shared storage can tell whether the VM runs on %s",
                   handover->destination);
         return FERRY_RETAKE_UNKNOWN;
     }
-    if (machine_acquire(machine, err) == 0)
-        return FERRY_RETAKE_RESUME;
-    return FERRY_RETAKE_UNKNOWN;
+    return take_images(ownership, err) < 0 ? FERRY_RETAKE_UNKNOWN : FERRY_RETAKE_RESUME;
+}
+
+enum ferry_retake ownership_retake(struct ownership *ownership, const struct ferry_handover *handover,
+                                   uint64_t wait_ns, struct ferry_error *err)
+{
+    enum ferry_retake answer;
+
+    if (fault_hit(&ownership->faults, FAULT_SOURCE_BEFORE_RETAKE, err) < 0)
+        return FERRY_RETAKE_UNKNOWN;
+    if (!ownership->lock)
+        return retake_alone(ownership, handover, err);
+    answer = await_lock(ownership, wait_ns, err);
+    if (answer != FERRY_RETAKE_RESUME)
+        return answer;
+    answer = retake_locked(ownership, handover, err);
+    if (answer != FERRY_RETAKE_RESUME)
+        vm_lock_drop(ownership->lock);
+    else if (fault_hit(&ownership->faults, FAULT_SOURCE_AFTER_RETAKE, err) < 0)
+        log_warn(ownership->options.log, "ownership: it is here again, whatever a fault point says");
+    return answer;
+}
+
+void ownership_interrupt(struct ownership *ownership)
+{
+    uint64_t one = 1;
+    ssize_t put = write(ownership->interrupt_fd, &one, sizeof(one));
+
+    (void)put; /* full: it is readable already */
+}
+
+/* ---- destination ---- */
+
+static int check_handover(const struct ownership *ownership, const struct vm_lock_record *record,
+                          const struct ferry_handover *handover, struct ferry_error *err)
+{
+    const char *path = vm_lock_path(ownership->lock);
+
+    if (record->state == VM_LOCK_NEW)
+        return error_set(err, -EBADMSG, "the lock file %s is empty: it is not the one host %s wrote to", path,
+                         handover->source);
+    if (record->state != VM_LOCK_HANDOVER || strcmp(record->migration, handover->migration_id) != 0 ||
+        strcmp(record->destination, handover->destination) != 0 || strcmp(record->vm, ownership->vm) != 0)
+        return error_set(err, -EBUSY,
+                         "the lock %s does not hand %s over to this host any more: %s by host %s, generation "
+                         "%" PRIu64,
+                         path, ownership->vm, vm_lock_state_name(record->state), record->holder,
+                         record->generation);
+    return 0;
+}
+
+/* Lock held: from handover to started. */
+static int acquire_locked(struct ownership *ownership, const struct ferry_handover *handover,
+                          struct ferry_error *err)
+{
+    struct vm_lock_record record;
+    int result = vm_lock_read(ownership->lock, &record, err);
+
+    if (!result)
+        result = check_handover(ownership, &record, handover, err);
+    if (!result)
+        result = fault_hit(&ownership->faults, FAULT_DESTINATION_BEFORE_ACQUIRED, err);
+    if (!result)
+        result = write_record(ownership, &record, VM_LOCK_ACQUIRED, record.generation + 1, handover, err);
+    if (!result)
+        result = fault_hit(&ownership->faults, FAULT_DESTINATION_AFTER_ACQUIRED, err);
+    if (!result)
+        result = take_images(ownership, err);
+    if (result)
+        return result;
+    result = fault_hit(&ownership->faults, FAULT_DESTINATION_BEFORE_STARTED, err);
+    if (!result)
+        result = write_record(ownership, &record, VM_LOCK_STARTED, record.generation, handover, err);
+    if (result) {
+        /* A write that failed may be on storage all the same; not one instruction was executed. */
+        (void)write_record(ownership, &record, VM_LOCK_ACQUIRED, record.generation, handover, NULL);
+        drop_images(ownership);
+    }
+    return result;
+}
+
+int ownership_acquire(struct ownership *ownership, const struct ferry_handover *handover,
+                      struct ferry_error *err)
+{
+    int result;
+
+    if (!ownership->lock)
+        return take_images(ownership, err);
+    result = vm_lock_take(ownership->lock, err);
+    if (result)
+        return result;
+    result = acquire_locked(ownership, handover, err);
+    if (result) {
+        vm_lock_drop(ownership->lock);
+        return result;
+    }
+    result = fault_hit(&ownership->faults, FAULT_DESTINATION_AFTER_STARTED, err);
+    if (result)
+        ownership_give_back(ownership, handover);
+    return result;
+}
+
+void ownership_give_back(struct ownership *ownership, const struct ferry_handover *handover)
+{
+    struct vm_lock_record record;
+    struct ferry_error err = {0};
+
+    drop_images(ownership);
+    if (!ownership->lock || !vm_lock_is_taken(ownership->lock))
+        return;
+    if (vm_lock_read(ownership->lock, &record, &err) < 0 ||
+        write_record(ownership, &record, VM_LOCK_ACQUIRED, record.generation, handover, &err) < 0)
+        log_error(ownership->options.log, "ownership: nothing ran here, but the lock cannot say so: %s",
+                  err.text);
+    vm_lock_drop(ownership->lock);
 }

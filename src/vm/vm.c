@@ -215,6 +215,8 @@ static const char *vm_state_name(struct vm *vm)
         return "STOPPED";
     if (vm->setup)
         return "SETUP(MIGR)";
+    if (vm->away)
+        return "NOT_RUNNABLE";
     if (vm->running)
         return moving ? "RUNNING(MIGR)" : "RUNNING";
     return moving ? "PAUSED(MIGR)" : "PAUSED";
@@ -279,6 +281,7 @@ void vm_end(struct vm *vm, enum vm_exit exit, const char *why)
         return;
     }
     loop_timer_arm(vm->patience, SESSION_PATIENCE_NS);
+    ownership_interrupt(vm->ownership);
     /* An event of the guest's has aborted it already. */
     if (exit == VM_EXIT_KILLED || migration_waiting(vm->migration))
         migration_give_up(vm->migration);
@@ -314,21 +317,27 @@ static void vm_thaw(struct vm *vm)
 
 static void vm_source_ended(struct vm *vm)
 {
-    const struct ferry_progress *progress = migration_progress(vm->migration);
+    const char *destination = migration_destination(vm->migration);
+    char why[FERRY_ERROR_TEXT_SIZE];
 
-    switch (progress->outcome) {
+    switch (migration_progress(vm->migration)->outcome) {
     case FERRY_OUTCOME_COMPLETED:
         vm_set_exit(vm, VM_EXIT_MIGRATED, "");
         break;
     case FERRY_OUTCOME_LOST:
-        vm_set_exit(vm, VM_EXIT_MIGRATED, progress->error);
+        pthread_mutex_lock(&vm->lock);
+        snprintf(why, sizeof(why), "host %.63s owns the guest but did not confirm it: %.400s", destination,
+                 vm->why);
+        pthread_mutex_unlock(&vm->lock);
+        vm_set_exit(vm, VM_EXIT_MIGRATED, why);
         break;
     case FERRY_OUTCOME_UNKNOWN:
         pthread_mutex_lock(&vm->lock);
         vm->away = true;
+        vm->was_running = vm->running;
         vm->running = false;
-        snprintf(vm->why, sizeof(vm->why), "it may be running on %.63s: %.400s",
-                 migration_destination(vm->migration), progress->error);
+        snprintf(why, sizeof(why), "the guest may run on host %.63s: %.400s", destination, vm->why);
+        memcpy(vm->why, why, sizeof(why));
         pthread_mutex_unlock(&vm->lock);
         log_error(vm->log, "%s stays stopped: %s", vm->config.name, vm->why);
         break;
@@ -336,6 +345,53 @@ static void vm_source_ended(struct vm *vm)
         vm_thaw(vm);
         break;
     }
+}
+
+/* Lock held: the guest that was frozen when nobody could say where it runs. */
+static int vm_go_on(struct vm *vm, const struct ferry_handover *handover, struct ferry_error *err)
+{
+    struct ferry_error why = {0};
+    int result;
+
+    if (ownership_retake(vm->ownership, handover, 0, &why) != FERRY_RETAKE_RESUME)
+        return error_set(err, -EBUSY, "%s may not run here: %.430s", vm->config.name, why.text);
+    if (vm->was_running) {
+        result = machine_resume(vm->machine, err);
+        if (result)
+            return result; /* owned and paused */
+    }
+    vm->running = vm->was_running;
+    vm->frozen = false;
+    vm->away = false;
+    vm->why[0] = '\0';
+    return 0;
+}
+
+int vm_recover(struct vm *vm, bool here, struct ferry_error *err)
+{
+    struct ferry_handover handover;
+    int result = 0;
+
+    if (!vm->away || vm->exit)
+        return error_set(err, -EBUSY, "%s is not in doubt: there is nothing to recover", vm->config.name);
+    if (!here) {
+        char why[FERRY_ERROR_TEXT_SIZE];
+
+        snprintf(why, sizeof(why), "the guest has migrated to %.63s", migration_destination(vm->migration));
+        vm_end(vm, VM_EXIT_MIGRATED, why);
+        return 0;
+    }
+    migration_handover(vm->migration, &handover);
+    handover.destination_never_ran = true; /* so it was said */
+    pthread_mutex_lock(&vm->lock);
+    result = vm_go_on(vm, &handover, err);
+    pthread_mutex_unlock(&vm->lock);
+    if (result)
+        return result;
+    log_warn(vm->log, "%s goes on here, as it was decided", vm->config.name);
+    vm_went_on(vm);
+    vm_handle_event(vm);
+    return 0;
 }
 
 void vm_migration_ended(struct vm *vm)
@@ -386,6 +442,7 @@ static int vm_finish(struct vm *vm)
     if (vm->console)
         console_set_sink(vm->console, NULL, NULL);
     machine_free(vm->machine);
+    ownership_free(vm->ownership);
     console_free(vm->console);
     /* Before the control socket ends: whoever sees that looks for the reason. */
     status = vm_write_exit(vm);
@@ -469,6 +526,44 @@ static int vm_prepare(struct vm *vm, struct ferry_error *err)
     return result;
 }
 
+static int vm_acquire_images(void *machine, struct ferry_error *err)
+{
+    return machine_acquire(machine, err);
+}
+
+static void vm_release_images(void *machine)
+{
+    machine_release(machine);
+}
+
+static int vm_make_ownership(struct vm *vm, struct ferry_error *err)
+{
+    char host[FERRY_NAME_SIZE] = "";
+    struct ownership_options options = {
+        .config = &vm->config,
+        .lock_dir = vm->options.lock_dir,
+        .host = vm->options.host,
+        .log = vm->log,
+        .images = vm->machine,
+        .acquire_images = vm_acquire_images,
+        .release_images = vm_release_images,
+    };
+    int result;
+
+    if (!options.host) {
+        gethostname(host, sizeof(host) - 1);
+        options.host = host;
+    }
+    result = ownership_new(&vm->ownership, &options, err);
+    if (result)
+        return result;
+    if (ownership_path(vm->ownership))
+        log_info(vm->log, "ownership: the lock is %s", ownership_path(vm->ownership));
+    else
+        log_info(vm->log, "ownership: there is no lock that other hosts see");
+    return 0;
+}
+
 static int vm_make_machine(struct vm *vm, struct ferry_error *err)
 {
     int result;
@@ -478,9 +573,10 @@ static int vm_make_machine(struct vm *vm, struct ferry_error *err)
                                                .console_output = vm_on_console_output,
                                                .console_input_ready = vm_on_console_ready};
     result = machine_new(&vm->machine, &vm->config, vm->log, &vm->callbacks, err);
-    if (!result)
-        console_set_sink(vm->console, vm_console_input, vm);
-    return result;
+    if (result)
+        return result;
+    console_set_sink(vm->console, vm_console_input, vm);
+    return vm_make_ownership(vm, err);
 }
 
 static int vm_await(struct vm *vm, struct ferry_error *err)
@@ -499,7 +595,7 @@ static int vm_await(struct vm *vm, struct ferry_error *err)
 
 static int vm_boot(struct vm *vm, struct ferry_error *err)
 {
-    int result = ownership_take(vm->machine, err);
+    int result = ownership_take(vm->ownership, err);
 
     if (!result)
         result = machine_boot(vm->machine, err);

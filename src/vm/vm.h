@@ -32,9 +32,13 @@
 #include <pthread.h>
 
 struct migration;
+struct ownership;
 
 struct vm_options {
     const char *dir;
+    const char *host;      /* this host's name; NULL: the machine's */
+    const char *lock_dir;  /* NULL: none */
+    uint64_t lock_wait_ns; /* for the lock, when a destination does not answer */
     bool incoming;
     bool paused;
     bool insecure; /* migration may listen on addresses other than loopback */
@@ -59,15 +63,17 @@ struct vm {
     json_t *definition;
     char started[CLOCK_TEXT_SIZE];
     struct machine *machine;
+    struct ownership *ownership; /* its functions: as the machine's verbs */
     struct machine_callbacks callbacks;
     struct console *console;
     struct jsonrpc_server *control;
 
-    pthread_mutex_t lock; /* guards the next six; see above */
+    pthread_mutex_t lock; /* guards the next seven; see above */
     bool setup;           /* an arriving VM that does not run yet */
     bool running;         /* the guest is meant to run, whether or not it does at this moment */
     bool frozen;
-    bool away; /* nobody can say where the VM runs; it must not run here */
+    bool away;        /* nobody can say where the VM runs; it must not run here */
+    bool was_running; /* before it was away */
     char why[FERRY_ERROR_TEXT_SIZE];
     bool history_loaded;
 
@@ -92,6 +98,9 @@ int vm_resume(struct vm *vm, struct ferry_error *err);
 /* Ends the process with this reason, after a migration in progress has ended. The first reason counts, but
  * for a migration that completes. */
 void vm_end(struct vm *vm, enum vm_exit exit, const char *why);
+/* What a person, or the other host, says of a VM that is away: it is HERE and goes on, or it is there and
+ * this process ends. Refused when the lock knows better. */
+int vm_recover(struct vm *vm, bool here, struct ferry_error *err);
 json_t *vm_status_json(struct vm *vm);
 /* Tells subscribers. */
 void vm_notify_state(struct vm *vm);

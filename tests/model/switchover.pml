@@ -169,7 +169,10 @@ end_retake:
            fi;
            goto finished
        }
-    :: atomic { source_alive && lock_holder != NOBODY && RUNNING_COUNT == 1 -> goto finished } /* the other side owns it */
+    :: atomic { source_alive && source_storage && lock_holder != NOBODY && lock_holder != SOURCE &&
+                lock_state != HANDOVER && lock_state != ACQUIRED ->
+           source_alive = false; /* the other side owns it, and it says so: this process ends */
+           goto finished }
     :: !source_alive -> goto dead
     fi;
 
@@ -255,6 +258,9 @@ active proctype destination()
     if
     :: atomic { destination_alive ->
            destination_runs = true; check_one_running(); assert(destination_memory == acknowledged) }
+    :: atomic { destination_alive && destination_storage ->
+           lock_state = ACQUIRED; goto give_back } /* it cannot be resumed here: nothing ran, and the lock says so */
+    :: atomic { destination_alive && !destination_storage -> lock_holder = NOBODY; goto discard } /* the same, with no storage to say so */
     :: !destination_alive -> goto dead
     fi;
     if
@@ -265,6 +271,11 @@ active proctype destination()
 finished:
     destination_state = FROM_FINISHED;
     goto done;
+give_back:
+    if
+    :: atomic { destination_alive -> lock_holder = NOBODY; goto discard }
+    :: !destination_alive -> goto dead
+    fi;
 discard:
     destination_state = FROM_FINISHED;
     atomic { destination_alive = false; /* powers down and cleans up: its end of the connection closes with it */

@@ -101,7 +101,7 @@ static void fault_points_leave_exactly_one(void **state)
 {
     static const char *const actions[] = {"error", "drop"};
 
-    for (int point = FAULT_NONE + 1; point < FAULT_COUNT; point++) {
+    for (int point = FAULT_NONE + 1; point < FAULT_SESSION_END; point++) {
         for (int action = 0; action < 2; action++) {
             for (int arbiter = 0; arbiter < 2; arbiter++) {
                 char text[128];
