@@ -1,6 +1,7 @@
 /* ferryd: reads the command line, makes the host, runs the loop until a signal says stop. */
 #include "base/error.h"
 #include "base/loop.h"
+#include "host/api.h"
 #include "host/config.h"
 #include "host/host.h"
 
@@ -61,8 +62,9 @@ static int run(const struct config *config, struct loop *loop, struct ferry_erro
     if (result == 0)
         result = host_new(&host, config, loop, err);
     if (result == 0) {
-        fprintf(stderr, "ferryd: host %s is ready%s%s\n", config->name, config->listen[0] ? " at " : "",
-                config->listen);
+        const char *address = api_address(host);
+
+        fprintf(stderr, "ferryd: host %s is ready%s%s\n", config->name, address[0] ? " at " : "", address);
         result = loop_run(loop, err);
     }
     host_free(host);
