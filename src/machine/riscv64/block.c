@@ -74,14 +74,21 @@ static struct block **hash_slot(const struct block_cache *cache, uint64_t guest_
     return &cache->hash[(guest_addr >> 1 ^ guest_addr >> (1 + HASH_BITS)) & (HASH_SIZE - 1)];
 }
 
+/* Without the attention bit, which other threads set. */
+static uint32_t epoch_of(const struct hart *hart)
+{
+    return __atomic_load_n(&hart->key.epoch, __ATOMIC_RELAXED) & ~EPOCH_ATTENTION;
+}
+
 void block_fence(struct hart *hart)
 {
     uint32_t epoch = __atomic_add_fetch(&hart->key.epoch, 1, __ATOMIC_RELAXED);
 
-    /* The attention bit is not part of the count; when that wraps, nothing old may look new. */
+    /* When the count wraps, nothing old may look new, 0 is that of links never followed, and the carry has
+     * turned the attention bit over. */
     if ((epoch & ~EPOCH_ATTENTION) == 0) {
         block_cache_empty(hart);
-        __atomic_add_fetch(&hart->key.epoch, 1, __ATOMIC_RELAXED); /* 0 is that of links never followed */
+        __atomic_or_fetch(&hart->key.epoch, EPOCH_ATTENTION | 1, __ATOMIC_SEQ_CST);
     }
 }
 
@@ -555,7 +562,7 @@ static void block_commit(struct hart *hart, struct block *block, const void *cod
     size_t size = sizeof(*block) + block->slots * sizeof(struct op) + block->code_size;
 
     memcpy(&block->ops[block->slots], code, block->code_size);
-    block->epoch = hart->key.epoch & ~EPOCH_ATTENTION;
+    block->epoch = epoch_of(hart);
     block->next = *slot;
     *slot = block;
     *directory(cache, cache->count++) = (uint32_t)cache->used;
@@ -659,7 +666,7 @@ static struct block *block_get(struct hart *hart, const struct fetch_entry *page
 {
     struct block **slot = block_find(hart, page->guest_page + at);
     struct block *block = *slot;
-    uint32_t epoch = hart->key.epoch & ~EPOCH_ATTENTION;
+    uint32_t epoch = epoch_of(hart);
 
     if (block && block->epoch == epoch && !block->crossing)
         return block;

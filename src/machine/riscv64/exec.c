@@ -266,20 +266,24 @@ static void run(struct hart *hart, const void *const **handlers)
     ALU_IMM(op_##name##_A, expression, last)
     OP_ALU_IMM(X)
 #undef X
-#define PAIR(label, expression, a_)                                                                          \
+#define PAIR(label, expression, a_, type, name, value)                                                       \
     label : {                                                                                                \
-        uint64_t a = (a_), b = RS2;                                                                          \
-        unsigned k = op->rs2, i = (unsigned)op->imm;                                                         \
+        uint64_t a = (a_);                                                                                   \
+        type name = (value);                                                                                 \
+        unsigned i = (unsigned)op->imm;                                                                      \
                                                                                                              \
-        (void)b;                                                                                             \
-        (void)k;                                                                                             \
         RESULT(expression);                                                                                  \
         NEXT();                                                                                              \
     }
 #define X(name, expression)                                                                                  \
-    PAIR(op_##name, expression, RS1)                                                                         \
-    PAIR(op_##name##_A, expression, last)
-    OP_PAIRS(X)
+    PAIR(op_##name, expression, RS1, unsigned, k, op->rs2)                                                   \
+    PAIR(op_##name##_A, expression, last, unsigned, k, op->rs2)
+    OP_SHIFT_PAIRS(X)
+#undef X
+#define X(name, expression)                                                                                  \
+    PAIR(op_##name, expression, RS1, uint64_t, b, RS2)                                                       \
+    PAIR(op_##name##_A, expression, last, uint64_t, b, RS2)
+    OP_SHIFT_OPS(X)
 #undef X
 
 op_NOP:
@@ -488,7 +492,7 @@ op_SRET:
     CSR(CSRRCI, CSR_CLEAR, op->rs1 != 0, op->rs1)
 
 csr : {
-    uint64_t key = hart->key.both, old;
+    uint64_t key = __atomic_load_n(&hart->key.both, __ATOMIC_RELAXED), old;
 
     SYNC();
     if (!csr_access(hart, (unsigned)op->imm, csr_operation, csr_writes, operand, &old))

@@ -93,7 +93,7 @@
 /* Atomic read-modify-write: name, new value from OLD and VALUE. W and D forms follow each other. */
 #define OP_AMOS(X)                                                                                           \
     X(AMOSWAP, value)                                                                                        \
-    X(AMOADD, old + value)                                                                                   \
+    X(AMOADD, uold + uvalue)                                                                                 \
     X(AMOXOR, old ^ value)                                                                                   \
     X(AMOAND, old &value)                                                                                    \
     X(AMOOR, old | value)                                                                                    \
@@ -156,17 +156,20 @@
     X(LR_W) X(LR_D) X(SC_W) X(SC_D)
 /* clang-format on */
 
-/* Fused pairs that write one register: rd = expression over A (rs1), B (rs2 as a register), K (rs2 as a
- * number), I (immediate). */
-#define OP_PAIRS(X)                                                                                          \
-    X(ZEXT_SHIFT, a << k >> i)                        /* slli+srli */                                        \
-    X(SEXT_SHIFT, (uint64_t)((int64_t)(a << k) >> i)) /* slli+srai */                                        \
+/* Fused pairs that write one register: rd = expression over A (rs1), K (the number in rs2), I (immediate). */
+#define OP_SHIFT_PAIRS(X)                                                                                    \
+    X(ZEXT_SHIFT, a << k >> i)                                                                               \
+    X(SEXT_SHIFT, (uint64_t)((int64_t)(a << k) >> i))
+
+/* The same over A (rs1), B (rs2), I (immediate): a shift and what is done with its result. */
+#define OP_SHIFT_OPS(X)                                                                                      \
     X(SLLI_ADD, (a << i) + b)                                                                                \
     X(SLLI_XOR, (a << i) ^ b)                                                                                \
     X(SLLI_OR, (a << i) | b)                                                                                 \
     X(SRLI_ADD, (a >> i) + b)                                                                                \
     X(SRLI_XOR, (a >> i) ^ b)                                                                                \
     X(SRLI_OR, (a >> i) | b)
+#define OP_PAIRS(X) OP_SHIFT_PAIRS(X) OP_SHIFT_OPS(X)
 
 /* Control, system, and what decoding and fusing make of instructions. */
 #define OP_CONTROL(X)                                                                                        \
