@@ -58,8 +58,7 @@ def boot(build, quick):
             pair.a.run(**definition(build))
             pair.a.wait_console("bench", BOOT_WORDS)
             mine.append(time.monotonic() - start)
-            pair.a.call("POST", "/v1/vms/bench/kill", {})
-            pair.a.call("DELETE", "/v1/vms/bench")
+            pair.a.remove("bench")
             with qemu.Qemu(kernel, initrd, CMDLINE) as machine:
                 machine.console.wait_for(BOOT_WORDS, 120)
                 peer.append(time.monotonic() - machine.started)
@@ -80,8 +79,7 @@ def loops(build, quick):
         for _ in range(1 if quick else 5):
             pair.a.run(name="loops", machine="riscv64", memory=64 << 20, vcpus=2, kernel=elf, cmdline="harts=2")
             mine.append(_loop_speeds(pair.a.wait_console("loops", "LOOPS DONE", 300)))
-            pair.a.call("POST", "/v1/vms/loops/kill", {})
-            pair.a.call("DELETE", "/v1/vms/loops")
+            pair.a.remove("loops")
             with qemu.Qemu(elf, append="harts=2", memory="64M", smp=2) as machine:
                 peer.append(_loop_speeds(machine.console.wait_for("LOOPS DONE", 300)))
     rows = []

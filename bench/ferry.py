@@ -57,6 +57,15 @@ class Host:
     def run(self, **definition):
         return self.call("POST", "/v1/vms", {"definition": definition, "paused": False})
 
+    def remove(self, vm):
+        """Whatever it is doing."""
+        if self.call("GET", f"/v1/vms/{vm}")["state"] not in ("STOPPED", "CRASHED", "NOT_RUNNABLE"):
+            try:
+                self.call("POST", f"/v1/vms/{vm}/kill", {})
+            except RuntimeError:
+                pass  # it has just ended by itself
+        self.call("DELETE", f"/v1/vms/{vm}")
+
     def console(self, vm):
         connection = Connection(self.directory / "ferryd.sock", 60)
         try:
@@ -97,8 +106,7 @@ class Host:
 
     def close(self):
         for vm in self.call("GET", "/v1/vms"):
-            if vm["state"] not in ("STOPPED", "CRASHED"):
-                self.call("POST", f"/v1/vms/{vm['name']}/kill", {})
+            self.remove(vm["name"])
         self.process.terminate()
         self.process.wait(20)
         shutil.rmtree(self.directory, ignore_errors=True)

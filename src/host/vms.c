@@ -412,17 +412,38 @@ int vms_create(struct host *host, const json_t *input, bool paused, json_t **ans
     return 0;
 }
 
+bool vm_wait_gone(struct host *host, struct vm *vm, uint64_t deadline)
+{
+    bool gone;
+
+    host_lock(host);
+    while (vm->process && !host->stopping) {
+        if (!thread_cond_wait_until(&host->changed, &host->lock, deadline))
+            break;
+    }
+    gone = !vm->process;
+    host_unlock(host);
+    return gone;
+}
+
+/* A VM that has stopped may have a process that is just ending: waits for that. True when none is left. */
+static bool vm_settle(struct host *host, struct vm *vm)
+{
+    bool ending;
+
+    host_lock(host);
+    ending = vm->process && !vm_runs(vm);
+    host_unlock(host);
+    return vm_wait_gone(host, vm, ending ? clock_deadline(KILL_TIMEOUT_MS) : 0);
+}
+
 /* Claimed by the caller. */
 static int start_again(struct host *host, struct vm *vm, bool paused, struct ferry_error *err)
 {
     struct vm_process *process = NULL;
-    bool runs;
     int result;
 
-    host_lock(host);
-    runs = vm->process != NULL;
-    host_unlock(host);
-    if (runs)
+    if (!vm_settle(host, vm))
         return error_set(err, HOST_CONFLICT, "VM %s runs already", vm->name);
     result = check_possible(host, vm->definition, err);
     if (result == 0)
@@ -480,20 +501,6 @@ int vms_command(struct host *host, const char *name, const char *method, json_t 
     return result;
 }
 
-bool vm_wait_gone(struct host *host, struct vm *vm, uint64_t deadline)
-{
-    bool gone;
-
-    host_lock(host);
-    while (vm->process && !host->stopping) {
-        if (!thread_cond_wait_until(&host->changed, &host->lock, deadline))
-            break;
-    }
-    gone = !vm->process;
-    host_unlock(host);
-    return gone;
-}
-
 int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_error *err)
 {
     struct vm_process *process;
@@ -524,16 +531,15 @@ int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_
 int vms_remove(struct host *host, const char *name, struct ferry_error *err)
 {
     struct vm *vm = NULL;
-    bool stopped;
     int result = vm_claim(host, name, "being removed", &vm, err);
 
     if (!vm)
         return result;
-    host_lock(host);
-    stopped = !vm->process && !vm_runs(vm);
-    if (!stopped)
+    if (!vm_settle(host, vm)) {
+        host_lock(host);
         result = error_set(err, HOST_CONFLICT, "VM %s is %s; stop or kill it first", name, vm_state_text(vm));
-    host_unlock(host);
+        host_unlock(host);
+    }
     if (result == 0)
         result = vm_directory_remove(vm, err);
     if (result == 0) {
