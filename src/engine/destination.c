@@ -290,6 +290,7 @@ static int destination_paused(struct destination *destination, struct frame *fra
     if (result < 0)
         return destination_refuse(destination, result, &why, err);
     destination->paused = true;
+    session_hush(destination->session);
     session_set_percent(destination->session, 1, 1);
     session_enter_phase(destination->session, FERRY_PHASE_FROZEN);
     return 0;

@@ -156,42 +156,76 @@ void ferry_session_free(struct ferry_session *session)
     free(session);
 }
 
+static void session_tell(struct ferry_session *session, const struct session_told *told)
+{
+    const struct ferry_observer *observer = &session->observer;
+
+    if (told->level && observer->log)
+        observer->log(observer->opaque, told->level, told->text);
+    if (told->state_changed && observer->state_changed)
+        observer->state_changed(observer->opaque, told->state);
+    if (told->phase && observer->phase_changed)
+        observer->phase_changed(observer->opaque, told->phase);
+}
+
+void session_hush(struct ferry_session *session)
+{
+    session->hushed = true;
+}
+
+void session_speak(struct ferry_session *session)
+{
+    session->hushed = false;
+    for (size_t i = 0; i < session->held_count; i++)
+        session_tell(session, &session->held[i]);
+    session->held_count = 0;
+}
+
+/* Now, or later. What does not fit ends the silence: nothing is lost. */
+static void session_tell_or_hold(struct ferry_session *session, const struct session_told *told)
+{
+    if (session->hushed && session->held_count == SESSION_HELD_MAX)
+        session_speak(session);
+    if (session->hushed)
+        session->held[session->held_count++] = *told;
+    else
+        session_tell(session, told);
+}
+
 void session_log(struct ferry_session *session, enum ferry_log_level level, const char *format, ...)
 {
-    char text[FERRY_ERROR_TEXT_SIZE + 128];
+    struct session_told told = {.level = level};
     va_list arguments;
 
-    if (!session->observer.log)
-        return;
     va_start(arguments, format);
-    vsnprintf(text, sizeof(text), format, arguments);
+    vsnprintf(told.text, sizeof(told.text), format, arguments);
     va_end(arguments);
-    session->observer.log(session->observer.opaque, level, text);
+    session_tell_or_hold(session, &told);
 }
 
 void session_enter_state(struct ferry_session *session, enum ferry_state state)
 {
+    struct session_told told = {.level = FERRY_LOG_INFO, .state_changed = true, .state = state};
+
     pthread_mutex_lock(&session->lock);
     assert(state == session->progress.state ||
            state_may_follow(session->role, session->progress.state, state));
     session->progress.state = state;
     pthread_mutex_unlock(&session->lock);
-
-    session_log(session, FERRY_LOG_INFO, "%s (%d)", ferry_state_name(state), (int)state);
-    if (session->observer.state_changed)
-        session->observer.state_changed(session->observer.opaque, state);
+    snprintf(told.text, sizeof(told.text), "%s (%d)", ferry_state_name(state), (int)state);
+    session_tell_or_hold(session, &told);
 }
 
 void session_enter_phase(struct ferry_session *session, enum ferry_phase phase)
 {
+    struct session_told told = {.phase = phase};
+
     pthread_mutex_lock(&session->lock);
     assert(phase >= session->progress.phase);
     session->progress.phase = phase;
     session->progress.percent = 0;
     pthread_mutex_unlock(&session->lock);
-
-    if (session->observer.phase_changed)
-        session->observer.phase_changed(session->observer.opaque, phase);
+    session_tell_or_hold(session, &told);
 }
 
 void session_set_percent(struct ferry_session *session, uint64_t done, uint64_t total)
@@ -354,6 +388,7 @@ static int end_session(struct ferry_session *session, enum ferry_outcome outcome
     session->progress.wire_bytes = wire_bytes_locked(session);
     pthread_mutex_unlock(&session->lock);
 
+    session_speak(session);
     if (result < 0)
         session_log(session, FERRY_LOG_ERROR, "Migration %s %s (%s): %s", session->handover.migration_id,
                     ferry_outcome_name(outcome), ferry_cause_name(session->cause), session->failure.text);

@@ -41,6 +41,17 @@ struct session_settings {
     uint64_t connect_timeout_ns;
 };
 
+#define SESSION_HELD_MAX 8
+
+/* Something to tell the observer: a state, a phase, or a line. */
+struct session_told {
+    bool state_changed;
+    enum ferry_state state;
+    enum ferry_phase phase;     /* 0: not changed */
+    enum ferry_log_level level; /* 0: no line */
+    char text[FERRY_ERROR_TEXT_SIZE + 128];
+};
+
 struct ferry_session {
     enum session_role role;
     const struct ferry_guest_ops *ops;
@@ -51,7 +62,11 @@ struct ferry_session {
     struct fault_plan faults;
     int stop_fd; /* eventfd, readable when the session must end */
     uint64_t start_ns;
-    uint64_t first_page_ns; /* 0 before; session thread only */
+
+    /* What the observer is not told yet, in order; session thread only. */
+    bool hushed;
+    struct session_told held[SESSION_HELD_MAX];
+    size_t held_count;
 
     /* Counted by page threads; atomic. */
     uint64_t pages_raw;
@@ -74,9 +89,13 @@ struct ferry_session {
 void session_log(struct ferry_session *session, enum ferry_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Session thread. Asserts that the transition is legal. */
+/* Session thread. Asserts that the transition is legal. While the guest stands still the observer must not
+ * cost it time: from session_hush on it is told nothing, until session_speak tells it all that was held back.
+ */
 void session_enter_state(struct ferry_session *session, enum ferry_state state);
 void session_enter_phase(struct ferry_session *session, enum ferry_phase phase);
+void session_hush(struct ferry_session *session);
+void session_speak(struct ferry_session *session);
 void session_set_percent(struct ferry_session *session, uint64_t done, uint64_t total);
 
 /* Records the failure unless there is one, and stops the session's waits. Any thread. Returns code. */

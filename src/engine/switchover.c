@@ -315,6 +315,7 @@ int switchover_source(struct source *source, struct ferry_error *err)
 
     session_enter_state(session, MIGRATE_TO_VMX_CHECKPT);
     session_enter_phase(session, FERRY_PHASE_QUIESCE);
+    session_hush(session);
     timeline_begin(&timeline);
 
     int result = source_pause(source, err);
@@ -337,9 +338,13 @@ int switchover_source(struct source *source, struct ferry_error *err)
     if (result < 0)
         return result;
     session_enter_state(session, MIGRATE_TO_VMX_WAIT_HANDSHAKE);
+    /* The destination is busy loading: time to speak. */
+    session_speak(session);
+    session_hush(session);
     result = source_hand_over(source, &timeline, err);
     if (result < 0)
         return result;
+    session_speak(session);
     session_set_percent(session, 1, 1);
     session_log(session, FERRY_LOG_INFO, "The guest runs at %s; downtime %.3f ms",
                 session->handover.destination, (double)session->progress.downtime_ns / NS_PER_MS);
@@ -562,6 +567,7 @@ int switchover_destination(struct destination *destination, const struct wire_en
     if (result < 0)
         return result;
     destination_tell(destination, &running);
+    session_speak(session);
     session_set_percent(session, 1, 1);
     session_log(session, FERRY_LOG_INFO, "The guest %s here",
                 destination->was_running ? "runs" : "is here, paused as it was,");
