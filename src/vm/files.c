@@ -64,6 +64,61 @@ int files_rotate(const char *path, struct ferry_error *err)
     return 0;
 }
 
+void files_read_end(const char *path, size_t size_max, struct buffer *out)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    CLEANUP_FREE char *text = malloc(size_max);
+    struct stat status;
+    const char *start = text;
+    off_t offset;
+    ssize_t count;
+
+    if (fd < 0 || !text || fstat(fd, &status) < 0)
+        return;
+    offset = status.st_size > (off_t)size_max ? status.st_size - (off_t)size_max : 0;
+    count = pread(fd, text, size_max, offset);
+    if (count <= 0)
+        return;
+    if (offset > 0) {
+        const char *newline = memchr(text, '\n', (size_t)count);
+
+        start = newline ? newline + 1 : text;
+    }
+    buffer_put(out, start, (size_t)(text + count - start));
+}
+
+/* From FROM's current offset to its end. */
+static int copy_rest(int from, int to)
+{
+    char chunk[4096];
+    ssize_t count;
+
+    while ((count = read(from, chunk, sizeof(chunk))) > 0)
+        if (write(to, chunk, (size_t)count) != count)
+            return -1;
+    return (int)count;
+}
+
+int files_put_before(const char *path, int fd, const void *history, size_t size, struct ferry_error *err)
+{
+    CLEANUP_CLOSE int old = open(path, O_RDONLY | O_CLOEXEC);
+    CLEANUP_CLOSE int new = -1;
+    char fresh[64];
+
+    snprintf(fresh, sizeof(fresh), "%.58s.new", path);
+    new = open(fresh, O_WRONLY | O_APPEND | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
+    if (old < 0 || new < 0 || write(new, history, size) != (ssize_t)size || copy_rest(old, new) < 0 ||
+        rename(fresh, path) < 0 || dup3(new, fd, O_CLOEXEC) < 0) {
+        int result = error_set_errno(err, -errno, "the VM's earlier %s is not in its new one", path);
+
+        unlink(fresh);
+        return result;
+    }
+    /* What came to the old file after it was copied. */
+    copy_rest(old, new);
+    return 0;
+}
+
 void files_tell_ready(int fd, const struct ferry_error *err)
 {
     json_t *json;
@@ -86,12 +141,11 @@ void files_tell_ready(int fd, const struct ferry_error *err)
     close(fd);
 }
 
-int files_leave_terminal(struct ferry_error *err)
+int files_leave_terminal(int output, struct ferry_error *err)
 {
     CLEANUP_CLOSE int input = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    CLEANUP_CLOSE int output = open("vm.log", O_WRONLY | O_APPEND | O_CLOEXEC);
 
-    if (input < 0 || output < 0 || dup2(input, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
+    if (input < 0 || dup2(input, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
         return error_set_errno(err, -errno, "cannot leave the terminal");
     return 0;
 }

@@ -5,6 +5,7 @@
 #ifndef FERRY_VM_FILES_H
 #define FERRY_VM_FILES_H
 
+#include "base/buffer.h"
 #include "machine/machine.h"
 
 #include <ferry/error.h>
@@ -19,9 +20,17 @@ int files_read_definition(const char *path, struct machine_config *config, struc
 int files_write_json(const char *path, const json_t *json, struct ferry_error *err);
 /* PATH becomes PATH.1, PATH.1 becomes PATH.2 and so on; the oldest goes. Nothing to do without PATH. */
 int files_rotate(const char *path, struct ferry_error *err);
+/* The last SIZE_MAX bytes of PATH, from the start of a line on; appended to OUT. What cannot be read is left
+ * out. */
+void files_read_end(const char *path, size_t size_max, struct buffer *out);
+/*
+ * Puts HISTORY before what PATH, which is being appended to through FD, has: a new file takes its place, and
+ * FD goes on in that. Lines that others write meanwhile are kept.
+ */
+int files_put_before(const char *path, int fd, const void *history, size_t size, struct ferry_error *err);
 /* One line of JSON: success when err is NULL. Closes FD; -1: nobody wants to know. */
 void files_tell_ready(int fd, const struct ferry_error *err);
-/* Standard input from nowhere, output and errors (assertions, sanitizers) to vm.log. */
-int files_leave_terminal(struct ferry_error *err);
+/* Standard input from nowhere, output and errors (assertions, sanitizers) to OUTPUT. */
+int files_leave_terminal(int output, struct ferry_error *err);
 
 #endif

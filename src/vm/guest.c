@@ -112,50 +112,73 @@ static int guest_visit_section(void *opaque, const char *name, uint32_t version,
     return ferry_sink_section(opaque, name, version, data, size, err);
 }
 
-static int guest_save_state(void *guest, struct ferry_sink *sink, struct ferry_error *err)
+/* Sections beside the machine's: what the process keeps for the VM. */
+static int guest_save_own(struct vm *vm, struct ferry_sink *sink, struct ferry_error *err)
 {
-    struct vm *vm = guest;
     struct buffer buffer = BUFFER_INIT;
-    int result = machine_save(vm->machine, guest_visit_section, sink, err);
+    int result = 0;
 
-    if (result)
-        return result;
     console_save(vm->console, &buffer);
     if (buffer_failed(&buffer))
         result = error_set(err, -ENOMEM, "out of memory while saving the console's history");
-    else
+    if (!result)
         result =
             ferry_sink_section(sink, CONSOLE_SECTION, console_state.version, buffer.data, buffer.size, err);
+    buffer_clear(&buffer);
+    if (!result)
+        result = vm_log_save(vm, &buffer, err);
+    if (!result)
+        result =
+            ferry_sink_section(sink, VM_LOG_SECTION, vm_log_state.version, buffer.data, buffer.size, err);
     buffer_free(&buffer);
     return result;
+}
+
+static int guest_save_state(void *guest, struct ferry_sink *sink, struct ferry_error *err)
+{
+    struct vm *vm = guest;
+    int result = machine_save(vm->machine, guest_visit_section, sink, err);
+
+    return result ? result : guest_save_own(vm, sink, err);
+}
+
+static int guest_load_own(const struct ferry_section *section, bool *loaded, struct reader *in, int result,
+                          struct ferry_error *err)
+{
+    if (result)
+        return result;
+    if (reader_left(in))
+        return error_set(err, -EINVAL, "section %s has %zu bytes too many", section->name, reader_left(in));
+    *loaded = true;
+    return 0;
 }
 
 static int guest_load_section(void *guest, const struct ferry_section *section, struct ferry_error *err)
 {
     struct vm *vm = guest;
     struct reader in = reader_init(section->data, section->size);
-    int result;
+    bool is_console = strcmp(section->name, CONSOLE_SECTION) == 0;
+    bool is_log = strcmp(section->name, VM_LOG_SECTION) == 0;
 
-    if (strcmp(section->name, CONSOLE_SECTION) != 0)
-        return machine_load_section(vm->machine, section->name, section->version, section->data,
-                                    section->size, err);
-    if (vm->history_loaded)
+    if ((is_console && vm->console_loaded) || (is_log && vm->log_loaded))
         return error_set(err, -EEXIST, "section %s came twice", section->name);
-    result = console_load(vm->console, section->version, &in, err);
-    if (result)
-        return result;
-    if (reader_left(&in))
-        return error_set(err, -EINVAL, "section %s has %zu bytes too many", section->name, reader_left(&in));
-    vm->history_loaded = true;
-    return 0;
+    if (is_console)
+        return guest_load_own(section, &vm->console_loaded, &in,
+                              console_load(vm->console, section->version, &in, err), err);
+    if (is_log)
+        return guest_load_own(section, &vm->log_loaded, &in, vm_log_load(vm, section->version, &in, err),
+                              err);
+    return machine_load_section(vm->machine, section->name, section->version, section->data, section->size,
+                                err);
 }
 
 static int guest_load_finish(void *guest, struct ferry_error *err)
 {
     struct vm *vm = guest;
 
-    if (!vm->history_loaded)
-        return error_set(err, -ENOENT, "section %s is missing", CONSOLE_SECTION);
+    if (!vm->console_loaded || !vm->log_loaded)
+        return error_set(err, -ENOENT, "section %s is missing",
+                         vm->console_loaded ? VM_LOG_SECTION : CONSOLE_SECTION);
     return machine_load_finish(vm->machine, err);
 }
 

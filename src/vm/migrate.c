@@ -175,6 +175,21 @@ static void migration_on_log(void *opaque, enum ferry_log_level level, const cha
         free(line);
 }
 
+/* A line of ours; loop thread. */
+static void migration_say(struct migration *migration, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void migration_say(struct migration *migration, const char *format, ...)
+{
+    char text[FERRY_ERROR_TEXT_SIZE];
+    va_list arguments;
+
+    va_start(arguments, format);
+    vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    migration_on_log(migration, FERRY_LOG_INFO, text);
+}
+
 /* A state, phase or round as it was: the loop may come to it only when the next has begun. */
 struct migration_change {
     struct migration *migration;
@@ -264,7 +279,7 @@ static void migration_drop(struct migration *migration, enum ferry_outcome outco
     migration->progress.outcome = outcome;
     migration->progress.cause = FERRY_CAUSE_CANCELLED;
     snprintf(migration->progress.error, sizeof(migration->progress.error), "%s", why);
-    log_info(migration->log, "%s", why);
+    migration_say(migration, "%s", why);
     migration_finish(migration);
 }
 
@@ -388,8 +403,8 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     migration_free(vm->migration);
     vm->migration = migration;
     loop_timer_arm(migration->timer, PREPARED_NS);
-    log_info(migration->log, "MIGRATE_TO received: %s is to move from %s to %s (%s)", vm->config.name,
-             migration->source, migration->destination, ferry_state_name(MIGRATE_TO_VMX_READY));
+    migration_say(migration, "MIGRATE_TO received: %s is to move from %s to %s", vm->config.name,
+                  migration->source, migration->destination);
     vm_notify_state(vm);
     return 0;
 }
@@ -511,8 +526,8 @@ int migration_receive(struct vm *vm, json_t *params, json_t **result, struct fer
         return code;
     }
     loop_timer_disarm(vm->patience);
-    log_info(migration->log, "MIGRATE_FROM received: %s is to come from %s to %s; listening on %s",
-             vm->config.name, migration->source, migration->destination, address);
+    migration_say(migration, "MIGRATE_FROM received: %s is to come from %s to %s; listening on %s",
+                  vm->config.name, migration->source, migration->destination, address);
     *result = json_pack("{s:s}", "address", address);
     return 0;
 }

@@ -8,6 +8,7 @@
 #include "vm/ownership.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -188,10 +189,66 @@ int vm_resume(struct vm *vm, struct ferry_error *err)
     return result;
 }
 
+/* ---- the log that moves with the VM ---- */
+
+struct vm_log_section {
+    struct buffer lines;
+};
+
+static const struct state_field vm_log_fields[] = {
+    STATE_FIELD(struct vm_log_section, lines, STATE_BUFFER, .max = VM_LOG_SECTION_MAX),
+};
+
+const struct state_table vm_log_state = {
+    .name = "log",
+    .version = 1,
+    .fields = vm_log_fields,
+    .field_count = ARRAY_SIZE(vm_log_fields),
+    .object_size = sizeof(struct vm_log_section),
+};
+
+int vm_log_save(struct vm *vm, struct buffer *out, struct ferry_error *err)
+{
+    struct vm_log_section section = {.lines = BUFFER_INIT};
+
+    files_read_end("vm.log", VM_LOG_SECTION_MAX, &section.lines);
+    state_save(&vm_log_state, &section, out);
+    buffer_free(&section.lines);
+    return buffer_failed(out) ? error_set(err, -ENOMEM, "out of memory while saving the VM's log") : 0;
+}
+
+int vm_log_load(struct vm *vm, uint32_t version, struct reader *in, struct ferry_error *err)
+{
+    struct vm_log_section section = {.lines = BUFFER_INIT};
+    int result = state_load(&vm_log_state, VM_LOG_SECTION, version, &section, in, err);
+
+    if (result)
+        return result;
+    vm->log_history = section.lines;
+    return 0;
+}
+
+/* Once the guest runs here: until then the log is that of an attempt. */
+static void vm_join_logs(struct vm *vm)
+{
+    struct buffer history;
+    struct ferry_error err;
+
+    pthread_mutex_lock(&vm->lock);
+    history = vm->log_history;
+    vm->log_history = BUFFER_INIT;
+    pthread_mutex_unlock(&vm->lock);
+    if (history.size > 0 && files_put_before("vm.log", vm->log_fd, history.data, history.size, &err))
+        log_warn(vm->log, "%s", err.text);
+    buffer_free(&history);
+    files_leave_terminal(vm->log_fd, NULL);
+}
+
 static void vm_on_went_on(void *opaque)
 {
     struct vm *vm = opaque;
 
+    vm_join_logs(vm);
     console_flush(vm->console);
     console_input_ready(vm->console);
     vm_notify_state(vm);
@@ -458,7 +515,10 @@ static int vm_finish(struct vm *vm)
         close(vm->signal_fd);
     json_decref(vm->definition);
     machine_config_free(&vm->config);
+    buffer_free(&vm->log_history);
     log_close(vm->log);
+    if (vm->log_fd >= 0)
+        close(vm->log_fd);
     pthread_mutex_destroy(&vm->event_lock);
     pthread_mutex_destroy(&vm->lock);
     return status;
@@ -502,12 +562,22 @@ static int vm_open_sockets(struct vm *vm, struct ferry_error *err)
     return console_new(&vm->console, vm->loop, vm->log, "console.log", "./console.sock", err);
 }
 
+/* Our own descriptor: another file may come behind it. */
+static int vm_open_log(struct vm *vm, struct ferry_error *err)
+{
+    vm->log_fd = open("vm.log", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
+    if (vm->log_fd < 0)
+        return error_set_errno(err, -errno, "cannot open the VM's vm.log");
+    vm->log = log_open_fd(vm->log_fd, LOG_LEVEL_INFO);
+    return vm->log ? 0 : error_set(err, -ENOMEM, "out of memory for the VM's log");
+}
+
 static int vm_prepare(struct vm *vm, struct ferry_error *err)
 {
     int result = files_rotate("vm.log", err);
 
     if (!result)
-        result = log_open_file(&vm->log, "vm.log", LOG_LEVEL_INFO, err);
+        result = vm_open_log(vm, err);
     if (!result)
         result = files_read_definition("definition.json", &vm->config, err);
     if (!result) {
@@ -612,7 +682,7 @@ static int vm_boot(struct vm *vm, struct ferry_error *err)
 
 int vm_main(const struct vm_options *options)
 {
-    struct vm vm = {.options = *options, .signal_fd = -1};
+    struct vm vm = {.options = *options, .signal_fd = -1, .log_fd = -1};
     struct ferry_error err = {0};
     int result;
 
@@ -627,7 +697,7 @@ int vm_main(const struct vm_options *options)
         result = options->incoming ? vm_await(&vm, &err) : vm_boot(&vm, &err);
     files_tell_ready(options->ready_fd, result ? &err : NULL);
     if (!result) {
-        result = files_leave_terminal(&err);
+        result = files_leave_terminal(vm.log_fd, &err);
     } else {
         fprintf(stderr, "ferry-vm: %s\n", err.text);
     }

@@ -58,6 +58,7 @@ struct vm {
     /* Constant once the machine was made. */
     struct vm_options options;
     struct loop *loop;
+    int log_fd; /* vm.log */
     struct log *log;
     struct machine_config config;
     json_t *definition;
@@ -68,14 +69,16 @@ struct vm {
     struct console *console;
     struct jsonrpc_server *control;
 
-    pthread_mutex_t lock; /* guards the next seven; see above */
+    pthread_mutex_t lock; /* guards the next nine; see above */
     bool setup;           /* an arriving VM that does not run yet */
     bool running;         /* the guest is meant to run, whether or not it does at this moment */
     bool frozen;
     bool away;        /* nobody can say where the VM runs; it must not run here */
     bool was_running; /* before it was away */
     char why[FERRY_ERROR_TEXT_SIZE];
-    bool history_loaded;
+    bool console_loaded;
+    bool log_loaded;
+    struct buffer log_history; /* of an arriving VM, until it runs */
 
     pthread_mutex_t event_lock; /* guards the next two; taken last, for moments */
     enum machine_event event;   /* 0: none is waiting to take effect */
@@ -108,6 +111,13 @@ void vm_notify_state(struct vm *vm);
 void vm_migration_ended(struct vm *vm);
 /* From the guest seam, any thread: an arriving VM, or one that a migration had stopped, goes on here. */
 void vm_went_on(struct vm *vm);
+
+/* The end of vm.log as a state section: at the destination vm.log reads on from there. Migration thread. */
+#define VM_LOG_SECTION     "log"
+#define VM_LOG_SECTION_MAX (64u * 1024)
+extern const struct state_table vm_log_state;
+int vm_log_save(struct vm *vm, struct buffer *out, struct ferry_error *err);
+int vm_log_load(struct vm *vm, uint32_t version, struct reader *in, struct ferry_error *err);
 
 /* The event that waits, with its words; 0 for none. Any thread. */
 enum machine_event vm_event(struct vm *vm, char why[FERRY_ERROR_TEXT_SIZE]);
