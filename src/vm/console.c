@@ -26,8 +26,8 @@ struct console_client {
     struct console *console;
     struct console_client *next;
     int fd;
-    struct loop_watch *watch;
-    uint64_t position; /* of the output sent so far */
+    struct loop_watch *watch; /* NULL: the other side is gone; what it typed is still delivered */
+    uint64_t position;        /* of the output sent so far */
     uint8_t input[INPUT_SIZE];
     size_t input_size; /* received, not taken by the sink yet */
     bool writable;     /* false: waits for LOOP_WRITE */
@@ -230,6 +230,8 @@ static void client_watch(struct console_client *client)
 {
     unsigned events = 0;
 
+    if (!client->watch)
+        return;
     if (client->input_size < INPUT_SIZE && !client->ended)
         events |= LOOP_READ;
     if (!client->writable)
@@ -237,7 +239,52 @@ static void client_watch(struct console_client *client)
     loop_watch_set(client->watch, events, NULL);
 }
 
-/* False when the client is gone. */
+/* Reads what there is room for. False when the connection is broken. */
+static bool client_receive(struct console_client *client)
+{
+    ssize_t count =
+        recv(client->fd, client->input + client->input_size, INPUT_SIZE - client->input_size, MSG_DONTWAIT);
+
+    if (count < 0)
+        return errno == EAGAIN || errno == EINTR;
+    /* The end of its input is not the end of its interest in output. */
+    if (count == 0)
+        client->ended = true;
+    client->input_size += (size_t)count;
+    return true;
+}
+
+/* Hands over what was typed, as far as it is taken. May close a client that is gone. */
+static void client_give_input(struct console_client *client)
+{
+    struct console *console = client->console;
+    size_t taken;
+
+    if (!console->sink)
+        return;
+    do {
+        taken = console->sink(console->sink_opaque, client->input, client->input_size);
+        client->input_size -= taken;
+        memmove(client->input, client->input + taken, client->input_size);
+        /* Nobody tells any more when there is something to read. */
+        if (!client->watch && !client->ended && !client_receive(client))
+            client->ended = true;
+    } while (taken > 0 && client->input_size > 0);
+    if (!client->watch && client->input_size == 0)
+        client_close(client);
+    else
+        client_watch(client);
+}
+
+/* The other side is gone. May close the client. */
+static void client_leave(struct console_client *client)
+{
+    loop_watch_remove(client->watch);
+    client->watch = NULL;
+    client_give_input(client);
+}
+
+/* False when the client is gone, and perhaps freed. */
 static bool client_send(struct console_client *client)
 {
     struct console *console = client->console;
@@ -262,44 +309,10 @@ static bool client_send(struct console_client *client)
             client->writable = false;
             client_watch(client);
         } else if (errno != EINTR) {
-            client_close(client);
+            client_leave(client);
             return false;
         }
     }
-    return true;
-}
-
-static void client_give_input(struct console_client *client)
-{
-    struct console *console = client->console;
-    size_t taken;
-
-    if (!console->sink || client->input_size == 0)
-        return;
-    taken = console->sink(console->sink_opaque, client->input, client->input_size);
-    client->input_size -= taken;
-    memmove(client->input, client->input + taken, client->input_size);
-    client_watch(client);
-}
-
-/* False when the client is gone. */
-static bool client_receive(struct console_client *client)
-{
-    ssize_t count =
-        recv(client->fd, client->input + client->input_size, INPUT_SIZE - client->input_size, MSG_DONTWAIT);
-
-    if (count < 0 && (errno == EAGAIN || errno == EINTR))
-        return true;
-    if (count < 0) {
-        client_close(client);
-        return false;
-    }
-    /* The end of its input is not the end of its interest in output. */
-    if (count == 0)
-        client->ended = true;
-    client->input_size += (size_t)count;
-    client_watch(client);
-    client_give_input(client);
     return true;
 }
 
@@ -307,17 +320,17 @@ static void client_event(void *opaque, unsigned events)
 {
     struct console_client *client = opaque;
 
-    if (events & LOOP_READ && client->input_size < INPUT_SIZE && !client_receive(client))
-        return;
-    if (events & LOOP_HANGUP) {
+    if (events & LOOP_READ && client->input_size < INPUT_SIZE && !client_receive(client)) {
         client_close(client);
         return;
     }
-    if (events & LOOP_WRITE) {
-        client->writable = true;
-        client_watch(client);
-        client_send(client);
+    if (events & LOOP_HANGUP) {
+        client_leave(client);
+        return;
     }
+    client->writable |= (events & LOOP_WRITE) != 0;
+    if (client_send(client))
+        client_give_input(client);
 }
 
 static void console_accept(void *opaque, unsigned events)
@@ -354,7 +367,8 @@ static void console_deliver(struct console *console)
     console_flush(console);
     for (struct console_client *client = console->clients; client; client = next) {
         next = client->next;
-        client_send(client);
+        if (client->watch)
+            client_send(client);
     }
 }
 
@@ -413,12 +427,15 @@ void console_output(struct console *console, const void *data, size_t size)
 static void console_give_input(void *opaque)
 {
     struct console *console = opaque;
+    struct console_client *next;
 
     pthread_mutex_lock(&console->lock);
     console->input_posted = false;
     pthread_mutex_unlock(&console->lock);
-    for (struct console_client *client = console->clients; client; client = client->next)
+    for (struct console_client *client = console->clients; client; client = next) {
+        next = client->next;
         client_give_input(client);
+    }
 }
 
 void console_input_ready(struct console *console)
