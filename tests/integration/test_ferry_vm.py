@@ -377,7 +377,7 @@ def test_guest_moves_under_load_and_loses_nothing(vms, working):
     assert last["reason"] == "migrated" and last["destination"] == "b" and last["migration"] == end["id"]
     assert last["report"]["outcome"] == "completed"
     moved.wait_for_work(5, passes=2)
-    assert moved.state() == "RUNNING"
+    moved.wait_for_state("RUNNING")
     assert moved.console().startswith(before)
     assert_console_reads_on(moved)
     status = moved.control.call("migrate.status")
@@ -439,14 +439,14 @@ def test_progress_is_told_in_order(vms, working):
     assert order == [1, 2, 3, 4, 5, 0]
     assert [p for i, p in enumerate(phases) if i == 0 or phases[i - 1] != p] == ["Init", "Copy", "I/O Quiesce", "Frozen"]
     assert {"vm.state", "migration.log"} <= methods
-    assert moved.state() == "RUNNING"
+    moved.wait_for_state("RUNNING")
 
 
 def test_paused_vm_arrives_paused(vms, working):
     working.control.call("pause")
     moved = vms.start_incoming("b", working.definition)
     assert vms.migrate(working, moved)["outcome"] == "completed"
-    assert moved.state() == "PAUSED"
+    moved.wait_for_state("PAUSED")
     moved.control.call("resume")
     moved.wait_for_work(3, passes=1)
     assert_console_reads_on(moved)
@@ -652,7 +652,6 @@ def test_events_of_many_threads_do_not_hang_a_move(vms, working):
         for thread in threads:
             thread.join()
     assert end["outcome"] == "completed", end["error"]
-    if moved.state() == "PAUSED":
-        moved.control.call("resume")
+    moved.control.call("resume")
     moved.wait_for_work(3, passes=1)
     assert_console_reads_on(moved)

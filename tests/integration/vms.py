@@ -148,6 +148,13 @@ class Vm:
     def state(self):
         return self.control.call("status")["state"]
 
+    def wait_for_state(self, state):
+        """A destination is done with the migration a moment after the source heard that it runs."""
+        end = time.monotonic() + DEADLINE
+        while self.state() != state:
+            assert time.monotonic() < end, f"waited in vain for {state}, it is {self.state()}"
+            time.sleep(0.01)
+
     def console(self):
         try:
             return (self.directory / "console.log").read_text(errors="replace").replace("\r", "")
