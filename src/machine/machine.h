@@ -91,8 +91,8 @@ void machine_free(struct machine *machine); /* pauses first; NULL allowed */
 const struct machine_config *machine_config(const struct machine *machine);
 struct memory *machine_memory(struct machine *machine);
 
-/* Loads kernel, initrd and device tree, sets the boot vCPU. Host ports that a network wants and that are taken
- * are errors here, and warnings for an arriving VM. */
+/* Loads kernel, initrd and device tree, sets the boot vCPU. Host ports that a network wants and that are
+ * taken are errors here, and warnings for an arriving VM. */
 int machine_boot(struct machine *machine, struct ferry_error *err);
 /* Guest reboot: devices and CPUs reset, kernel loaded again. Paused only. */
 int machine_reset(struct machine *machine, struct ferry_error *err);
