@@ -3,11 +3,12 @@
  *
  *      soft.c      accelerator table, life, requests between threads, dirty tracking
  *      clock.c     the guest's time, timers, throttling
- *      exec.c      runs ops                  block.c   makes ops from guest code, keeps them
- *      decode.c    instruction formats       mmu.c     address translation, loads and stores
- *      fpu.c       floating point            csr.c     control and status registers
- *      trap.c      traps and interrupts      sbi.c     the firmware's calls
- *      plic.c      interrupt controller      state.c   what is saved and loaded
+ *      decode.c    instruction formats       translate.c  makes ops from instructions
+ *      block.c     keeps blocks of ops       exec.c       runs them
+ *      mmu.c       address translation       fpu.c        floating point
+ *      csr.c       control and status        trap.c       traps and interrupts
+ *      sbi.c       the firmware's calls      plic.c       interrupt controller
+ *      state.c     what is saved and loaded
  *
  * Specifications: the RISC-V Instruction Set Manual, volume I 20191213 (unprivileged) and volume II 20211203
  * with Sstc, Svadu and Svvptc (privileged); SBI 2.0; PLIC 1.0.0.

@@ -2,10 +2,10 @@
  * Decoded instructions of the built-in CPU.
  *
  * An instruction is decoded once (decode.h) into a `struct insn`, and a run of them is laid down as a block
- * of `struct op` (block.c), which exec.c runs by jumping from handler to handler. Ops know nothing of virtual
- * addresses: what depends on the pc is held relative to the start of the 4 KiB page the code lies in, so that
- * blocks, which are kept by guest physical address, can be shared by all mappings of their page and survive
- * sfence.vma.
+ * of `struct op` (translate.c), which exec.c runs by jumping from handler to handler. Ops know nothing of
+ * virtual addresses: what depends on the pc is held relative to the start of the 4 KiB page the code lies in,
+ * so that blocks, which are kept by guest physical address, can be shared by all mappings of their page and
+ * survive sfence.vma.
  *
  * An op that can leave its block is followed by a `struct op_link` in the next slot.
  */
@@ -187,7 +187,7 @@
     X(SFENCE_VMA)
 
 /*
- * Made by block.c only. *_FAR leave the page and look the target up; the plain forms stay in the page and
+ * Made by translate.c only. *_FAR leave the page and look the target up; the plain forms stay in the page and
  * follow their link. Fused pairs write the same register in both halves unless told otherwise.
  */
 #define OP_MADE(X)                                                                                           \
@@ -284,7 +284,7 @@ struct op {
 struct op_link {
     const struct op *target;
     uint32_t epoch;
-    int32_t aux; /* per kind of op: see block.c */
+    int32_t aux; /* per kind of op: see translate.c */
 };
 
 static_assert(sizeof(struct op) == 16 || sizeof(void *) != 8, "ops are meant to be 16 bytes");
