@@ -243,7 +243,7 @@ struct ferry_progress {
 
     uint64_t total_ns;    /* session start to now or to its end */
     uint64_t setup_ns;    /* session start to first page */
-    uint64_t downtime_ns; /* source: pause begins to RUNNING received; 0 before */
+    uint64_t downtime_ns; /* source: pause begins until the guest runs and is announced there; 0 before */
     uint64_t downtime_part_ns[FERRY_DOWNTIME_PARTS];
 };
 

@@ -30,6 +30,7 @@ struct destination {
     bool paused;           /* PAUSED has come */
     bool was_running;      /* and said that the guest ran */
     uint64_t paused_at_ns; /* by our clock */
+    uint64_t go_ns;        /* GO has come */
     bool acquired;         /* the guest is ours */
 
     struct wire_run runs[WIRE_RUNS_MAX]; /* scratch for pages on the control connection */

@@ -57,6 +57,10 @@ static void policy_judge(struct policy *policy, const struct policy_round *round
 
     double limit_ms = (double)policy->downtime_limit_ns / 1e6;
 
+    if (copy_ns <= POLISH_NS && decision->downtime_ns > policy->downtime_limit_ns) {
+        DECIDE(POLICY_STOP, ", above the limit of %.1f ms, but that is not for what is left", limit_ms);
+        return;
+    }
     if (decision->downtime_ns <= policy->downtime_limit_ns) {
         if (policy->stalled == 0 && copy_ns > POLISH_NS &&
             decision->dirty_rate <= decision->bandwidth / POLISH_RATIO)

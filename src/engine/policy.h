@@ -7,8 +7,9 @@
  *
  * 1. It fits the limit: stop; unless the guest writes so slowly that one more short round would leave next to
  *    nothing (dirty rate at most an eighth of the bandwidth): then go on, a smaller downtime costs little.
- * 2. It does not fit, but the rounds shrink: go on.
- * 3. The rounds do not shrink any more, changes outrun the link. The 100-second rule, by the estimated
+ * 2. It does not fit, but next to nothing is left: stop. More rounds cannot make the fixed cost smaller.
+ * 3. It does not fit, but the rounds shrink: go on.
+ * 4. The rounds do not shrink any more, changes outrun the link. The 100-second rule, by the estimated
  *    remaining copy time: above the limit abort; below it stop and finish, at a local minimum: a round no
  *    larger than the smallest seen (a tenth of slack), waiting for one only so many rounds.
  *

@@ -21,6 +21,7 @@ static int step_failed(struct ferry_session *session, enum ferry_cause cause, in
 
 struct timeline {
     uint64_t begin_ns;
+    uint64_t go_ns;   /* GO was sent */
     uint64_t mark_ns; /* end of the last part */
     uint64_t part_ns[FERRY_DOWNTIME_PARTS];
 };
@@ -253,6 +254,15 @@ static int source_go(struct source *source, struct ferry_error *err)
     return result < 0 ? result : session_fault(session, FAULT_SOURCE_AFTER_GO, err);
 }
 
+/* When the guest ran at the destination, by our clock: what GO and RUNNING took beside the destination's work
+ * is the way there and back, half of it the way back. */
+static uint64_t when_it_ran(const struct timeline *timeline, uint64_t since_go_ns, uint64_t received_ns)
+{
+    uint64_t both_ways = received_ns - timeline->go_ns;
+
+    return since_go_ns < both_ways ? received_ns - (both_ways - since_go_ns) / 2 : received_ns;
+}
+
 static int source_await_running(struct source *source, struct timeline *timeline, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
@@ -265,6 +275,9 @@ static int source_await_running(struct source *source, struct timeline *timeline
     if (result < 0)
         return result;
     result = control_receive(&source->control, &frame, session->settings.peer_timeout_ns, err);
+
+    uint64_t received = clock_now_ns();
+
     if (result < 0) {
         source->destination_out = source->control.peer_ended; /* it said ABORT */
         return result;
@@ -288,7 +301,7 @@ static int source_await_running(struct source *source, struct timeline *timeline
     timeline->part_ns[FERRY_DOWNTIME_LOCK] += running.lock_ns;
     timeline->part_ns[FERRY_DOWNTIME_RESUME] = running.resume_ns;
     timeline->part_ns[FERRY_DOWNTIME_ANNOUNCE] = running.announce_ns;
-    timeline_report(timeline, session, clock_now_ns());
+    timeline_report(timeline, session, when_it_ran(timeline, running.since_go_ns, received));
     return 0;
 }
 
@@ -300,6 +313,7 @@ static int source_hand_over(struct source *source, struct timeline *timeline, st
     if (result == 0)
         result = source_release(source, err);
     timeline_part(timeline, FERRY_DOWNTIME_LOCK);
+    timeline->go_ns = timeline->mark_ns;
     if (result == 0)
         result = source_go(source, err);
     if (result == 0)
@@ -475,6 +489,7 @@ static int destination_await_go(struct destination *destination, struct ferry_er
     int result =
         control_expect(&destination->control, WIRE_GO, &frame, session->settings.peer_timeout_ns, err);
 
+    destination->go_ns = clock_now_ns();
     if (result == 0)
         result = session_commit(session, err);
     if (result == 0)
@@ -538,6 +553,7 @@ static void destination_tell(struct destination *destination, struct wire_runnin
     running->announce_ns = clock_now_ns() - begin;
     session_fault(session, FAULT_DESTINATION_AFTER_ANNOUNCE, &why);
     session_fault(session, FAULT_DESTINATION_BEFORE_RUNNING, &why);
+    running->since_go_ns = clock_now_ns() - destination->go_ns;
     wire_running_encode(&body, running);
     if (link_send(&destination->control.link, WIRE_RUNNING, 0, &body, &why) < 0)
         session_log(session, FERRY_LOG_WARN, "The guest runs here, but %s could not be told: %s",

@@ -36,7 +36,7 @@ static const struct frame_kind frame_kinds[] = {
     [WIRE_END] = {"END", 16, 16, 0, WIRE_END_VERIFY},
     [WIRE_VERDICT] = {"VERDICT", 1 + 5, 1 + WIRE_REASON_MAX, 0, 0},
     [WIRE_GO] = {"GO", 0, 0, 0, 0},
-    [WIRE_RUNNING] = {"RUNNING", 32, 32, 0, 0},
+    [WIRE_RUNNING] = {"RUNNING", 40, 40, 0, 0},
     [WIRE_NOT_RUNNING] = {"NOT_RUNNING", 5, WIRE_REASON_MAX, 0, 0},
     [WIRE_ABORT] = {"ABORT", 5, WIRE_REASON_MAX, 0, 0},
     [WIRE_KEEPALIVE] = {"KEEPALIVE", 0, 0, 0, 0},
@@ -425,6 +425,7 @@ int wire_verdict_decode(struct reader *in, enum wire_verdict *verdict, struct wi
 
 void wire_running_encode(struct buffer *out, const struct wire_running *running)
 {
+    buffer_put_u64(out, running->since_go_ns);
     buffer_put_u64(out, running->state_load_ns);
     buffer_put_u64(out, running->lock_ns);
     buffer_put_u64(out, running->resume_ns);
@@ -433,6 +434,7 @@ void wire_running_encode(struct buffer *out, const struct wire_running *running)
 
 int wire_running_decode(struct reader *in, struct wire_running *running, struct ferry_error *err)
 {
+    running->since_go_ns = reader_get_u64(in);
     running->state_load_ns = reader_get_u64(in);
     running->lock_ns = reader_get_u64(in);
     running->resume_ns = reader_get_u64(in);

@@ -223,6 +223,7 @@ int wire_verdict_decode(struct reader *in, enum wire_verdict *verdict, struct wi
 
 /* How long the destination's steps took. */
 struct wire_running {
+    uint64_t since_go_ns; /* from GO's arrival until this frame is sent */
     uint64_t state_load_ns;
     uint64_t lock_ns;
     uint64_t resume_ns;

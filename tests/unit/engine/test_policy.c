@@ -90,13 +90,13 @@ static void idle_guest_stops_after_one_round(void **state)
     assert_int_equal(run.decision.downtime_ns, 2 * MS);
 }
 
-/* A limit below what a switchover costs at all: stopped all the same, soon. */
+/* A limit below what a switchover costs at all: more rounds would not change that. */
 static void unreachable_limit_ends(void **state)
 {
     struct run run = run_script(nothing, 512 * MB, 1000 * MB, 1000, 2 * MS);
 
     assert_int_equal(run.decision.verdict, POLICY_STOP);
-    assert_in_range(run.transfers, 2, 8);
+    assert_int_equal(run.transfers, 2);
 }
 
 static uint64_t slow_writer(unsigned round, uint64_t bytes, uint64_t duration_ns)

@@ -81,7 +81,7 @@ static void encode_sample(enum wire_type type, struct buffer *out)
         wire_verdict_encode(out, WIRE_RESTORE_FAILURE, &reason);
         break;
     case WIRE_RUNNING:
-        wire_running_encode(out, &(struct wire_running){1, 2, 3, 4});
+        wire_running_encode(out, &(struct wire_running){1, 2, 3, 4, 5});
         break;
     case WIRE_NOT_RUNNING:
     case WIRE_ABORT:
