@@ -370,11 +370,12 @@ static int fake_load_section(void *opaque, const struct ferry_section *section, 
     struct fake_guest *guest = opaque;
     int result = step(guest, FAKE_STEP_LOAD, "load", err);
     uint64_t cpu[3];
-    unsigned number;
 
     if (result < 0)
         return result;
-    if (sscanf(section->name, "extra%u", &number) == 1) {
+    if (strncmp(section->name, "extra", 5) == 0) {
+        unsigned long number = strtoul(section->name + 5, NULL, 10);
+
         for (size_t i = 0; i < section->size; i++) {
             if (section->data[i] != (uint8_t)(number + 1))
                 return error_set(err, -EINVAL, "byte %zu is wrong", i);
