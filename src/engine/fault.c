@@ -3,9 +3,11 @@
 #include "base/error.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -16,10 +18,8 @@ static const char *const point_names[FAULT_COUNT] = {
 };
 
 static const char *const action_names[] = {
-    [FAULT_ACTION_CRASH] = "crash",
-    [FAULT_ACTION_HANG] = "hang",
-    [FAULT_ACTION_ERROR] = "error",
-    [FAULT_ACTION_DROP] = "drop",
+    [FAULT_ACTION_CRASH] = "crash", [FAULT_ACTION_HANG] = "hang", [FAULT_ACTION_ERROR] = "error",
+    [FAULT_ACTION_DROP] = "drop",   [FAULT_ACTION_WAIT] = "wait",
 };
 
 const char *fault_point_name(enum fault_point point)
@@ -38,6 +38,12 @@ static size_t find_name(const char *const *names, size_t count, const char *text
 
 int fault_plan_parse(struct fault_plan *plan, const char *text, struct ferry_error *err)
 {
+    if (text && text[0] == '@') {
+        if (strlen(text + 1) >= sizeof(plan->file))
+            return error_set(err, -EINVAL, "FERRY_FAULT: the file's name is too long");
+        strcpy(plan->file, text + 1);
+        return 0;
+    }
     while (text && *text) {
         size_t size = strcspn(text, ",");
         size_t colon = strcspn(text, ":,");
@@ -47,9 +53,10 @@ int fault_plan_parse(struct fault_plan *plan, const char *text, struct ferry_err
                                      : 0;
 
         if (point == 0 || action == 0)
-            return error_set(err, -EINVAL,
-                             "FERRY_FAULT: '%.*s' is not POINT:ACTION with action crash, hang, error or drop",
-                             (int)size, text);
+            return error_set(
+                err, -EINVAL,
+                "FERRY_FAULT: '%.*s' is not POINT:ACTION with action crash, hang, error, drop or wait",
+                (int)size, text);
         plan->action[point] = (enum fault_action)action;
         text += size + (text[size] == ',');
     }
@@ -57,9 +64,38 @@ int fault_plan_parse(struct fault_plan *plan, const char *text, struct ferry_err
 }
 
 #ifdef FERRY_FAULT_POINTS
+static enum fault_action read_action(const char *path, enum fault_point point)
+{
+    struct fault_plan plan = {0};
+    char text[512] = "";
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size;
+
+    if (fd < 0)
+        return FAULT_ACTION_NONE;
+    size = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    text[size < 0 ? 0 : strcspn(text, "\n")] = '\0';
+    return text[0] != '@' && fault_plan_parse(&plan, text, NULL) == 0 ? plan.action[point]
+                                                                      : FAULT_ACTION_NONE;
+}
+
+static void wait_for_release(const char *path, enum fault_point point)
+{
+    char reached[FAULT_FILE_SIZE + 16];
+    int fd;
+
+    snprintf(reached, sizeof(reached), "%s.reached", path);
+    fd = open(reached, O_WRONLY | O_CREAT | O_CLOEXEC, 0640);
+    if (fd >= 0)
+        close(fd);
+    while (read_action(path, point) == FAULT_ACTION_WAIT)
+        poll(NULL, 0, 5);
+}
+
 int fault_hit(const struct fault_plan *plan, enum fault_point point, struct ferry_error *err)
 {
-    switch (plan->action[point]) {
+    switch (plan->file[0] ? read_action(plan->file, point) : plan->action[point]) {
     case FAULT_ACTION_CRASH:
         kill(getpid(), SIGKILL);
         break;
@@ -71,6 +107,10 @@ int fault_hit(const struct fault_plan *plan, enum fault_point point, struct ferr
     case FAULT_ACTION_DROP:
         if (plan->drop)
             plan->drop(plan->opaque);
+        break;
+    case FAULT_ACTION_WAIT:
+        if (plan->file[0])
+            wait_for_release(plan->file, point);
         break;
     case FAULT_ACTION_NONE:
         break;

@@ -4,8 +4,13 @@
  * switchover has one before and one after. Built in only with the meson option fault_points; otherwise
  * fault_hit is nothing.
  *
+ * FERRY_FAULT=@FILE: the file says so, and is read whenever a point is reached, so that a process that lives
+ * long can be made to fail in many ways, one after the other. A file that is missing or makes no sense is no
+ * fault.
+ *
  * Actions: crash (SIGKILL to the own process), hang (this thread never goes on), error (the step fails with
- * -EIO), drop (all connections of the session are lost, the step goes on).
+ * -EIO), drop (all connections of the session are lost, the step goes on), wait (only with FILE: FILE.reached
+ * is made, and this thread goes on when FILE does not say wait any more).
  */
 #ifndef FERRY_ENGINE_FAULT_H
 #define FERRY_ENGINE_FAULT_H
@@ -81,10 +86,14 @@ enum fault_action {
     FAULT_ACTION_HANG,
     FAULT_ACTION_ERROR,
     FAULT_ACTION_DROP,
+    FAULT_ACTION_WAIT,
 };
+
+#define FAULT_FILE_SIZE 256
 
 struct fault_plan {
     enum fault_action action[FAULT_COUNT];
+    char file[FAULT_FILE_SIZE]; /* empty: none */
     void (*drop)(void *opaque); /* loses the session's connections */
     void *opaque;
 };

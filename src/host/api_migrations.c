@@ -170,7 +170,11 @@ int api_incoming(struct api_request *request)
 
 int api_incoming_withdraw(struct api_request *request)
 {
-    int result = migration_withdraw(request->host, request->arguments[0], &request->err);
+    bool force = false;
+    int result = api_query_bool(request, "force", &force);
+
+    if (result == 0)
+        result = migration_withdraw(request->host, request->arguments[0], force, &request->err);
 
     return result < 0 ? result : api_answer_empty(request);
 }

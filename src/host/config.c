@@ -1,6 +1,7 @@
 #include "host/config.h"
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/error.h"
 
 #include <arpa/inet.h>
@@ -94,6 +95,15 @@ static int set_lock_wait(struct config *config, const char *value, struct ferry_
     return set_text(config->lock_wait, sizeof(config->lock_wait), "lock-wait", value, err);
 }
 
+static int set_peer_timeout(struct config *config, const char *value, struct ferry_error *err)
+{
+    if (!value[0] || strlen(value) > 4 || strspn(value, "0123456789") != strlen(value) || atoi(value) < 1 ||
+        atoi(value) > 3600)
+        return error_set(err, -EINVAL, "peer-timeout is a number of seconds, 1 to 3600, not \"%s\"", value);
+    config->peer_timeout_ns = (uint64_t)atoi(value) * NS_PER_S;
+    return 0;
+}
+
 static int set_vm_program(struct config *config, const char *value, struct ferry_error *err)
 {
     return set_path(config->vm_program, "ferry-vm", value, err);
@@ -148,6 +158,8 @@ static const struct config_key {
     {"lock-dir", "DIR", "directory for locks, shared with the other hosts", set_lock_dir},
     {"lock-wait", "SECONDS", "how long to try for a VM's lock when a destination is silent (120)",
      set_lock_wait},
+    {"peer-timeout", "SECONDS", "when the other side of a migration is taken for dead (10)",
+     set_peer_timeout},
     {"ferry-vm", "FILE", "the program to run a VM with", set_vm_program},
     {"memory-limit", "SIZE", "memory all VMs together may have", set_memory_limit},
     {"insecure", NULL, "allow addresses other than loopback", set_insecure},

@@ -25,6 +25,7 @@ struct config {
     char migrate_address[SOCK_ADDRESS_SIZE]; /* numeric address without a port; where moving VMs connect to */
     char lock_dir[PATH_MAX];                 /* empty: none */
     char lock_wait[8];                       /* seconds, in digits; empty: ferry-vm's default */
+    uint64_t peer_timeout_ns;                /* 0: ferry-vm's default */
     char vm_program[PATH_MAX];               /* the ferry-vm to start */
     bool insecure;                           /* addresses other than loopback are allowed */
     uint64_t memory_limit;                   /* bytes all VMs together may have; 0: what the machine has */

@@ -90,8 +90,9 @@ struct migration_offer {
  * three. */
 int migration_receive(struct host *host, const struct migration_offer *offer, json_t **answer,
                       struct ferry_error *err);
-/* DELETE /v1/incoming/ID: returns when the VM that was arriving is gone. */
-int migration_withdraw(struct host *host, const char *id, struct ferry_error *err);
+/* DELETE /v1/incoming/ID: returns when the VM that was arriving is gone. FORCE: the source has it, so a
+ * process that does not end by itself is killed. */
+int migration_withdraw(struct host *host, const char *id, bool force, struct ferry_error *err);
 
 int migration_cancel(struct host *host, const char *id, json_t **answer, struct ferry_error *err);
 json_t *migrations_list(struct host *host, enum store_view view);

@@ -14,8 +14,8 @@
 
 #define RESERVE_TIMEOUT_MS 50000 /* a little less than the source waits */
 #define LISTEN_TIMEOUT_MS  5000
-#define CANCEL_TIMEOUT_MS  5000
 #define END_TIMEOUT_MS     10000
+#define HANG_TIMEOUT_MS    2000
 #define TOKEN_SIZE         32
 #define TOKEN_TEXT_SIZE    (2 * TOKEN_SIZE + 1)
 #define STATE_CHECKPT      10 /* MIGRATE_FROM_VMX_CHECKPT: from here on GO may come */
@@ -89,7 +89,9 @@ static int open_door(struct migration *migration, struct vm_process *process, js
 {
     char token[TOKEN_TEXT_SIZE];
     char listen[SOCK_ADDRESS_SIZE + 8];
+    uint64_t peer_timeout_ns = migration->host->config->peer_timeout_ns;
     json_t *told = NULL;
+    json_t *params;
     const char *address = NULL;
     const struct field fields[] = {{"address", FIELD_STRING, true, &address}};
     int result = make_token(token, err);
@@ -97,11 +99,11 @@ static int open_door(struct migration *migration, struct vm_process *process, js
     if (result < 0)
         return result;
     listen_address(migration->host, listen);
-    result =
-        vm_process_call(process, "migrate.receive",
-                        json_pack("{s:s, s:s, s:s, s:s, s:s}", "id", migration->id, "token", token, "source",
-                                  migration->source, "destination", migration->destination, "listen", listen),
-                        LISTEN_TIMEOUT_MS, &told, err);
+    params = json_pack("{s:s, s:s, s:s, s:s, s:s}", "id", migration->id, "token", token, "source",
+                       migration->source, "destination", migration->destination, "listen", listen);
+    if (peer_timeout_ns)
+        json_object_set_new(params, "peer_timeout", json_integer((json_int_t)peer_timeout_ns));
+    result = vm_process_call(process, "migrate.receive", params, LISTEN_TIMEOUT_MS, &told, err);
     if (result == 0)
         result = fields_read(told, fields, 1, FIELDS_LOOSE, "the answer of ferry-vm", err);
     if (result == 0) {
@@ -260,7 +262,24 @@ static bool drop_remains(struct host *host, const char *id)
     return dropped;
 }
 
-int migration_withdraw(struct host *host, const char *id, struct ferry_error *err)
+/* It was told to end, and had time to. */
+static void end_hanging(struct host *host, struct vm *vm, struct vm_process *process)
+{
+    bool arriving;
+
+    if (vm_wait_gone(host, vm, clock_deadline(HANG_TIMEOUT_MS)))
+        return;
+    host_lock(host);
+    arriving = vm->process == process && vm->state == VM_STATE_SETUP;
+    host_unlock(host);
+    if (!arriving)
+        return;
+    log_warn(host->log, "VM %s: process %d, for a migration that failed, hangs; killing it", vm->name,
+             (int)process->pid);
+    vm_process_kill(process);
+}
+
+int migration_withdraw(struct host *host, const char *id, bool force, struct ferry_error *err)
 {
     struct vm_process *process;
     struct vm *vm;
@@ -283,8 +302,10 @@ int migration_withdraw(struct host *host, const char *id, struct ferry_error *er
     }
     process = vm ? vm_process_get(host, vm) : NULL;
     if (process)
-        result = vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), CANCEL_TIMEOUT_MS,
+        result = vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), HANG_TIMEOUT_MS,
                                  NULL, err);
+    if (process && force)
+        end_hanging(host, vm, process);
     vm_process_unref(process);
     vm_unref(host, vm);
     /* Refused ("too late"), done, or it had ended by itself: either way the job sees how it ends. */
@@ -300,6 +321,8 @@ int migration_withdraw(struct host *host, const char *id, struct ferry_error *er
             result = 0;
         json_decref(object);
     }
+    if (ended && force && result == 0)
+        drop_remains(host, id);
     if (!ended && result == 0)
         result = error_set(err, -ETIMEDOUT, "migration %s does not end on host %s", id, host->config->name);
     return result;

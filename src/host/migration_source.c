@@ -121,6 +121,9 @@ static int take_offer(struct migration *migration, const json_t *answer,
     if (options->bandwidth_limit)
         json_object_set_new(migration->send, "bandwidth_limit",
                             json_integer((json_int_t)options->bandwidth_limit));
+    if (migration->host->config->peer_timeout_ns)
+        json_object_set_new(migration->send, "peer_timeout",
+                            json_integer((json_int_t)migration->host->config->peer_timeout_ns));
     if (options->streams)
         json_object_set_new(migration->send, "streams", json_integer((json_int_t)options->streams));
     return 0;
@@ -150,7 +153,8 @@ static void cancel_vm(struct migration *migration)
         migration_log(migration, LOG_LEVEL_DEBUG, "taking back MIGRATE_TO: %s", err.text);
 }
 
-static void withdraw(struct migration *migration)
+/* OURS: the VM is known to be here, and what hangs at the destination is in the way. */
+static void withdraw(struct migration *migration, bool ours)
 {
     struct ferry_error err;
     char path[64];
@@ -158,7 +162,7 @@ static void withdraw(struct migration *migration)
 
     if (!migration->peer_address[0])
         return;
-    snprintf(path, sizeof(path), "/v1/incoming/%s", migration->id);
+    snprintf(path, sizeof(path), "/v1/incoming/%s%s", migration->id, ours ? "?force=1" : "");
     result = peer_call(migration->host, migration->peer_address, "DELETE", path, NULL, WITHDRAW_TIMEOUT_MS,
                        NULL, &err);
     if (result < 0 && result != HOST_NOT_FOUND)
@@ -186,9 +190,9 @@ static int prepare(struct migration *migration, const json_t *definition,
     if (result == 0) {
         result = take_offer(migration, answer, options, err);
         if (result < 0)
-            withdraw(migration);
+            withdraw(migration, true);
     } else if (result == HOST_UNREACHABLE) {
-        withdraw(migration); /* the answer may have been lost, not the request */
+        withdraw(migration, true); /* the answer may have been lost, not the request */
     }
     json_decref(answer);
     if (result < 0)
@@ -227,7 +231,7 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
             migration_record(migration);
             result = migration_start_job(migration, err);
             if (result < 0) {
-                withdraw(migration);
+                withdraw(migration, true);
                 cancel_vm(migration);
                 migration_end(migration, "failed", "internal", err->text);
             }
@@ -311,15 +315,16 @@ static void finish_completed(struct migration *migration)
     migration_end(migration, "completed", "", "");
 }
 
+/* OURS: the VM is known to be here, or to be nowhere. */
 static void finish_failed(struct migration *migration, const char *outcome, const char *cause,
-                          const char *error)
+                          const char *error, bool ours)
 {
     struct host *host = migration->host;
 
     migration_log(migration, LOG_LEVEL_ERROR, "migration of VM %s to host %s %s: %s", migration->vm_name,
                   migration->destination, outcome, error);
-    if (strcmp(outcome, "lost") != 0 && strcmp(outcome, "unknown") != 0)
-        withdraw(migration);
+    if (ours && strcmp(outcome, "lost") != 0 && strcmp(outcome, "unknown") != 0)
+        withdraw(migration, true);
     if (strcmp(outcome, "lost") == 0 && migration->vm &&
         vm_wait_gone(host, migration->vm, clock_deadline(END_TIMEOUT_MS))) {
         migration_release_vm(migration); /* the destination owns it: it must not be startable here */
@@ -338,6 +343,9 @@ static void finish_silent(struct migration *migration)
     char why[FERRY_ERROR_TEXT_SIZE];
     char error[FERRY_ERROR_TEXT_SIZE + 128];
 
+    /* Either it had not said GO, and this ends what waits there; or this is too late, and it runs there. */
+    if (!completed_there(migration))
+        withdraw(migration, false);
     if (completed_there(migration)) {
         migration_log(migration, LOG_LEVEL_WARN, "ferry-vm ended without a word, but host %s runs the VM",
                       migration->destination);
@@ -348,7 +356,7 @@ static void finish_silent(struct migration *migration)
     snprintf(why, sizeof(why), "%s", migration->vm ? migration->vm->why : "the VM is gone");
     host_unlock(migration->host);
     snprintf(error, sizeof(error), "the VM ended on host %s meanwhile: %s", migration->source, why);
-    finish_failed(migration, "failed", "guest", error);
+    finish_failed(migration, "failed", "guest", error, false);
 }
 
 static const char *text_of(const json_t *object, const char *key)
@@ -386,7 +394,7 @@ void migration_run_source(struct migration *migration)
     }
     if (result < 0 && result != -ESTALE && result != -EPIPE && result != -ETIMEDOUT) {
         cancel_vm(migration);
-        finish_failed(migration, "failed", "internal", err.text);
+        finish_failed(migration, "failed", "internal", err.text, true);
         return;
     }
     if (!migration_wait(migration))
@@ -398,6 +406,6 @@ void migration_run_source(struct migration *migration)
         finish_completed(migration);
     else
         finish_failed(migration, failed_outcome(text_of(word, "outcome")),
-                      migration_known_cause(text_of(word, "cause")), text_of(word, "error"));
+                      migration_known_cause(text_of(word, "cause")), text_of(word, "error"), true);
     json_decref(word);
 }

@@ -95,7 +95,8 @@ void vm_unref(struct host *host, struct vm *vm)
     free(vm);
 }
 
-int vm_claim(struct host *host, const char *name, const char *what, struct vm **out, struct ferry_error *err)
+static int claim(struct host *host, const char *name, const char *what, bool moving, struct vm **out,
+                 struct ferry_error *err)
 {
     struct vm *vm;
     int result = 0;
@@ -107,7 +108,7 @@ int vm_claim(struct host *host, const char *name, const char *what, struct vm **
         result = no_such_vm(host, name, err);
     } else if (vm->busy) {
         result = error_set(err, -EBUSY, "VM %s is %s; try again afterwards", name, vm->busy);
-    } else if (vm->migration) {
+    } else if (vm->migration && !moving) {
         result =
             error_set(err, -EBUSY, "VM %s has a migration in progress (%s); wait for it, or cancel it first",
                       name, migration_id(vm->migration));
@@ -118,6 +119,11 @@ int vm_claim(struct host *host, const char *name, const char *what, struct vm **
     }
     host_unlock(host);
     return result;
+}
+
+int vm_claim(struct host *host, const char *name, const char *what, struct vm **out, struct ferry_error *err)
+{
+    return claim(host, name, what, false, out, err);
 }
 
 void vm_release(struct host *host, struct vm *vm)
@@ -505,7 +511,8 @@ int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_
 {
     struct vm_process *process;
     struct vm *vm;
-    int result = vm_claim(host, name, "being killed", &vm, err);
+    /* A migration is no reason to wait: it may be what hangs. */
+    int result = claim(host, name, "being killed", true, &vm, err);
 
     if (!vm)
         return result;

@@ -412,8 +412,15 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
 static int source_options(struct ferry_source_options *options, const struct migration *migration,
                           json_t *params, struct ferry_error *err)
 {
-    static const char *const names[] = {"id",      "token",          "address",         "destination_pid",
-                                        "streams", "downtime_limit", "bandwidth_limit", "verify_memory",
+    static const char *const names[] = {"id",
+                                        "token",
+                                        "address",
+                                        "destination_pid",
+                                        "streams",
+                                        "downtime_limit",
+                                        "bandwidth_limit",
+                                        "verify_memory",
+                                        "peer_timeout",
                                         NULL};
     uint64_t pid = 0, streams = 0;
     int result = params_only(params, names, err);
@@ -435,6 +442,8 @@ static int source_options(struct ferry_source_options *options, const struct mig
         result = params_number(params, "downtime_limit", INT64_MAX, &options->downtime_limit_ns, err);
     if (!result)
         result = params_number(params, "bandwidth_limit", INT64_MAX, &options->bandwidth_limit, err);
+    if (!result)
+        result = params_number(params, "peer_timeout", INT64_MAX, &options->peer_timeout_ns, err);
     options->destination_pid = (int64_t)pid;
     options->streams = (unsigned)streams;
     return result;
@@ -494,6 +503,8 @@ static int destination_start(struct migration *migration, json_t *params, struct
     memcpy(options.destination, migration->destination, sizeof(options.destination));
     result = params_hex(params, "token", options.token, sizeof(options.token), err);
     if (!result)
+        result = params_number(params, "peer_timeout", INT64_MAX, &options.peer_timeout_ns, err);
+    if (!result)
         result = ferry_destination_new(&migration->session, &options, &vm_guest_ops, migration->vm, &observer,
                                        err);
     explicit_bzero(options.token, sizeof(options.token));
@@ -504,7 +515,8 @@ static int destination_start(struct migration *migration, json_t *params, struct
 
 int migration_receive(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
 {
-    static const char *const names[] = {"id", "token", "source", "destination", "listen", NULL};
+    static const char *const names[] = {"id",     "token",        "source", "destination",
+                                        "listen", "peer_timeout", NULL};
     char address[SOCK_ADDRESS_SIZE];
     struct migration *migration;
     int code = params_only(params, names, err);

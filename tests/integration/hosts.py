@@ -66,6 +66,7 @@ class Host:
         self.socket = self.state_dir / "ferryd.sock"
         self.vm_program = vm_program
         self.options = list(options)
+        self.environment = {}
         self.address = None
         self.process = None
         self.last_words = ""
@@ -75,7 +76,7 @@ class Host:
         if listen:
             command += ["--listen", self.address or "127.0.0.1:0"]
         command += self.options
-        environment = dict(os.environ)
+        environment = dict(os.environ, **self.environment)
         if self.vm_program:
             environment["FERRY_VM"] = str(self.vm_program)
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)

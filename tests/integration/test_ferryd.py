@@ -504,8 +504,8 @@ def test_states_while_moving_are_shown_on_both(hosts):
     assert b.vm("web")["state"] == "SETUP(MIGR)" and b.vm("web")["migration"] == migration
     assert len(a.get("/v1/migrations?view=active")) == len(b.get("/v1/migrations?view=active")) == 1
     assert_refused(lambda: a.migrate("web", b), 409, "conflict", migration)
-    assert_refused(lambda: a.post("/v1/vms/web/kill"), 409, "conflict", migration)
-    assert_refused(lambda: b.post("/v1/vms/web/kill"), 409, "conflict", migration)
+    assert_refused(lambda: a.delete("/v1/vms/web"), 409, "conflict", migration)
+    assert_refused(lambda: b.delete("/v1/vms/web"), 409, "conflict", migration)
     assert_refused(lambda: b.run("web"), 409, "conflict", "web")
     lines = a.lines(f"/v1/migrations/{migration}/watch")
     assert lines[-1]["outcome"] == "completed" and lines[0]["outcome"] == "none"
