@@ -90,7 +90,8 @@ static int set_lock_dir(struct config *config, const char *value, struct ferry_e
 
 static int set_lock_wait(struct config *config, const char *value, struct ferry_error *err)
 {
-    if (!value[0] || strlen(value) > 5 || strspn(value, "0123456789") != strlen(value) || atoi(value) > 86400)
+    if (!value[0] || strlen(value) > 5 || strspn(value, "0123456789") != strlen(value) ||
+        strtoul(value, NULL, 10) > 86400)
         return error_set(err, -EINVAL, "lock-wait is a number of seconds, at most 86400, not \"%s\"", value);
     return set_text(config->lock_wait, sizeof(config->lock_wait), "lock-wait", value, err);
 }

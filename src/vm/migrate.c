@@ -386,7 +386,7 @@ static struct ferry_observer migration_observer(struct migration *migration)
 int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
 {
     static const char *const names[] = {"id", "source", "destination", NULL};
-    struct migration *migration;
+    struct migration *migration = NULL;
     int result = params_only(params, names, err);
 
     if (result)
@@ -397,7 +397,7 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     if (vm->setup || vm->away || vm->exit)
         return error_set(err, -EBUSY, "%s is not running here", vm->config.name);
     result = migration_new(&migration, vm, params, true, err);
-    if (result)
+    if (!migration)
         return result;
     migration->step = MIGRATION_PREPARED;
     migration_free(vm->migration);

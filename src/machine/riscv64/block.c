@@ -28,6 +28,7 @@
 #define ARENA_SIZE      (UINT32_C(6) << 20)
 #define HASH_BITS       14
 #define HASH_SIZE       (1u << HASH_BITS)
+#define HASH_BYTES      (HASH_SIZE * sizeof(void *))
 
 struct block {
     struct block *next; /* in the hash chain */
@@ -52,7 +53,7 @@ int block_cache_init(struct block_cache *cache, struct ferry_error *err)
         cache->arena = NULL;
         return error_set_errno(err, -errno, "cannot get %u bytes for decoded instructions", ARENA_SIZE);
     }
-    cache->hash = calloc(HASH_SIZE, sizeof(struct block *));
+    cache->hash = calloc(1, HASH_BYTES);
     if (!cache->hash)
         return error_set(err, -ENOMEM, "out of memory for decoded instructions");
     return 0;
@@ -97,7 +98,7 @@ void block_cache_empty(struct hart *hart)
 {
     struct block_cache *cache = &hart->blocks;
 
-    memset(cache->hash, 0, HASH_SIZE * sizeof(struct block *));
+    memset(cache->hash, 0, HASH_BYTES);
     memset(hart->jumps, 0xff, sizeof(hart->jumps)); /* odd pcs, which are never looked up */
     cache->used = 0;
     cache->count = 0;
