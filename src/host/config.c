@@ -88,21 +88,36 @@ static int set_lock_dir(struct config *config, const char *value, struct ferry_e
     return set_path(config->lock_dir, "lock-dir", value, err);
 }
 
+/* A number of seconds, digits only, MIN to MAX. */
+static int parse_seconds(const char *name, const char *value, unsigned long min, unsigned long max,
+                         unsigned long *seconds, struct ferry_error *err)
+{
+    size_t digits = strspn(value, "0123456789");
+
+    *seconds = strtoul(value, NULL, 10);
+    if (digits == 0 || value[digits] || digits > 9 || *seconds < min || *seconds > max)
+        return error_set(err, -EINVAL, "%s is a number of seconds, %lu to %lu, not \"%s\"", name, min, max,
+                         value);
+    return 0;
+}
+
 static int set_lock_wait(struct config *config, const char *value, struct ferry_error *err)
 {
-    if (!value[0] || strlen(value) > 5 || strspn(value, "0123456789") != strlen(value) ||
-        strtoul(value, NULL, 10) > 86400)
-        return error_set(err, -EINVAL, "lock-wait is a number of seconds, at most 86400, not \"%s\"", value);
-    return set_text(config->lock_wait, sizeof(config->lock_wait), "lock-wait", value, err);
+    unsigned long seconds;
+    int result = parse_seconds("lock-wait", value, 0, 86400, &seconds, err);
+
+    return result < 0 ? result
+                      : set_text(config->lock_wait, sizeof(config->lock_wait), "lock-wait", value, err);
 }
 
 static int set_peer_timeout(struct config *config, const char *value, struct ferry_error *err)
 {
-    if (!value[0] || strlen(value) > 4 || strspn(value, "0123456789") != strlen(value) || atoi(value) < 1 ||
-        atoi(value) > 3600)
-        return error_set(err, -EINVAL, "peer-timeout is a number of seconds, 1 to 3600, not \"%s\"", value);
-    config->peer_timeout_ns = (uint64_t)atoi(value) * NS_PER_S;
-    return 0;
+    unsigned long seconds;
+    int result = parse_seconds("peer-timeout", value, 1, 3600, &seconds, err);
+
+    if (result == 0)
+        config->peer_timeout_ns = seconds * NS_PER_S;
+    return result;
 }
 
 static int set_vm_program(struct config *config, const char *value, struct ferry_error *err)
