@@ -388,7 +388,7 @@ static uint64_t from_integer(struct hart *hart, uint64_t bits, unsigned type, bo
         if (!away || !fetestexcept(FE_INEXACT))
             return fpu_put_d(result);
         (void)fpu_flags(hart);
-        value = negative ? (wide_float)as_signed : (wide_float)as_unsigned;
+        value = type & 1 ? (wide_float)as_unsigned : (wide_float)as_signed;
         return fpu_put_d(ties_away(result, nextafter(result, negative ? -INFINITY : INFINITY), value, true));
     } else {
         volatile float result = type & 1 ? (float)as_unsigned : (float)as_signed;
@@ -396,7 +396,7 @@ static uint64_t from_integer(struct hart *hart, uint64_t bits, unsigned type, bo
         if (!away || !fetestexcept(FE_INEXACT))
             return fpu_put_s(result);
         (void)fpu_flags(hart);
-        value = negative ? (wide_float)as_signed : (wide_float)as_unsigned;
+        value = type & 1 ? (wide_float)as_unsigned : (wide_float)as_signed;
         return fpu_put_s(
             (float)ties_away(result, nextafterf(result, negative ? -INFINITY : INFINITY), value, true));
     }
