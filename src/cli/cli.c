@@ -52,6 +52,7 @@ static const char *describe_state(const char *state)
         {"RUNNING(MIGR)", "running and being moved away"},
         {"PAUSED(MIGR)", "paused and being moved away"},
         {"SETUP(MIGR)", "arriving"},
+        {"NOT_RUNNABLE", "not runnable"},
     };
 
     for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
@@ -94,12 +95,15 @@ json_t *cli_pack(const char *format, ...)
     return value;
 }
 
-int cli_change_vm(struct cli *cli, const char *verb, struct ferry_error *err)
+int cli_change_vm(struct cli *cli, const char *verb, json_t *body, struct ferry_error *err)
 {
     char *path = client_path("/v1/vms/%s/%s", args_operand(&cli->args, 0), verb);
-    json_t *body = json_object(), *vm = NULL;
-    int result = client_request(&cli->client, "POST", path, body, &vm, err);
+    json_t *vm = NULL;
+    int result;
 
+    if (!body)
+        body = json_object();
+    result = client_request(&cli->client, "POST", path, body, &vm, err);
     if (result == 0 && cli->json)
         cli_print_json(cli, vm);
     else if (result == 0)

@@ -2,7 +2,7 @@
 
 static int kill_vm(struct cli *cli, struct ferry_error *err)
 {
-    return cli_change_vm(cli, "kill", err);
+    return cli_change_vm(cli, "kill", NULL, err);
 }
 
 const struct command command_kill = {

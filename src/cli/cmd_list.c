@@ -4,6 +4,29 @@
 #include "cli/table.h"
 #include "cli/units.h"
 
+#include <string.h>
+
+static bool is_not_runnable(const json_t *vm)
+{
+    return strcmp(object_text(vm, "state"), "NOT_RUNNABLE") == 0;
+}
+
+static void add_row(struct table *table, const json_t *vm)
+{
+    char text[UNITS_TEXT_SIZE];
+    uint64_t resident = object_number(vm, "memory_resident");
+
+    table_cell(table, object_text(vm, "name"));
+    table_cell(table, is_not_runnable(vm) ? "Not Runnable" : object_text(vm, "state"));
+    table_cell(table, object_text(vm, "definition.machine"));
+    table_cell_format(table, "%llu", (unsigned long long)object_number(vm, "definition.vcpus"));
+    table_cell(table, units_format_size(object_number(vm, "definition.memory"), text));
+    table_cell(table, resident ? units_format_size(resident, text) : "");
+    table_cell(table, units_format_time(object_text(vm, "started"), false, text));
+    table_cell_format(table, "%s", object_text(vm, "why"));
+}
+
+/* What is elsewhere comes last. */
 static void print_vms(struct cli *cli, const json_t *vms)
 {
     struct table table = TABLE_INIT;
@@ -18,20 +41,8 @@ static void print_vms(struct cli *cli, const json_t *vms)
     table_column(&table, "IN USE", TABLE_RIGHT);
     table_column(&table, "STARTED", TABLE_LEFT);
     table_column(&table, "WHY", TABLE_LEFT);
-    json_array_foreach(vms, index, vm)
-    {
-        char text[UNITS_TEXT_SIZE];
-        uint64_t resident = object_number(vm, "memory_resident");
-
-        table_cell(&table, object_text(vm, "name"));
-        table_cell(&table, object_text(vm, "state"));
-        table_cell(&table, object_text(vm, "definition.machine"));
-        table_cell_format(&table, "%llu", (unsigned long long)object_number(vm, "definition.vcpus"));
-        table_cell(&table, units_format_size(object_number(vm, "definition.memory"), text));
-        table_cell(&table, resident ? units_format_size(resident, text) : "");
-        table_cell(&table, units_format_time(object_text(vm, "started"), false, text));
-        table_cell_format(&table, "%s", object_text(vm, "why"));
-    }
+    json_array_foreach(vms, index, vm) if (!is_not_runnable(vm)) add_row(&table, vm);
+    json_array_foreach(vms, index, vm) if (is_not_runnable(vm)) add_row(&table, vm);
     table_print(&table, cli->out, cli->term.bold, cli->term.reset);
     table_free(&table);
 }
@@ -55,6 +66,8 @@ const struct command command_list = {
     .name = "list",
     .group = "Virtual machines",
     .summary = "List the VMs on this host",
+    .text = "VMs that are not runnable here come last: the guest has migrated to another host, or an "
+            "administrator said so. WHY has the reason; ferry rm takes them off.",
     .examples =
         (const struct example[]){
             {"ferry list", "RUNNING(MIGR) is leaving, SETUP(MIGR) is arriving"},

@@ -2,7 +2,7 @@
 
 static int pause_vm(struct cli *cli, struct ferry_error *err)
 {
-    return cli_change_vm(cli, "pause", err);
+    return cli_change_vm(cli, "pause", NULL, err);
 }
 
 const struct command command_pause = {

@@ -35,8 +35,14 @@ static void print_vm(struct cli *cli, const json_t *vm)
 
     fields_begin(&fields, cli);
     fields_text(&fields, "name", object_text(vm, "name"));
-    fields_text(&fields, "state", object_text(vm, "state"));
-    fields_text(&fields, "why", object_text(vm, "why"));
+    if (*object_text(vm, "not_runnable.set_by")) {
+        fields_text(&fields, "state", "Not Runnable");
+        fields_text(&fields, "Not Runnable Set By", object_text(vm, "not_runnable.set_by"));
+        fields_text(&fields, "Not Runnable Reason", object_text(vm, "not_runnable.reason"));
+    } else {
+        fields_text(&fields, "state", object_text(vm, "state"));
+        fields_text(&fields, "why", object_text(vm, "why"));
+    }
     fields_text(&fields, "host", object_text(vm, "host"));
     fields_text(&fields, "migration", object_text(vm, "migration"));
     fields_text(&fields, "machine", object_text(vm, "definition.machine"));

@@ -2,7 +2,7 @@
 
 static int unpause_vm(struct cli *cli, struct ferry_error *err)
 {
-    return cli_change_vm(cli, "unpause", err);
+    return cli_change_vm(cli, "unpause", NULL, err);
 }
 
 const struct command command_unpause = {

@@ -84,8 +84,9 @@ const char *cli_target(const struct cli *cli);
 void cli_print_json(struct cli *cli, const json_t *value);
 /* The same in one line, flushed, for answers that go on. */
 void cli_print_json_line(struct cli *cli, const json_t *value);
-/* POST /v1/vms/NAME/VERB with BODY (NULL: {}); prints the VM object with --json, else its line. */
-int cli_change_vm(struct cli *cli, const char *verb, struct ferry_error *err);
+/* POST /v1/vms/NAME/VERB with BODY (taken over; NULL: {}); prints the VM object with --json, else its line.
+ */
+int cli_change_vm(struct cli *cli, const char *verb, json_t *body, struct ferry_error *err);
 /* "web is RUNNING on a (riscv64, 256 MiB, 1 vCPU)" */
 void cli_print_vm_line(struct cli *cli, const json_t *vm);
 /* A JSON object that cannot be made is memory gone; these never give NULL. */
@@ -94,7 +95,7 @@ json_t *cli_pack(const char *format, ...);
 extern const struct command command_cancel, command_complete, command_console, command_events, command_help,
     command_host_add, command_host_disable, command_host_enable, command_host_list, command_host_remove,
     command_host_show, command_kill, command_list, command_logs, command_migrate, command_migrations,
-    command_migrations_show, command_pause, command_rm, command_run, command_show, command_stop,
-    command_unpause;
+    command_migrations_show, command_pause, command_recover, command_rm, command_run, command_runnable,
+    command_show, command_stop, command_unpause;
 
 #endif

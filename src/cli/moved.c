@@ -92,7 +92,8 @@ static bool is_off(const json_t *vm)
 {
     const char *state = object_text(vm, "state");
 
-    return strcmp(state, "STOPPED") == 0 || strcmp(state, "CRASHED") == 0;
+    return strcmp(state, "STOPPED") == 0 || strcmp(state, "CRASHED") == 0 ||
+           strcmp(state, "NOT_RUNNABLE") == 0;
 }
 
 static int find_now(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)

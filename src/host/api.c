@@ -52,6 +52,8 @@ static const struct api_route routes[] = {
     {"POST", "/v1/vms/*/unpause", api_vm_unpause},
     {"POST", "/v1/vms/*/stop", api_vm_stop},
     {"POST", "/v1/vms/*/kill", api_vm_kill},
+    {"POST", "/v1/vms/*/runnable", api_vm_runnable},
+    {"POST", "/v1/vms/*/recover", api_vm_recover},
     {"POST", "/v1/vms/*/migrate", api_vm_migrate},
     {"GET", "/v1/vms/*/console", api_console},
     {"GET", "/v1/vms/*/console/log", api_console_log},

@@ -89,7 +89,7 @@ enum api_match api_match_route(const struct api_route *routes, size_t count, con
 api_handler api_host_show, api_host_migration, api_hosts_list, api_hosts_add, api_hosts_remove;
 /* api_vms.c */
 api_handler api_vms_list, api_vms_create, api_vm_show, api_vm_start, api_vm_pause, api_vm_unpause,
-    api_vm_stop, api_vm_kill, api_vm_remove;
+    api_vm_stop, api_vm_kill, api_vm_remove, api_vm_runnable, api_vm_recover;
 /* api_console.c */
 api_handler api_console, api_console_log;
 /* api_migrations.c */

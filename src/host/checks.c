@@ -178,9 +178,20 @@ static int check_name_free(const struct check_context *context, struct ferry_err
     struct host *host = context->host;
     bool taken;
 
+    struct vm *vm;
+    bool by_admin;
+
     host_lock(host);
-    taken = vms_find(host, context->vm) != NULL;
+    vm = vms_find(host, context->vm);
+    taken = vm && !vm_may_be_replaced(vm);
+    by_admin = taken && !vm->process && strcmp(vm->ban.by, "Admin") == 0;
     host_unlock(host);
+    if (by_admin)
+        return error_set(
+            err, HOST_REFUSED,
+            "VM %s cannot move to host %s: an administrator has made it not runnable there; ferry "
+            "runnable %s on lifts that",
+            context->vm, context->destination, context->vm);
     if (taken)
         return error_set(err, HOST_REFUSED,
                          "VM %s cannot move to host %s: there is a VM of that name already; remove one",

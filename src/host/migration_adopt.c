@@ -66,17 +66,26 @@ static void take_up(struct migration *migration, struct vm *vm, json_t *word)
         migration_end(migration, "failed", "internal", err.text);
 }
 
-/* A VM that is gone from here: dropped because it had moved away, or because it had not arrived. */
-static void close_record(struct migration *migration)
+/* A VM that is gone from here: it had moved away (OUTCOME, as its ban has it), or it had not arrived. */
+static void close_record(struct migration *migration, const char *outcome)
 {
+    static const char *const known[] = {"lost", "unknown"};
+    const char *ended = "completed";
+
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (strcmp(outcome, known[i]) == 0)
+            ended = known[i];
+    }
+
     migration->fresh = false;
     migration->recorded = true;
     migration_register(migration, NULL);
     migration_log(migration, LOG_LEVEL_INFO, "ferryd was restarted; the VM is not here any more");
     if (migration->outgoing)
-        migration_end(migration, "completed", "", "");
+        migration_end(migration, ended, "", "");
     else
-        migration_end(migration, "failed", "internal", "the VM did not arrive; its process is gone");
+        migration_end(migration, strcmp(outcome, "unknown") == 0 ? "unknown" : "failed", "internal",
+                      "the VM did not arrive; its process is gone");
 }
 
 static void adopt_record(struct host *host, const json_t *row)
@@ -98,10 +107,14 @@ static void adopt_record(struct host *host, const json_t *row)
         json_decref(word);
         word = NULL;
     }
-    if (vm)
+    if (vm && !vm->process && strcmp(vm->ban.migration, migration->id) == 0) {
+        close_record(migration, vm->ban.outcome); /* all but the record was done */
+        vm_unref(host, vm);
+    } else if (vm) {
         take_up(migration, vm, word);
-    else
-        close_record(migration);
+    } else {
+        close_record(migration, "");
+    }
     json_decref(word);
     migration_unref(migration);
 }

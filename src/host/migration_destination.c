@@ -7,7 +7,7 @@
 #include "host/fields.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
-#include "host/vms.h"
+#include "host/vm_runnable.h"
 
 #include <string.h>
 #include <sys/random.h>
@@ -18,7 +18,6 @@
 #define HANG_TIMEOUT_MS    2000
 #define TOKEN_SIZE         32
 #define TOKEN_TEXT_SIZE    (2 * TOKEN_SIZE + 1)
-#define STATE_CHECKPT      10 /* MIGRATE_FROM_VMX_CHECKPT: from here on GO may come */
 
 static int make_token(char text[static TOKEN_TEXT_SIZE], struct ferry_error *err)
 {
@@ -163,7 +162,7 @@ static int receive(struct host *host, const struct migration_offer *offer, const
     if (!migration)
         return error_set(err, -ENOMEM, "out of memory");
     peers_find(host, offer->source, migration->peer_address, NULL);
-    result = vm_make(host, definition, "arriving", &vm, err);
+    result = vm_make(host, definition, "arriving", true, &vm, err);
     if (result == 0) {
         host_lock(host);
         vm->memory_promised = definition_memory(definition);
@@ -244,6 +243,7 @@ static bool drop_remains(struct host *host, const char *id)
         struct vm *vm;
         json_t *mark;
         const char *marked;
+        bool doubted;
 
         if (!json_is_null(json_object_get(object, "pid")) ||
             vm_claim(host, json_string_value(json_object_get(object, "name")), "being removed", &vm, NULL) <
@@ -251,7 +251,10 @@ static bool drop_remains(struct host *host, const char *id)
             continue;
         mark = vm_directory_incoming(vm);
         marked = json_string_value(json_object_get(mark, "id"));
-        if (marked && strcmp(marked, id) == 0) {
+        doubted = strcmp(vm->ban.migration, id) == 0 && strcmp(vm->ban.outcome, "unknown") == 0;
+        if ((marked && strcmp(marked, id) == 0) || doubted) {
+            if (doubted)
+                vm_lift_ban(host, vm);
             vm_drop(host, vm);
             dropped = true;
         }
@@ -295,7 +298,7 @@ int migration_withdraw(struct host *host, const char *id, bool force, struct fer
     if (!vm) {
         char whole[MIGRATION_ID_SIZE];
 
-        if (drop_remains(host, id))
+        if (force && drop_remains(host, id))
             return 0;
         if (migration_resolve(host, id, whole, err) < 0)
             return HOST_NOT_FOUND;
@@ -335,8 +338,10 @@ static void finish_completed(struct migration *migration)
     struct host *host = migration->host;
     struct vm *vm = migration->vm;
 
-    if (vm)
+    if (vm) {
         vm_directory_arrived(vm);
+        vm_lift_ban(host, vm);
+    }
     migration_release_vm(migration);
     if (vm)
         vms_refresh(host, vm);
@@ -387,26 +392,28 @@ static void finish_silent(struct migration *migration)
 {
     struct host *host = migration->host;
     char error[FERRY_ERROR_TEXT_SIZE];
-    json_int_t state;
+    char reason[FERRY_ERROR_TEXT_SIZE];
+    struct vm_ban ban;
 
     host_lock(host);
-    state = json_integer_value(json_object_get(migration->progress, "state_number"));
     snprintf(error, sizeof(error), "%s", migration->vm ? migration->vm->why : "the VM is gone");
-    if (state >= STATE_CHECKPT && migration->vm) {
-        migration->vm->state = VM_STATE_CRASHED;
-        snprintf(migration->vm->why, sizeof(migration->vm->why),
-                 "%.200s while it was taking over from host %s", error, migration->source);
-    }
     host_unlock(host);
-    if (state < STATE_CHECKPT) {
+    if (migration->vm && !vm_directory_handed_over(host, migration->vm)) {
         finish_failed(migration, "failed", "internal", error);
         return;
+    }
+    if (migration->vm) {
+        snprintf(reason, sizeof(reason),
+                 "%.200s while it was taking over from host %s; decide with: ferry recover %s", error,
+                 migration->source, migration->vm_name);
+        vm_ban_by_migration(&ban, migration->source, migration->id, "unknown", reason);
+        vm_retire(host, migration->vm, &ban);
     }
     migration_release_vm(migration);
     events_emit(host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine, migration->id,
                 "migration of VM %s from host %s to host %s failed: %s", migration->vm_name,
                 migration->source, migration->destination, error);
-    migration_end(migration, "failed", "internal", error);
+    migration_end(migration, "unknown", "internal", error);
 }
 
 void migration_run_destination(struct migration *migration)

@@ -6,7 +6,8 @@
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/peers.h"
-#include "host/vms.h"
+#include "host/vm_directory.h"
+#include "host/vm_runnable.h"
 
 #include <string.h>
 #include <sys/random.h>
@@ -246,24 +247,28 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
 
 /* --- the job --- */
 
-/* Whether the other side says that the VM runs there by this migration. */
-static bool completed_there(struct migration *migration)
+/* What the other side's record says of its end, as a constant; NULL when it does not answer. */
+static const char *outcome_there(struct migration *migration)
 {
+    static const char *const known[] = {"completed", "failed", "cancelled", "unknown", "none"};
     struct host *host = migration->host;
     char path[96];
     json_t *object = NULL;
     const char *outcome;
-    bool completed;
+    const char *found = NULL;
 
     if (!migration->peer_address[0])
-        return false;
+        return NULL;
     snprintf(path, sizeof(path), "/v1/migrations/%s?local=1", migration->id);
     if (peer_call(host, migration->peer_address, "GET", path, NULL, PEER_TIMEOUT_MS, &object, NULL) < 0)
-        return false;
+        return NULL;
     outcome = json_string_value(json_object_get(object, "outcome"));
-    completed = outcome && strcmp(outcome, "completed") == 0;
+    for (size_t i = 0; outcome && i < sizeof(known) / sizeof(known[0]); i++) {
+        if (strcmp(outcome, known[i]) == 0)
+            found = known[i];
+    }
     json_decref(object);
-    return completed;
+    return found;
 }
 
 /* Returns once the other side's record is final, so that who asks there next sees how it is. */
@@ -279,11 +284,47 @@ static void wait_there(struct migration *migration)
     json_decref(lines);
 }
 
-/* The VM runs at the destination: nothing of it stays here but the record. */
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    return text ? text : "";
+}
+
+/* What migration.finished or exit.json said of the end, for "Not Runnable Reason"; empty: nothing. */
+static void ban_reason(struct migration *migration, const char *outcome,
+                       char reason[static FERRY_ERROR_TEXT_SIZE])
+{
+    reason[0] = '\0';
+    if (strcmp(outcome, "completed") == 0)
+        return;
+    host_lock(migration->host);
+    if (migration->vm && strcmp(outcome, "lost") == 0)
+        snprintf(reason, FERRY_ERROR_TEXT_SIZE, "%s", text_of(migration->vm->exit, "why"));
+    host_unlock(migration->host);
+    if (strcmp(outcome, "lost") == 0 && !reason[0])
+        snprintf(reason, FERRY_ERROR_TEXT_SIZE, "host %s owns the guest but did not confirm it",
+                 migration->destination);
+    if (strcmp(outcome, "unknown") == 0)
+        snprintf(reason, FERRY_ERROR_TEXT_SIZE,
+                 "nobody can say whether the guest runs on %s; decide with: ferry recover %s",
+                 migration->destination, migration->vm_name);
+}
+
+static void make_ban(struct migration *migration, const char *outcome, struct vm_ban *ban)
+{
+    char reason[FERRY_ERROR_TEXT_SIZE];
+
+    ban_reason(migration, outcome, reason);
+    vm_ban_by_migration(ban, migration->destination, migration->id, outcome, reason);
+}
+
+/* The VM runs at the destination: here it is only known as not runnable. */
 static void finish_completed(struct migration *migration)
 {
     struct host *host = migration->host;
     struct vm *vm = migration->vm;
+    struct vm_ban ban;
 
     if (vm) {
         if (!vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS))) {
@@ -301,8 +342,9 @@ static void finish_completed(struct migration *migration)
         }
         events_emit(host, EVENT_VM_STOPPED, vm->name, migration->machine, migration->id,
                     "VM %s stopped on host %s", vm->name, migration->source);
+        make_ban(migration, "completed", &ban);
+        vm_retire(host, vm, &ban);
         migration_release_vm(migration);
-        vm_drop(host, vm);
         events_emit(host, EVENT_VM_DELETED, vm->name, migration->machine, migration->id,
                     "VM %s was deleted from host %s: it has moved to host %s", vm->name, migration->source,
                     migration->destination);
@@ -320,6 +362,7 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
                           const char *error, bool ours)
 {
     struct host *host = migration->host;
+    struct vm_ban ban;
 
     migration_log(migration, LOG_LEVEL_ERROR, "migration of VM %s to host %s %s: %s", migration->vm_name,
                   migration->destination, outcome, error);
@@ -327,8 +370,11 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
         withdraw(migration, true);
     if (strcmp(outcome, "lost") == 0 && migration->vm &&
         vm_wait_gone(host, migration->vm, clock_deadline(END_TIMEOUT_MS))) {
-        migration_release_vm(migration); /* the destination owns it: it must not be startable here */
-        vm_drop(host, migration->vm);
+        make_ban(migration, "lost", &ban); /* the destination owns it: it must not be startable here */
+        vm_retire(host, migration->vm, &ban);
+    } else if (strcmp(outcome, "unknown") == 0 && migration->vm) {
+        make_ban(migration, "unknown", &ban);
+        vm_set_ban(host, migration->vm, &ban);
     }
     events_emit(host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine, migration->id,
                 "migration of VM %s from host %s to host %s %s: %s", migration->vm_name, migration->source,
@@ -337,16 +383,26 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
     migration_end(migration, outcome, cause, error);
 }
 
-/* ferry-vm ended without a last word about the migration: only the other side can know. */
+/*
+ * ferry-vm ended without a last word about the migration: once it has handed the VM over, only the other side
+ * can know how it ended.
+ */
 static void finish_silent(struct migration *migration)
 {
     char why[FERRY_ERROR_TEXT_SIZE];
     char error[FERRY_ERROR_TEXT_SIZE + 128];
+    const char *there;
+    bool known;
 
+    there = outcome_there(migration);
     /* Either it had not said GO, and this ends what waits there; or this is too late, and it runs there. */
-    if (!completed_there(migration))
+    if (!there || strcmp(there, "completed") != 0) {
         withdraw(migration, false);
-    if (completed_there(migration)) {
+        there = outcome_there(migration);
+    }
+    known = (there && (strcmp(there, "failed") == 0 || strcmp(there, "cancelled") == 0)) ||
+            (migration->vm && !vm_directory_handed_over(migration->host, migration->vm));
+    if (there && strcmp(there, "completed") == 0) {
         migration_log(migration, LOG_LEVEL_WARN, "ferry-vm ended without a word, but host %s runs the VM",
                       migration->destination);
         finish_completed(migration);
@@ -356,14 +412,7 @@ static void finish_silent(struct migration *migration)
     snprintf(why, sizeof(why), "%s", migration->vm ? migration->vm->why : "the VM is gone");
     host_unlock(migration->host);
     snprintf(error, sizeof(error), "the VM ended on host %s meanwhile: %s", migration->source, why);
-    finish_failed(migration, "failed", "guest", error, false);
-}
-
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-
-    return text ? text : "";
+    finish_failed(migration, known ? "failed" : "unknown", "guest", error, false);
 }
 
 /* The outcomes of libferry that are not success, as constants. */

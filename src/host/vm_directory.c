@@ -2,6 +2,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "host/fields.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -49,9 +50,21 @@ int vm_directory_make(const struct vm *vm, struct ferry_error *err)
     return result;
 }
 
+static const char *const life_files[] = {"exit.json", "process.json", "handover", "control.sock",
+                                         "console.sock"};
+
+void vm_directory_retire(const struct vm *vm)
+{
+    char path[PATH_MAX];
+
+    vm_directory_arrived(vm);
+    for (size_t i = 0; i < sizeof(life_files) / sizeof(life_files[0]); i++)
+        if (file_path(vm, life_files[i], path) == 0)
+            unlink(path);
+}
+
 int vm_directory_clean(const struct vm *vm, struct ferry_error *err)
 {
-    static const char *const files[] = {"exit.json", "process.json", "control.sock", "console.sock"};
     char path[PATH_MAX];
     json_t *incoming = vm_directory_incoming(vm);
 
@@ -64,8 +77,8 @@ int vm_directory_clean(const struct vm *vm, struct ferry_error *err)
         json_decref(incoming);
         return HOST_CONFLICT;
     }
-    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
-        if (file_path(vm, files[i], path) == 0 && unlink(path) < 0 && errno != ENOENT)
+    for (size_t i = 0; i < sizeof(life_files) / sizeof(life_files[0]); i++) {
+        if (file_path(vm, life_files[i], path) == 0 && unlink(path) < 0 && errno != ENOENT)
             return error_set_errno(err, -errno, "cannot remove %s", path);
     }
     return 0;
@@ -147,5 +160,80 @@ void vm_directory_arrived(const struct vm *vm)
     char path[PATH_MAX];
 
     if (file_path(vm, "incoming.json", path) == 0)
+        unlink(path);
+}
+
+bool vm_directory_handed_over(struct host *host, const struct vm *vm)
+{
+    char path[PATH_MAX];
+    json_t *record = NULL;
+    const char *boot_id;
+    bool same_boot;
+
+    if (file_path(vm, "handover", path) < 0 || access(path, F_OK) == 0)
+        return true;
+    if (file_path(vm, "process.json", path) < 0 || host_read_json(path, &record, NULL) < 0)
+        return true;
+    boot_id = json_string_value(json_object_get(record, "boot_id"));
+    same_boot = boot_id && strcmp(boot_id, host->boot_id) == 0;
+    json_decref(record);
+    return !same_boot;
+}
+
+void vm_directory_write_ban(struct host *host, const struct vm *vm)
+{
+    const struct vm_ban *ban = &vm->ban;
+    char path[PATH_MAX];
+    struct ferry_error err = {0};
+    json_t *json =
+        json_pack("{s:s, s:o, s:s, s:s, s:s}", "set_by", ban->by, "reason", fields_text(ban->reason), "host",
+                  ban->host, "migration", ban->migration, "outcome", ban->outcome);
+    char *text = json_dumps(json, JSON_INDENT(2));
+    int result = text ? file_path(vm, "not-runnable.json", path) : -ENOMEM;
+
+    if (result == 0)
+        result = host_write_file(path, text, &err);
+    if (result < 0)
+        log_error(host->log, "VM %s: that it is not runnable here could not be recorded: %s", vm->name,
+                  err.text);
+    free(text);
+    json_decref(json);
+}
+
+static void copy_text(char *out, size_t size, const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    snprintf(out, size, "%s", text ? text : "");
+}
+
+void vm_directory_read_ban(const struct vm *vm, struct vm_ban *ban)
+{
+    char path[PATH_MAX];
+    json_t *json = NULL;
+    int result = file_path(vm, "not-runnable.json", path);
+
+    memset(ban, 0, sizeof(*ban));
+    if (result == 0)
+        result = host_read_json(path, &json, NULL);
+    if (result == -ENOENT)
+        return;
+    copy_text(ban->by, sizeof(ban->by), json, "set_by");
+    copy_text(ban->reason, sizeof(ban->reason), json, "reason");
+    copy_text(ban->host, sizeof(ban->host), json, "host");
+    copy_text(ban->migration, sizeof(ban->migration), json, "migration");
+    copy_text(ban->outcome, sizeof(ban->outcome), json, "outcome");
+    if (!ban->by[0]) { /* it is there and cannot be read: rather not */
+        strcpy(ban->by, "Admin");
+        strcpy(ban->reason, "not-runnable.json in its directory makes no sense");
+    }
+    json_decref(json);
+}
+
+void vm_directory_lift_ban(const struct vm *vm)
+{
+    char path[PATH_MAX];
+
+    if (file_path(vm, "not-runnable.json", path) == 0)
         unlink(path);
 }

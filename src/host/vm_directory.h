@@ -16,6 +16,8 @@ int vm_directory_make(const struct vm *vm, struct ferry_error *err);
  * the VM may run elsewhere (incoming.json is there). */
 int vm_directory_clean(const struct vm *vm, struct ferry_error *err);
 int vm_directory_remove(const struct vm *vm, struct ferry_error *err);
+/* Takes away what the last life left, and incoming.json: the VM stays as one that is not runnable. */
+void vm_directory_retire(const struct vm *vm);
 /* Puts the last lines of vm.log into ferryd's own log, for a VM that could not start and is being dropped. */
 void vm_directory_log_tail(struct host *host, const struct vm *vm);
 /* exit.json, or NULL when there is none (or it is no JSON). */
@@ -26,5 +28,16 @@ int vm_directory_mark_incoming(const struct vm *vm, const char *id, const char *
                                struct ferry_error *err);
 json_t *vm_directory_incoming(const struct vm *vm); /* NULL when it is not arriving */
 void vm_directory_arrived(const struct vm *vm);
+
+/* The process that is gone had come so far in a migration that the VM may be the other host's (or, arriving,
+ * have run here): it left its file `handover`, or the machine was started anew since, and what was not
+ * synchronised is lost. */
+bool vm_directory_handed_over(struct host *host, const struct vm *vm);
+
+/* not-runnable.json: what vm->ban says. A failure to write is logged: the ban then lasts as long as this
+ * ferryd. */
+void vm_directory_write_ban(struct host *host, const struct vm *vm);
+void vm_directory_read_ban(const struct vm *vm, struct vm_ban *ban);
+void vm_directory_lift_ban(const struct vm *vm);
 
 #endif

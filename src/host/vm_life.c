@@ -8,6 +8,7 @@
 #include "host/fields.h"
 #include "host/migration.h"
 #include "host/vm_directory.h"
+#include "host/vm_runnable.h"
 
 #include <dirent.h>
 #include <stdlib.h>
@@ -35,25 +36,33 @@ static void set_ended(struct vm *vm, const json_t *word, const char *last_words)
     } else {
         vm->state = VM_STATE_CRASHED;
     }
-    if (strcmp(reason, "migrated") == 0)
-        snprintf(vm->why, sizeof(vm->why), "it has moved to host %.64s", text_of(word, "destination"));
+    if (strcmp(reason, "migrated") == 0 && !why[0])
+        snprintf(vm->why, sizeof(vm->why), "the guest has migrated to %.64s", text_of(word, "destination"));
     else if (why[0])
         snprintf(vm->why, sizeof(vm->why), "%s", why);
     else
         snprintf(vm->why, sizeof(vm->why), "%s", reason[0] ? reason : last_words);
 }
 
-/* The migration is over and its job gone: what it left behind goes too. True when the VM was dropped. */
+/* The migration is over and its job gone: what it left behind goes too. True when the VM is not one of this
+ * host's any more. */
 static bool drop_leftover(struct host *host, struct vm *vm, const json_t *word)
 {
     const char *reason = text_of(word, "reason");
     json_t *incoming = vm_directory_incoming(vm);
-    bool drop = strcmp(reason, "migrated") == 0 || (strcmp(reason, "failed") == 0 && incoming);
+    bool left = strcmp(reason, "migrated") == 0;
+    bool drop = strcmp(reason, "failed") == 0 && incoming;
+    struct vm_ban ban;
 
     json_decref(incoming);
-    if (drop)
+    if (left) {
+        vm_ban_by_migration(&ban, text_of(word, "destination"), text_of(word, "migration"),
+                            text_of(word, "why")[0] ? "lost" : "completed", text_of(word, "why"));
+        vm_retire(host, vm, &ban);
+    } else if (drop) {
         vm_drop(host, vm);
-    return drop;
+    }
+    return left || drop;
 }
 
 void vms_process_ended(struct vm_process *process)
@@ -148,14 +157,17 @@ static int adopt_directory(struct host *host, const char *name, struct ferry_err
     if (result == 0 && strcmp(definition_name(definition), name) != 0)
         result = error_set(err, -EINVAL, "it says it is VM %s", definition_name(definition));
     if (result == 0)
-        result = vm_add(host, definition, "being adopted", &vm, err);
+        result = vm_add(host, definition, "being adopted", false, &vm, err);
     json_decref(read);
     json_decref(definition);
     if (result < 0)
         return error_prefix(err, result, "%s/vms/%s is left alone", host->config->state_dir, name);
+    vm_directory_read_ban(vm, &vm->ban);
     result = vm_process_adopt(&process, host, vm, err);
     if (result == 0) {
         adopt_running(host, vm, process);
+    } else if (result == -ENOENT && vm->ban.by[0]) {
+        vm_retire(host, vm, NULL);
     } else if (result == -ENOENT) {
         log_warn(host->log, "VM %s was never started: removing its directory", name);
         vm_drop(host, vm);

@@ -54,15 +54,15 @@ static int process_path(const struct vm *vm, const char *file, char path[static 
     return snprintf(path, PATH_MAX, "%s/%s", vm->directory, file) < PATH_MAX ? 0 : -ENAMETOOLONG;
 }
 
-static int record_process(const struct vm *vm, pid_t pid, struct ferry_error *err)
+static int record_process(struct host *host, const struct vm *vm, pid_t pid, struct ferry_error *err)
 {
     char path[PATH_MAX];
-    char text[128];
+    char text[160];
 
     if (process_path(vm, "process.json", path) < 0)
         return error_set(err, -ENAMETOOLONG, "the path of VM %s is too long", vm->name);
-    snprintf(text, sizeof(text), "{\"pid\": %d, \"start_time\": %llu}\n", (int)pid,
-             (unsigned long long)start_time(pid));
+    snprintf(text, sizeof(text), "{\"pid\": %d, \"start_time\": %llu, \"boot_id\": \"%s\"}\n", (int)pid,
+             (unsigned long long)start_time(pid), host->boot_id);
     return host_write_file(path, text, err);
 }
 
@@ -363,7 +363,7 @@ int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, 
         waitpid(pid, NULL, 0);
         return error_set(err, -ENOMEM, "cannot watch the process of VM %s", vm->name);
     }
-    result = record_process(vm, pid, err);
+    result = record_process(host, vm, pid, err);
     if (result == 0)
         result = wait_ready(host, process, ready_read, clock_deadline(timeout_ms), err);
     if (result == 0)

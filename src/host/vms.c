@@ -7,6 +7,7 @@
 #include "host/fields.h"
 #include "host/migration.h"
 #include "host/vm_directory.h"
+#include "host/vm_runnable.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,8 @@ static const char *base_state(enum vm_state state)
         return "STOPPED";
     case VM_STATE_CRASHED:
         return "CRASHED";
+    case VM_STATE_NOT_RUNNABLE:
+        return "NOT_RUNNABLE";
     }
     return "?";
 }
@@ -41,6 +44,8 @@ const char *vm_state_text(const struct vm *vm)
         return "RUNNING(MIGR)";
     if (vm->migration && vm->state == VM_STATE_PAUSED)
         return "PAUSED(MIGR)";
+    if (vm->ban.by[0] && !vm->process)
+        return "NOT_RUNNABLE";
     return base_state(vm->state);
 }
 
@@ -150,11 +155,16 @@ struct vm_process *vm_process_get(struct host *host, struct vm *vm)
 /* Under the lock. New reference. */
 static json_t *vm_object(struct host *host, const struct vm *vm)
 {
+    bool banned = vm->ban.by[0] && (!vm->process || vm->state == VM_STATE_NOT_RUNNABLE);
     json_t *object =
         json_pack("{s:s, s:s, s:o, s:s, s:O, s:I}", "name", vm->name, "state", vm_state_text(vm), "why",
-                  fields_text(vm->why), "host", host->config->name, "definition", vm->definition,
-                  "memory_resident", (json_int_t)(vm->process ? vm->memory_resident : 0));
+                  fields_text(banned ? vm->ban.reason : vm->why), "host", host->config->name, "definition",
+                  vm->definition, "memory_resident", (json_int_t)(vm->process ? vm->memory_resident : 0));
 
+    json_object_set_new(
+        object, "not_runnable",
+        banned ? json_pack("{s:s, s:o}", "set_by", vm->ban.by, "reason", fields_text(vm->ban.reason))
+               : json_null());
     json_object_set_new(object, "pid", vm->process ? json_integer(vm->process->pid) : json_null());
     json_object_set_new(object, "started", vm->started[0] ? json_string(vm->started) : json_null());
     json_object_set_new(object, "migration",
@@ -162,7 +172,7 @@ static json_t *vm_object(struct host *host, const struct vm *vm)
     return object;
 }
 
-static json_t *vm_object_locked(struct host *host, const struct vm *vm)
+json_t *vm_object_locked(struct host *host, const struct vm *vm)
 {
     json_t *object;
 
@@ -186,7 +196,7 @@ void vms_state_told(struct host *host, struct vm *vm, const json_t *params)
         host_unlock(host);
         return;
     }
-    for (enum vm_state known = VM_STATE_SETUP; known <= VM_STATE_CRASHED; known++) {
+    for (enum vm_state known = VM_STATE_SETUP; known <= VM_STATE_NOT_RUNNABLE; known++) {
         size_t length = strlen(base_state(known));
 
         if (strncmp(state, base_state(known), length) == 0 && (!state[length] || state[length] == '('))
@@ -231,7 +241,7 @@ unsigned vms_count(struct host *host)
 
     host_lock(host);
     for (struct vm *vm = host->vms; vm; vm = vm->next)
-        count += vm->listed;
+        count += vm->listed && (vm->process || !vm->ban.by[0]);
     host_unlock(host);
     return count;
 }
@@ -269,11 +279,27 @@ json_t *vms_list(struct host *host)
     return list;
 }
 
+bool vm_may_be_replaced(const struct vm *vm)
+{
+    return vm->listed && !vm->process && !vm->migration && !vm->busy && strcmp(vm->ban.by, "Migrate") == 0;
+}
+
+static int name_taken(struct host *host, const struct vm *vm, struct ferry_error *err)
+{
+    if (vm->listed && !vm->process && vm->ban.by[0])
+        return error_set(
+            err, HOST_CONFLICT,
+            "there is a VM %s on host %s already, which is not runnable: %.300s; ferry rm %s removes it",
+            vm->name, host->config->name, vm->ban.reason, vm->name);
+    return error_set(err, HOST_CONFLICT, "there is a VM %s on host %s already", vm->name, host->config->name);
+}
+
 /* Two references: the list's, and the caller's. */
-int vm_add(struct host *host, const json_t *definition, const char *what, struct vm **out,
+int vm_add(struct host *host, const json_t *definition, const char *what, bool over, struct vm **out,
            struct ferry_error *err)
 {
     struct vm *vm = calloc(1, sizeof(*vm));
+    struct vm *former = NULL;
     struct vm **link;
     int result = 0;
 
@@ -289,12 +315,16 @@ int vm_add(struct host *host, const json_t *definition, const char *what, struct
     host_lock(host);
     for (link = &host->vms; *link && strcmp((*link)->name, vm->name) < 0; link = &(*link)->next)
         ;
-    if (result == 0 && *link && strcmp((*link)->name, vm->name) == 0)
-        result = error_set(err, HOST_CONFLICT, "there is a VM %s on host %s already", vm->name,
-                           host->config->name);
+    if (result == 0 && *link && strcmp((*link)->name, vm->name) == 0) {
+        former = *link;
+        if (!over || !vm_may_be_replaced(former))
+            result = name_taken(host, former, err);
+    }
     if (result == 0) {
-        vm->next = *link;
+        vm->next = former ? former->next : *link;
         *link = vm;
+        if (former)
+            vm->ban = former->ban;
     }
     host_unlock(host);
     if (result < 0) {
@@ -302,6 +332,7 @@ int vm_add(struct host *host, const json_t *definition, const char *what, struct
         free(vm);
         return result;
     }
+    vm_unref(host, former); /* the list's reference */
     *out = vm;
     return 0;
 }
@@ -325,15 +356,20 @@ static void remove_entry(struct host *host, struct vm *vm)
         vm_unref(host, vm);
 }
 
-int vm_make(struct host *host, const json_t *definition, const char *what, struct vm **out,
+int vm_make(struct host *host, const json_t *definition, const char *what, bool over, struct vm **out,
             struct ferry_error *err)
 {
     struct vm *vm;
-    int result = vm_add(host, definition, what, &vm, err);
+    int result = vm_add(host, definition, what, over, &vm, err);
 
     if (result < 0)
         return result;
-    result = vm_directory_make(vm, err);
+    if (vm->ban.by[0])
+        result = vm_directory_remove(vm, err);
+    if (result == 0)
+        result = vm_directory_make(vm, err);
+    if (result == 0 && vm->ban.by[0])
+        vm_directory_write_ban(host, vm);
     if (result < 0) {
         remove_entry(host, vm);
         vm_unref(host, vm);
@@ -347,6 +383,10 @@ void vm_drop(struct host *host, struct vm *vm)
 {
     struct ferry_error err;
 
+    if (vm->ban.by[0]) {
+        vm_retire(host, vm, NULL);
+        return;
+    }
     if (vm_directory_remove(vm, &err) < 0)
         log_error(host->log, "%s", err.text);
     remove_entry(host, vm);
@@ -398,7 +438,7 @@ int vms_create(struct host *host, const json_t *input, bool paused, json_t **ans
     if (result == 0)
         result = check_possible(host, definition, err);
     if (result == 0)
-        result = vm_make(host, definition, "being started", &vm, err);
+        result = vm_make(host, definition, "being started", false, &vm, err);
     json_decref(definition);
     if (!vm)
         return result;
@@ -451,7 +491,9 @@ static int start_again(struct host *host, struct vm *vm, bool paused, struct fer
 
     if (!vm_settle(host, vm))
         return error_set(err, HOST_CONFLICT, "VM %s runs already", vm->name);
-    result = check_possible(host, vm->definition, err);
+    result = vm_check_runnable(host, vm, err);
+    if (result == 0)
+        result = check_possible(host, vm->definition, err);
     if (result == 0)
         result = vm_directory_clean(vm, err);
     if (result == 0)

@@ -3,7 +3,8 @@
  *
  * The directory is the record of a VM: definition.json (what it is), process.json (which process runs it),
  * exit.json (how that ended, written by ferry-vm), incoming.json (it is arriving: migration and source; taken
- * away when it runs here). The inventory is made from the directories when ferryd starts.
+ * away when it runs here), not-runnable.json (it must not be started here, and why: vm_runnable.h). The
+ * inventory is made from the directories when ferryd starts.
  *
  * Two threads never do something slow to one VM at once: the one that begins claims it (`busy` says what is
  * being done), others are refused with -EBUSY. A VM with a migration in progress counts as claimed, except
@@ -21,6 +22,17 @@ enum vm_state {
     VM_STATE_PAUSED,
     VM_STATE_STOPPED,
     VM_STATE_CRASHED,
+    VM_STATE_NOT_RUNNABLE, /* its process keeps it stopped: nobody can say where it runs */
+};
+
+/* Why a VM must not be started here ("Not Runnable Set By", "Not Runnable Reason"). */
+struct vm_ban {
+    char by[8]; /* "Migrate" or "Admin"; empty: there is none */
+    char reason[FERRY_ERROR_TEXT_SIZE];
+    /* set by Migrate */
+    char host[HOST_NAME_SIZE]; /* the other one */
+    char migration[40];
+    char outcome[16]; /* of the migration: "completed", "lost", "unknown" */
 };
 
 struct vm {
@@ -41,7 +53,8 @@ struct vm {
     const char *busy;              /* "being started"; NULL: unclaimed */
     struct vm_process *process;    /* NULL: none */
     struct migration *migration;   /* in progress; a reference */
-    json_t *exit;                  /* exit.json of the process that ended last, or NULL */
+    struct vm_ban ban;
+    json_t *exit; /* exit.json of the process that ended last, or NULL */
 };
 
 /* Verbs of the API. *answer: a new VM object. Codes as in host.h. */
@@ -67,17 +80,21 @@ void vm_release(struct host *host, struct vm *vm);                   /* unclaims
 struct vm_process *vm_process_get(struct host *host, struct vm *vm); /* a reference; NULL: not running */
 
 /* Takes the name; the VM is claimed (WHAT) and not listed yet. HOST_CONFLICT when the name is taken. */
-int vm_add(struct host *host, const json_t *definition, const char *what, struct vm **out,
+int vm_add(struct host *host, const json_t *definition, const char *what, bool over, struct vm **out,
            struct ferry_error *err);
-/* The same and makes the directory; the VM is claimed (WHAT) and not listed yet. */
-int vm_make(struct host *host, const json_t *definition, const char *what, struct vm **out,
+bool vm_may_be_replaced(const struct vm *vm); /* by OVER. Under the lock. */
+/* The same and makes the directory. With OVER it may take the place of one that has migrated away; then it
+ * has that one's ban until it has arrived. */
+int vm_make(struct host *host, const json_t *definition, const char *what, bool over, struct vm **out,
             struct ferry_error *err);
 /* Lists VM (claimed) with its running process, which is taken over and watched. */
 void vm_publish(struct host *host, struct vm *vm, struct vm_process *process, enum vm_state state);
-/* Takes VM off the inventory and removes its directory. Its process is gone. */
+/* Takes VM off the inventory and removes its directory, unless it is banned: then it stays, without the files
+ * of its last life. Its process is gone. */
 void vm_drop(struct host *host, struct vm *vm);
 /* Waits until VM has no process; false when it still has one at the deadline (or the host stops). */
 bool vm_wait_gone(struct host *host, struct vm *vm, uint64_t deadline);
+json_t *vm_object_locked(struct host *host, const struct vm *vm); /* takes the lock; new reference */
 
 /* "RUNNING(MIGR)" and its like. Under the lock. */
 const char *vm_state_text(const struct vm *vm);

@@ -48,6 +48,13 @@ int files_write_json(const char *path, const json_t *json, struct ferry_error *e
     return 0;
 }
 
+int files_mark_handover(struct ferry_error *err)
+{
+    CLEANUP_CLOSE int fd = open(FILES_HANDOVER, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+
+    return fd < 0 ? error_set_errno(err, -errno, "cannot make the file " FILES_HANDOVER) : 0;
+}
+
 int files_rotate(const char *path, struct ferry_error *err)
 {
     for (int number = FILES_ROTATED_MAX; number >= 1; number--) {

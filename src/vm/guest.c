@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "vm/files.h"
 #include "vm/migrate.h"
 #include "vm/ownership.h"
 #include "vm/vm.h"
@@ -179,7 +180,10 @@ static int guest_load_finish(void *guest, struct ferry_error *err)
     if (!vm->console_loaded || !vm->log_loaded)
         return error_set(err, -ENOENT, "section %s is missing",
                          vm->console_loaded ? VM_LOG_SECTION : CONSOLE_SECTION);
-    return machine_load_finish(vm->machine, err);
+
+    int result = machine_load_finish(vm->machine, err);
+
+    return result ? result : files_mark_handover(err);
 }
 
 static void guest_advance_clock(void *guest, uint64_t nanoseconds)
@@ -194,7 +198,9 @@ static void guest_throttle(void *guest, unsigned percent)
 
 static int guest_release(void *guest, const struct ferry_handover *handover, struct ferry_error *err)
 {
-    return ownership_release(((struct vm *)guest)->ownership, handover, err);
+    int result = files_mark_handover(err);
+
+    return result ? result : ownership_release(((struct vm *)guest)->ownership, handover, err);
 }
 
 static int guest_acquire(void *guest, const struct ferry_handover *handover, struct ferry_error *err)

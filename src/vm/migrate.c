@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/sock.h"
 #include "base/thread.h"
+#include "vm/files.h"
 #include "vm/guest.h"
 #include "vm/params.h"
 
@@ -399,6 +400,7 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     result = migration_new(&migration, vm, params, true, err);
     if (!migration)
         return result;
+    unlink(FILES_HANDOVER); /* of an earlier one */
     migration->step = MIGRATION_PREPARED;
     migration_free(vm->migration);
     vm->migration = migration;

@@ -256,37 +256,66 @@ static enum ferry_retake judge_lost(const struct ownership *ownership, const str
     return FERRY_RETAKE_LOST;
 }
 
+/* Something that somebody may have for a while. */
+struct patience {
+    uint64_t deadline; /* clock_now_ns */
+    int interval_ms;
+};
+
+/* False when the time is over, or nobody wants to wait any more. */
+static bool wait_a_moment(const struct ownership *ownership, struct patience *patience,
+                          const struct ferry_error *why)
+{
+    struct pollfd interrupt = {.fd = ownership->interrupt_fd, .events = POLLIN};
+
+    if (clock_now_ns() >= patience->deadline)
+        return false;
+    if (patience->interval_ms == TRY_FIRST_MS)
+        log_warn(ownership->options.log, "ownership: waiting: %s", why->text);
+    if (poll(&interrupt, 1, patience->interval_ms) > 0)
+        return false;
+    patience->interval_ms = patience->interval_ms * 2 < TRY_LAST_MS ? patience->interval_ms * 2 : TRY_LAST_MS;
+    return true;
+}
+
 /* Waits until the lock could be taken (RESUME, so far), its holder says that it runs the VM, or the time is
  * over. */
-static enum ferry_retake await_lock(struct ownership *ownership, uint64_t wait_ns, struct ferry_error *err)
+static enum ferry_retake await_lock(struct ownership *ownership, uint64_t deadline, struct ferry_error *err)
 {
-    uint64_t deadline = clock_now_ns() + wait_ns;
+    struct patience patience = {.deadline = deadline, .interval_ms = TRY_FIRST_MS};
     struct vm_lock_record record;
-    int interval_ms = TRY_FIRST_MS;
 
     for (;;) {
-        struct pollfd interrupt = {.fd = ownership->interrupt_fd, .events = POLLIN};
         struct ferry_error why = {0};
         int result = vm_lock_take(ownership->lock, &why);
-        uint64_t now = clock_now_ns();
 
         if (!result)
             return FERRY_RETAKE_RESUME;
         if (result == -EBUSY && vm_lock_read(ownership->lock, &record, NULL) == 0 &&
             (record.state == VM_LOCK_HELD || record.state == VM_LOCK_STARTED))
             return judge_lost(ownership, &record, err);
-        if (interval_ms == TRY_FIRST_MS && now < deadline)
-            log_warn(ownership->options.log, "ownership: waiting for the lock: %s", why.text);
-        if (now >= deadline || poll(&interrupt, 1, interval_ms) > 0) {
+        if (!wait_a_moment(ownership, &patience, &why)) {
             error_set(err, result, "the lock could not be had: %.400s", why.text);
             return FERRY_RETAKE_UNKNOWN;
         }
-        interval_ms = interval_ms * 2 < TRY_LAST_MS ? interval_ms * 2 : TRY_LAST_MS;
     }
 }
 
+/* A destination that is just dying may have dropped the lock and not yet the images. */
+static int await_images(struct ownership *ownership, uint64_t deadline, struct ferry_error *err)
+{
+    struct patience patience = {.deadline = deadline, .interval_ms = TRY_FIRST_MS};
+    struct ferry_error why = {0};
+    int result;
+
+    while ((result = take_images(ownership, &why)) == -EBUSY)
+        if (!wait_a_moment(ownership, &patience, &why))
+            break;
+    return result ? error_set(err, result, "%s", why.text) : 0;
+}
+
 static enum ferry_retake retake_locked(struct ownership *ownership, const struct ferry_handover *handover,
-                                       struct ferry_error *err)
+                                       uint64_t deadline, struct ferry_error *err)
 {
     enum vm_lock_state state = handover->destination_never_ran ? VM_LOCK_HELD : VM_LOCK_STARTED;
     struct vm_lock_record record;
@@ -295,7 +324,7 @@ static enum ferry_retake retake_locked(struct ownership *ownership, const struct
         return FERRY_RETAKE_UNKNOWN;
     if (!is_this_move(&record, handover))
         return judge_lost(ownership, &record, err);
-    if (take_images(ownership, err) < 0)
+    if (await_images(ownership, deadline, err) < 0)
         return FERRY_RETAKE_UNKNOWN;
     if (write_record(ownership, &record, state, record.generation + 2, handover, err) < 0) {
         drop_images(ownership);
@@ -319,16 +348,17 @@ static enum ferry_retake retake_alone(struct ownership *ownership, const struct 
 enum ferry_retake ownership_retake(struct ownership *ownership, const struct ferry_handover *handover,
                                    uint64_t wait_ns, struct ferry_error *err)
 {
+    uint64_t deadline = clock_now_ns() + wait_ns;
     enum ferry_retake answer;
 
     if (fault_hit(&ownership->faults, FAULT_SOURCE_BEFORE_RETAKE, err) < 0)
         return FERRY_RETAKE_UNKNOWN;
     if (!ownership->lock)
         return retake_alone(ownership, handover, err);
-    answer = await_lock(ownership, wait_ns, err);
+    answer = await_lock(ownership, deadline, err);
     if (answer != FERRY_RETAKE_RESUME)
         return answer;
-    answer = retake_locked(ownership, handover, err);
+    answer = retake_locked(ownership, handover, deadline, err);
     if (answer != FERRY_RETAKE_RESUME)
         vm_lock_drop(ownership->lock);
     else if (fault_hit(&ownership->faults, FAULT_SOURCE_AFTER_RETAKE, err) < 0)

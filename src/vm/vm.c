@@ -690,6 +690,7 @@ int vm_main(const struct vm_options *options)
     pthread_mutex_init(&vm.event_lock, NULL);
     clock_format(clock_realtime_ns(), vm.started);
     unlink("exit.json");
+    unlink(FILES_HANDOVER);
     result = vm_prepare(&vm, &err);
     if (!result)
         result = vm_make_machine(&vm, &err);

@@ -8,6 +8,7 @@ ferryd's tests use it to reach what a real VM does not do on demand. The VM's cm
     fail-move=TEXT     the source's move fails before GO
     die-move           the source dies in the middle of the move
     die-arrive         the destination dies in the middle of the move
+    die-arrive-at-a    the same, when the destination is host a
     die-restored       the destination dies after Restore-OK, without having run
     lost-move          the destination runs, but its RUNNING does not reach the source
     hang-send          migrate.send is never answered by progress; only cancel ends it
@@ -163,6 +164,7 @@ class FakeVm:
             if stream.readline().strip() != "Restore-OK":
                 raise RuntimeError("the destination did not answer Restore-OK")
             self.too_late = True
+            open(self.path("handover"), "w", encoding="utf-8").close()
             self.progress(state="MIGRATE_TO_VMX_WAIT_HANDSHAKE", state_number=4)
             stream.write("GO\n")
             stream.flush()
@@ -203,11 +205,13 @@ class FakeVm:
             line = stream.readline().strip()
             if not line or self.cancelled.is_set():
                 raise RuntimeError("the source closed the connection")
-            if "die-arrive" in self.directives:
+            if "die-arrive" in self.directives or ("die-arrive-at-a" in self.directives
+                                                   and self.migration["destination"] == "a"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if line == "checkpoint":
                 break
         self.progress(state="MIGRATE_FROM_VMX_CHECKPT", state_number=10, phase="Frozen")
+        open(self.path("handover"), "w", encoding="utf-8").close()
         self.say("Restore-OK")
         stream.write("Restore-OK\n")
         stream.flush()

@@ -237,8 +237,14 @@ class FakeFerryd:
         ]
         return [itself, *others]
 
-    def change_vm(self, name, verb):
+    def change_vm(self, name, verb, body):
         vm = self.vm(name)
+        if verb == "runnable":
+            why = None if body["runnable"] else {"set_by": "Admin", "reason": body["reason"]}
+            vm.update(state="NOT_RUNNABLE" if why else "STOPPED", not_runnable=why, why=why["reason"] if why else "")
+            return vm
+        if verb == "recover":
+            return vm
         if verb == "stop":
             if self.stop_takes_effect:
                 threading.Timer(0.2, self.power_off, [name]).start()
@@ -303,7 +309,7 @@ class FakeFerryd:
         if words[2] == "migrate":
             self.migrations.insert(0, copy.deepcopy(self.story[0]))
             return 202, {"id": self.story[0]["id"]}
-        return 200, self.change_vm(words[1], words[2])
+        return 200, self.change_vm(words[1], words[2], body)
 
     def answer(self, method, path, query, body):
         """The status and object for a request that has one object for an answer."""

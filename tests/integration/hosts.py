@@ -158,6 +158,13 @@ class Host:
             assert refused.status == 404
             return None
 
+    def has_left(self, name, destination=None):
+        """Whether the VM is known here only as one that has migrated away."""
+        vm = self.vm(name)
+        why = vm["not_runnable"]
+        assert (vm["state"], vm["pid"], why["set_by"]) == ("NOT_RUNNABLE", None, "Migrate"), vm
+        return destination is None or why["reason"] == f"the guest has migrated to {destination.name}"
+
     def migrate(self, name, destination, **options):
         """Starts a migration; returns its id."""
         return self.post(f"/v1/vms/{name}/migrate", {"destination": destination.name, **options})["id"]

@@ -36,10 +36,12 @@ COMMANDS = {
     "stop": ["web"],
     "kill": ["web"],
     "rm": ["off"],
+    "runnable": ["off", "on"],
     "migrate": ["web", "b"],
     "migrations": [],
     "migrations show": [ID[:8]],
     "cancel": [ID[:8]],
+    "recover": ["web"],
     "events": [],
 }
 
@@ -196,7 +198,7 @@ def test_unknown_command_names_the_closest():
     assert ferry("host", "lits").stderr == "ferry: there is no command 'host lits'; did you mean 'host list'?\n"
 
 
-@pytest.mark.parametrize("later", ["check", "suspend", "resume", "snapshot", "checkpoint", "recover"])
+@pytest.mark.parametrize("later", ["check", "suspend", "resume", "snapshot", "checkpoint"])
 def test_commands_that_are_not_there_yet_are_refused(later):
     done = ferry(later, "web")
     assert done.returncode == 2
@@ -260,6 +262,33 @@ def test_control_characters_from_elsewhere_do_not_reach_the_terminal(run, fake):
 
 
 # Virtual machines
+
+
+def test_vm_that_is_not_runnable_is_listed_last_and_shown_with_the_reason(run, fake):
+    reason = "the guest has migrated to b"
+    fake.vms["all"] = make_vm("all", "a", state="NOT_RUNNABLE", why=reason, pid=None,
+                              not_runnable={"set_by": "Migrate", "reason": reason})
+    fake.vms = dict(sorted(fake.vms.items()))
+    rows = run("list").stdout.splitlines()
+    assert [row.split()[0] for row in rows[1:]] == ["off", "web", "all"]
+    assert "Not Runnable" in rows[-1] and rows[-1].endswith(reason)
+    shown = run("show", "all").stdout
+    assert "Not Runnable Set By  Migrate\n" in shown and "Not Runnable Reason  " + reason in shown
+    assert "Not Runnable Set By" not in run("show", "web").stdout
+
+
+def test_runnable_sends_the_reason(run, fake):
+    assert "off is not runnable on a" in run("runnable", "off", "off", "--reason", "being restored").stdout
+    assert fake.requests[-1] == ("POST", "/v1/vms/off/runnable", {"runnable": False, "reason": "being restored"})
+    assert run("runnable", "off", "on").returncode == 0
+    assert run("runnable", "off", "on", "--reason", "x").returncode == 2
+
+
+@pytest.mark.parametrize("options, force", [([], None), (["--force-here"], "here"), (["--force-there"], "there")])
+def test_recover_sends_whose_word_counts(run, fake, options, force):
+    assert run("recover", "web", *options).returncode == 0
+    assert fake.requests[-1] == ("POST", "/v1/vms/web/recover", {"force": force})
+    assert run("recover", "web", "--force-here", "--force-there").returncode == 2
 
 
 def test_run_sends_the_definition_with_absolute_paths(run, fake, tmp_path):

@@ -460,10 +460,11 @@ def test_vm_moves_and_both_hosts_know_all_about_it(hosts):
     vm = a.run("web")
     record = a.move("web", b)
     assert record["outcome"] == "completed" and record["side"] == "source" and record["ended"]
-    assert a.vm("web") is None and a.get("/v1/vms") == []
+    assert a.has_left("web", b) and [vm["state"] for vm in a.get("/v1/vms")] == ["NOT_RUNNABLE"]
+    assert a.get("/v1/host")["vms"] == 0
     moved = b.vm("web")
     assert moved["state"] == "RUNNING" and moved["definition"] == vm["definition"] and moved["pid"] != vm["pid"]
-    assert not (a.state_dir / "vms" / "web").exists()
+    assert not (a.state_dir / "vms" / "web" / "process.json").exists()
     assert not (b.state_dir / "vms" / "web" / "incoming.json").exists()
     other = b.get(f"/v1/migrations/{record['id']}")
     assert other["outcome"] == "completed" and other["side"] == "destination" and other["ended"]
@@ -474,7 +475,7 @@ def test_vm_moves_and_both_hosts_know_all_about_it(hosts):
         for code in ("VMS2450", "VMS2452", "VMS4024", "VMS2451", "VMS2430", "VMS3050", "VMS2432", "VMS2431"):
             assert code in codes, host.name
     assert b.move("web", a)["outcome"] == "completed"
-    assert a.vm("web")["state"] == "RUNNING" and b.vm("web") is None
+    assert a.vm("web")["state"] == "RUNNING" and a.vm("web")["not_runnable"] is None and b.has_left("web", a)
 
 
 def test_log_lines_of_both_hosts_are_merged(hosts):
@@ -568,12 +569,13 @@ def test_destination_that_died_restored_is_not_started_while_the_source_cannot_s
     migration = a.migrate("web", b)
     wait_until(lambda: a.get(f"/v1/migrations/{migration}")["round"] > 0, "the first round")
     a.stop(signal.SIGKILL)
-    assert b.finish(migration)["outcome"] == "failed"
+    assert b.finish(migration)["outcome"] == "unknown"
     left = b.vm("web")
-    assert left["state"] == "CRASHED" and "taking over from host a" in left["why"]
-    assert_refused(lambda: b.post("/v1/vms/web/start"), 409, "conflict", "host a", "may run there")
+    assert left["state"] == "NOT_RUNNABLE" and "taking over from host a" in left["why"]
+    assert_refused(lambda: b.post("/v1/vms/web/start"), 409, "conflict", "host a", "recover web")
     b.restart()
-    assert_refused(lambda: b.post("/v1/vms/web/start"), 409, "conflict", "host a", "may run there")
+    assert_refused(lambda: b.post("/v1/vms/web/start"), 409, "conflict", "host a", "recover web")
+    assert_refused(lambda: b.post("/v1/vms/web/recover"), 422, "refused", "host a", "--force-here", "--force-there")
     a.start()
     assert a.finish(migration)["outcome"] == "failed"
     assert a.vm("web")["state"] == "RUNNING" and b.vm("web") is None
@@ -583,8 +585,62 @@ def test_lost_vm_is_not_startable_at_the_source(hosts):
     a, b = hosts.pair()
     a.run("web", cmdline="lost-move")
     assert a.move("web", b)["outcome"] == "lost"
-    assert a.vm("web") is None and b.vm("web")["state"] == "RUNNING"
+    assert not a.has_left("web", b) and b.vm("web")["state"] == "RUNNING"
+    assert "owns the guest" in a.vm("web")["why"]
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "not runnable on host a", "set by Migrate")
+    assert a.post("/v1/vms/web/recover")["not_runnable"]["reason"] == "the guest has migrated to b"
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "host b", "runs there")
     assert len(a.get("/v1/migrations?view=failed")) == 1
+
+
+def test_vm_that_left_is_not_runnable_until_it_comes_back_or_is_removed(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    assert a.move("web", b)["outcome"] == "completed"
+    for _ in range(2):
+        assert a.has_left("web", b)
+        assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "the guest has migrated to b")
+        assert_refused(lambda: a.post("/v1/vms/web/runnable", {"runnable": True}), 409, "conflict", "recover web")
+        assert_refused(lambda: a.run("web"), 409, "conflict", "ferry rm web")
+        assert a.post("/v1/vms/web/recover")["state"] == "NOT_RUNNABLE"
+        a.restart(signal.SIGKILL)
+    assert b.move("web", a)["outcome"] == "completed"
+    assert a.vm("web")["state"] == "RUNNING" and a.vm("web")["not_runnable"] is None
+    assert b.has_left("web", a)
+    b.delete("/v1/vms/web")
+    assert b.vm("web") is None and not (b.state_dir / "vms" / "web").exists()
+    assert a.move("web", b)["outcome"] == "completed"
+
+
+def test_arrival_that_fails_leaves_the_former_vm_not_runnable(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="die-arrive-at-a")
+    assert a.move("web", b)["outcome"] == "completed"
+    assert b.move("web", a)["outcome"] == "failed"
+    assert b.vm("web")["state"] == "RUNNING"
+    wait_until(lambda: a.vm("web")["state"] == "NOT_RUNNABLE", "the end of the arrival")
+    assert a.has_left("web", b)
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "the guest has migrated to b")
+
+
+def test_administrator_makes_a_vm_not_runnable(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    assert_refused(lambda: a.post("/v1/vms/web/runnable", {"runnable": False}), 409, "conflict", "stop or kill")
+    a.post("/v1/vms/web/kill")
+    vm = a.post("/v1/vms/web/runnable", {"runnable": False, "reason": "its licence has ended"})
+    assert vm["not_runnable"] == {"set_by": "Admin", "reason": "its licence has ended"}
+    assert (vm["state"], vm["why"]) == ("NOT_RUNNABLE", "its licence has ended")
+    a.restart()
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "set by Admin", "its licence has ended",
+                   "ferry runnable web on")
+    assert_refused(lambda: a.post("/v1/vms/web/recover"), 409, "conflict", "an administrator said so")
+    b.run("web")
+    assert_refused(lambda: b.migrate("web", a), 422, "refused", "an administrator", "ferry runnable web on")
+    assert a.post("/v1/vms/web/runnable", {"runnable": True})["state"] == "STOPPED"
+    assert a.post("/v1/vms/web/start")["state"] == "RUNNING"
+    assert_refused(lambda: a.post("/v1/vms/web/recover"), 409, "conflict", "nothing to recover")
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "x"}), 400, "usage", "force")
 
 
 def test_checks_refuse_before_anything_moves(hosts):
@@ -696,12 +752,13 @@ def test_migration_survives_the_death_of_ferryd(hosts, side, back):
         host.stop(signal.SIGKILL)
     if back == "afterwards":
         gone = a.state_dir / "vms" / "web" / "exit.json"
-        wait_until(lambda: gone.exists() or not gone.parent.exists(), "the move without ferryd")
+        moved = gone.with_name("not-runnable.json")
+        wait_until(lambda: gone.exists() or moved.exists(), "the move without ferryd")
     for host in killed:
         host.start()
     for host in (a, b):
         assert host.finish(migration)["outcome"] == "completed", host.name
-    assert a.vm("web") is None and b.vm("web")["state"] == "RUNNING"
+    assert a.has_left("web", b) and b.vm("web")["state"] == "RUNNING"
     assert len(hosts.vm_processes()) == 1
     for host in (a, b):
         assert host.get("/v1/migrations?view=active") == []

@@ -55,7 +55,7 @@ def test_guest_goes_on_through_moves_and_its_console_goes_with_it(hosts):
         assert record["outcome"] == "completed", record
         assert 0 < record["downtime_ns"] < record["total_ns"]
         assert record["downtime_ns"] == sum(record["downtime_parts"].values())
-        assert source.vm("web") is None
+        assert source.has_left("web", destination)
         assert destination.vm("web")["state"] == "RUNNING"
         wait_for_ticks(destination)
     numbers = ticks(b)
@@ -96,7 +96,7 @@ def test_move_is_finished_though_ferryd_dies(hosts, side):
     for host in killed:
         host.start()
     assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
-    assert a.vm("web") is None and b.vm("web")["state"] == "RUNNING"
+    assert a.has_left("web", b) and b.vm("web")["state"] == "RUNNING"
     wait_for_ticks(b)
 
 

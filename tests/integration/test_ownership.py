@@ -1,0 +1,256 @@
+"""Who owns a VM: the lock beside its disk, what dies in the middle of a hand-over, and VMs in doubt. On real guests."""
+import os
+import re
+import signal
+
+import pytest
+
+from hosts import BUILD, Hosts, assert_refused, introduce, wait_until
+
+GUEST = BUILD / "guest" / "stress-riscv64.elf"
+MIB = 1 << 20
+
+pytestmark = pytest.mark.skipif(not GUEST.exists() or not (BUILD / "ferry-vm").exists(),
+                                reason="needs ferry-vm and the bare-metal guests (make guests)")
+
+
+@pytest.fixture
+def hosts():
+    with Hosts(vm_program=BUILD / "ferry-vm") as made:
+        yield made
+
+
+def make_disk(hosts, name="disk.raw"):
+    disk = hosts.directory / name
+    disk.write_bytes(bytes(MIB))
+    return {"path": str(disk)}
+
+
+def run(host, name="web", **definition):
+    return host.run(name, **{"kernel": str(GUEST), "cmdline": "mem=16M rate=8M", "memory": 64 * MIB, **definition})
+
+
+def pair(hosts, fault="", *options):
+    """Two hosts whose VMs fail at FAULT (src/engine/fault.h), which names its side."""
+    a, b = hosts.new("a", *options), hosts.new("b", *options)
+    for host in (a, b):
+        if fault:
+            host.environment["FERRY_FAULT"] = fault
+        host.start()
+    introduce(a, b)
+    return a, b
+
+
+def heal(*hosts):
+    """What is started from now on does not fail."""
+    for host in hosts:
+        host.environment.clear()
+        host.restart()
+
+
+def ticks(host, name="web"):
+    text = host.request("GET", f"/v1/vms/{name}/console/log")[1].decode(errors="replace")
+    assert not re.search(r"errors=[1-9]", text), text
+    return len(re.findall(r"^work \d+ .*errors=0", text, re.MULTILINE))
+
+
+def wait_for_ticks(host, more=2):
+    seen = ticks(host)
+    wait_until(lambda: ticks(host) >= seen + more, f"{more} more lines of the guest on {host.name}")
+
+
+def assert_one_runs(hosts, host, other):
+    """HOST runs the VM, and OTHER does not."""
+    assert host.vm("web")["state"] == "RUNNING"
+    wait_for_ticks(host)
+    assert not other.vm("web") or other.vm("web")["state"] == "NOT_RUNNABLE"
+    assert hosts.vm_processes() == [host.vm("web")["pid"]]
+
+
+# --- one disk, one VM ---
+
+
+def test_disk_in_two_vms_is_refused_naming_the_holder(hosts):
+    host = hosts.start("a")
+    disk, own = make_disk(hosts), make_disk(hosts, "own.raw")
+    run(host, disks=[disk])
+    assert_refused(lambda: run(host, "other", disks=[disk]), 409, "conflict", "web runs on host a")
+    assert_refused(lambda: run(host, "other", disks=[own, disk]), 409, "conflict", disk["path"], "web runs on host a")
+    assert_refused(lambda: run(host, "other", disks=[{**disk, "readonly": True}]), 409, "conflict", disk["path"],
+                   "web runs on host a")
+    assert host.vm("other") is None and host.vm("web")["state"] == "RUNNING"
+    host.post("/v1/vms/web/kill")
+    assert run(host, "other", disks=[own, disk])["state"] == "RUNNING"
+
+
+def test_disk_may_be_shared_for_reading(hosts):
+    host = hosts.start("a")
+    disk = {**make_disk(hosts), "readonly": True}
+    for name in ("web", "other"):
+        assert run(host, name, disks=[disk])["state"] == "RUNNING"
+    assert_refused(lambda: run(host, "third", disks=[{**disk, "readonly": False}]), 409, "conflict", disk["path"])
+
+
+def test_start_is_refused_while_another_host_runs_it(hosts):
+    a, b = pair(hosts)
+    disk = make_disk(hosts)
+    run(a, disks=[disk])
+    assert_refused(lambda: run(b, disks=[disk]), 409, "conflict", "web runs on host a")
+    assert a.move("web", b)["outcome"] == "completed"
+    a.delete("/v1/vms/web")
+    assert_refused(lambda: run(a, disks=[disk]), 409, "conflict", "web runs on host b")
+    os.kill(b.vm("web")["pid"], signal.SIGKILL)
+    wait_until(lambda: b.vm("web")["state"] == "CRASHED", "the end of web on b")
+    assert run(a, disks=[disk])["state"] == "RUNNING"
+
+
+def test_lock_directory_guards_a_vm_without_a_disk(hosts):
+    locks = hosts.directory / "locks"
+    locks.mkdir()
+    a, b = pair(hosts, "", "--lock-dir", str(locks))
+    run(a)
+    assert (locks / "web.ferry-lock").stat().st_size == 512
+    assert_refused(lambda: run(b), 409, "conflict", "web runs on host a")
+    assert a.move("web", b)["outcome"] == "completed"
+    assert_one_runs(hosts, b, a)
+
+
+# --- what dies in a hand-over ---
+
+
+@pytest.mark.parametrize("step", ["before-acquired", "after-acquired", "before-started"])
+@pytest.mark.parametrize("action", ["crash", "error"])
+def test_destination_that_fails_before_started_leaves_the_source_running(hosts, step, action):
+    a, b = pair(hosts, f"destination-{step}:{action}")
+    pid = run(a, disks=[make_disk(hosts)])["pid"]
+    wait_for_ticks(a)
+    record = a.move("web", b)
+    assert record["outcome"] == "failed", record
+    assert a.vm("web")["pid"] == pid and b.vm("web") is None
+    assert_one_runs(hosts, a, b)
+    heal(b)
+    assert a.move("web", b)["outcome"] == "completed"
+    assert_one_runs(hosts, b, a)
+
+
+def test_destination_that_dies_after_started_is_a_host_failure(hosts):
+    a, b = pair(hosts, "destination-after-started:crash")
+    run(a, disks=[make_disk(hosts)])
+    record = a.move("web", b)
+    assert record["outcome"] == "lost", record
+    wait_until(lambda: b.vm("web")["state"] == "NOT_RUNNABLE", "the end of web on b")
+    assert hosts.vm_processes() == []
+    assert not a.has_left("web", b) and "owns the guest" in a.vm("web")["why"]
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "host b")
+    assert_refused(lambda: b.post("/v1/vms/web/start"), 409, "conflict", "taking over from host a", "recover web")
+    heal(a, b)
+    assert b.post("/v1/vms/web/recover")["state"] == "STOPPED"
+    assert b.post("/v1/vms/web/start")["state"] == "RUNNING"
+    assert_one_runs(hosts, b, a)
+
+
+def test_source_that_dies_after_handover_is_recovered_from_its_disks(hosts):
+    a, b = pair(hosts, "source-after-handover:crash")
+    disk = make_disk(hosts)
+    run(a, disks=[disk])
+    a.move("web", b)
+    wait_until(lambda: b.vm("web") is None, "the end of web on b")
+    assert_refused(lambda: run(b, disks=[disk]), 409, "conflict", "web is being moved from a to b", "recover web")
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "recover web")
+    heal(a, b)
+    assert a.post("/v1/vms/web/recover")["not_runnable"] is None
+    assert a.post("/v1/vms/web/start")["state"] == "RUNNING"
+    assert_one_runs(hosts, a, b)
+
+
+def test_source_that_dies_after_go_has_moved_the_vm(hosts):
+    a, b = pair(hosts, "source-before-running:crash")
+    run(a, disks=[make_disk(hosts)])
+    assert a.move("web", b)["outcome"] == "completed"
+    assert a.has_left("web", b)
+    assert_one_runs(hosts, b, a)
+
+
+def test_lost_running_is_known_from_the_lock(hosts):
+    a, b = pair(hosts, "destination-before-running:drop")
+    run(a, disks=[make_disk(hosts)])
+    assert a.move("web", b)["outcome"] == "lost"
+    assert_one_runs(hosts, b, a)
+    assert a.post("/v1/vms/web/recover")["not_runnable"]["reason"] == "the guest has migrated to b"
+    heal(a, b)
+    assert b.move("web", a)["outcome"] == "completed"
+    assert_one_runs(hosts, a, b)
+
+
+def test_destination_that_hangs_with_the_lock_is_waited_for_and_then_decided_about(hosts):
+    a, b = pair(hosts, "destination-after-acquired:hang", "--lock-wait", "1")
+    run(a, disks=[make_disk(hosts)])
+    record = a.move("web", b)
+    assert record["outcome"] == "unknown", record
+    assert a.vm("web")["state"] == "NOT_RUNNABLE" and a.vm("web")["pid"]
+    assert_refused(lambda: a.post("/v1/vms/web/recover"), 422, "refused", "still going on")
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "lock")
+    os.kill(b.vm("web")["pid"], signal.SIGKILL)
+    wait_until(lambda: b.vm("web")["pid"] is None, "the end of web on b")
+    assert a.post("/v1/vms/web/recover", {"force": "here"})["state"] == "RUNNING"
+    wait_until(lambda: b.vm("web") is None, "the end of what was left on b")
+    assert_one_runs(hosts, a, b)
+
+
+# --- nothing shared ---
+
+
+def doubtful(hosts, fault):
+    """A VM that stays stopped on a because nobody can say whether it runs on b."""
+    a, b = pair(hosts, fault)
+    run(a)
+    wait_for_ticks(a)
+    record = a.move("web", b)
+    assert record["outcome"] == "unknown", record
+    vm = a.vm("web")
+    assert vm["state"] == "NOT_RUNNABLE" and vm["pid"] and vm["not_runnable"]["set_by"] == "Migrate"
+    assert "ferry recover web" in vm["not_runnable"]["reason"]
+    for verb in ("start", "unpause"):
+        assert_refused(lambda: a.post(f"/v1/vms/web/{verb}"), 409, "conflict", "web")
+    a.restart(signal.SIGKILL)
+    assert a.vm("web")["pid"] == vm["pid"] and a.vm("web")["not_runnable"] == vm["not_runnable"]
+    return a, b
+
+
+def test_doubt_is_settled_by_the_other_host(hosts):
+    a, b = doubtful(hosts, "destination-before-running:drop")
+    assert a.post("/v1/vms/web/recover")["state"] == "NOT_RUNNABLE"
+    assert a.has_left("web", b)
+    assert_one_runs(hosts, b, a)
+
+
+def test_doubt_is_settled_by_force_here(hosts):
+    a, b = doubtful(hosts, "destination-before-acquire:crash")
+    assert_refused(lambda: a.post("/v1/vms/web/recover"), 422, "refused", "host b", "--force-here", "--force-there")
+    wait_until(lambda: b.vm("web")["pid"] is None, "the end of web on b")
+    assert a.post("/v1/vms/web/recover", {"force": "here"})["state"] == "RUNNING"
+    assert a.vm("web")["not_runnable"] is None and b.vm("web") is None
+    assert_one_runs(hosts, a, b)
+
+
+def test_doubt_is_settled_by_force_there(hosts):
+    a, b = doubtful(hosts, "destination-before-acquire:crash")
+    b.stop()
+    assert_refused(lambda: a.post("/v1/vms/web/recover"), 422, "refused", "host b", "its memory is lost")
+    assert a.post("/v1/vms/web/recover", {"force": "there"})["state"] == "NOT_RUNNABLE"
+    assert a.has_left("web", b) and hosts.vm_processes() == []
+    b.environment.clear()
+    b.start()
+    assert b.vm("web")["state"] == "NOT_RUNNABLE"
+    assert b.post("/v1/vms/web/recover", {"force": "here"})["state"] == "STOPPED"
+    assert b.post("/v1/vms/web/start")["state"] == "RUNNING"
+    assert_one_runs(hosts, b, a)
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "host b")
+
+
+def test_running_elsewhere_is_not_overruled(hosts):
+    a, b = doubtful(hosts, "destination-before-running:drop")
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "host b", "runs there")
+    assert a.vm("web")["state"] == "NOT_RUNNABLE"
+    assert a.post("/v1/vms/web/recover")["pid"] is None
+    assert_one_runs(hosts, b, a)
