@@ -152,6 +152,30 @@ static int check_same_disks(const struct check_context *context, struct ferry_er
     return result;
 }
 
+/* A destination that looks elsewhere for the lock would run the VM without having taken it. */
+static int check_same_lock(const struct check_context *context, struct ferry_error *err)
+{
+    bool same_machine = strcmp(text_of(context->there_answer, "boot_id"), context->host->boot_id) == 0;
+    json_t *theirs = json_deep_copy(json_object_get(context->there_answer, "lock"));
+    json_t *ours = checks_describe_lock(context->host, context->definition);
+    bool same;
+
+    if (!same_machine) { /* as in same_file */
+        json_object_del(ours, "device");
+        json_object_del(theirs, "device");
+    }
+    same = json_equal(ours, theirs);
+    json_decref(theirs);
+    json_decref(ours);
+    if (same)
+        return 0;
+    return error_set(
+        err, HOST_REFUSED,
+        "VM %s cannot move: hosts %s and %s do not have its lock in the same place; give both ferryd the "
+        "same shared --lock-dir, or neither one",
+        context->vm, context->source, context->destination);
+}
+
 /* --- destination --- */
 
 static int check_protocol(const struct check_context *context, struct ferry_error *err)
@@ -311,6 +335,7 @@ static const struct check {
     {"machine", CHECK_SOURCE_PEER, CHECK_ERROR, check_machine_there},
 
     {"same-disks", CHECK_SOURCE_ANSWER, CHECK_ERROR, check_same_disks},
+    {"same-lock", CHECK_SOURCE_ANSWER, CHECK_ERROR, check_same_lock},
 
     {"protocol", CHECK_DESTINATION, CHECK_ERROR, check_protocol},
     {"host-name", CHECK_DESTINATION, CHECK_ERROR, check_not_ourselves},
@@ -383,4 +408,27 @@ json_t *checks_describe_disks(const json_t *definition)
                             (json_int_t)(S_ISBLK(status.st_mode) ? 0 : status.st_ino)));
     }
     return list;
+}
+
+json_t *checks_describe_lock(const struct host *host, const json_t *definition)
+{
+    const char *lock_dir = host->config->lock_dir;
+    json_t *disk;
+    struct stat status;
+    size_t i;
+
+    json_array_foreach(definition_disks(definition), i, disk)
+    {
+        if (json_is_true(json_object_get(disk, "readonly")))
+            continue;
+        if (stat(text_of(disk, "path"), &status) == 0 && S_ISREG(status.st_mode))
+            return json_pack("{s:s}", "place", "disk");
+        break; /* the first writable one counts */
+    }
+    if (!lock_dir[0])
+        return json_pack("{s:s}", "place", "none");
+    if (stat(lock_dir, &status) < 0)
+        memset(&status, 0, sizeof(status));
+    return json_pack("{s:s, s:I, s:I}", "place", "directory", "inode", (json_int_t)status.st_ino, "device",
+                     (json_int_t)status.st_dev);
 }

@@ -37,4 +37,8 @@ int checks_run(enum check_stage stage, const struct check_context *context, json
  */
 json_t *checks_describe_disks(const json_t *definition);
 
+/* Where this host would have the VM's ownership lock: {place: "disk", "directory" or "none", and of a
+ * directory inode, device}. New reference. */
+json_t *checks_describe_lock(const struct host *host, const json_t *definition);
+
 #endif

@@ -86,8 +86,8 @@ struct migration_offer {
     bool check_only;
 };
 
-/* POST /v1/incoming. *answer: {address, token, pid, warnings, disks, boot_id}, or with check_only the last
- * three. */
+/* POST /v1/incoming. *answer: {address, token, pid, warnings, disks, lock, boot_id}, or with check_only the
+ * last four. */
 int migration_receive(struct host *host, const struct migration_offer *offer, json_t **answer,
                       struct ferry_error *err);
 /* DELETE /v1/incoming/ID: returns when the VM that was arriving is gone. FORCE: the source has it, so a

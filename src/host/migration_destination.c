@@ -70,8 +70,8 @@ static json_t *make_answer(struct host *host, const json_t *definition, const js
         if (strcmp(json_string_value(json_object_get(row, "severity")), "warning") == 0)
             json_array_append(warnings, json_object_get(row, "message"));
     }
-    return json_pack("{s:o, s:o, s:s}", "warnings", warnings, "disks", checks_describe_disks(definition),
-                     "boot_id", host->boot_id);
+    return json_pack("{s:o, s:o, s:o, s:s}", "warnings", warnings, "disks", checks_describe_disks(definition),
+                     "lock", checks_describe_lock(host, definition), "boot_id", host->boot_id);
 }
 
 /* Where the VM process is told to listen: port chosen by the kernel. */

@@ -705,7 +705,7 @@ def test_disk_that_is_not_there_is_refused(hosts):
 def test_incoming_refuses_what_makes_no_sense(host):
     offer = {"id": "11111111-1111-4111-8111-111111111111", "source": "z", "protocol": 1,
              "definition": {"name": "web", "kernel": "/k"}, "check_only": True}
-    assert set(host.post("/v1/incoming", offer)) == {"warnings", "disks", "boot_id"}
+    assert set(host.post("/v1/incoming", offer)) == {"warnings", "disks", "lock", "boot_id"}
     for change, status, word in [({"id": "x"}, 400, "UUID"), ({"source": ".."}, 400, "source"),
                                  ({"protocol": 2}, 422, "protocol"), ({"source": "a"}, 422, "both hosts"),
                                  ({"definition": {"name": "web"}}, 400, "kernel"), ({"extra": 1}, 400, "extra"),

@@ -115,6 +115,23 @@ def test_lock_directory_guards_a_vm_without_a_disk(hosts):
     assert_one_runs(hosts, b, a)
 
 
+def test_move_is_refused_when_the_lock_is_not_in_the_same_place(hosts):
+    locks = [hosts.directory / name for name in ("locks", "others")]
+    for directory in locks:
+        directory.mkdir()
+    a = hosts.start("a", "--lock-dir", str(locks[0]))
+    b = hosts.start("b")
+    c = hosts.start("c", "--lock-dir", str(locks[1]))
+    for other in (b, c):
+        introduce(a, other)
+        run(a)
+        assert_refused(lambda: a.migrate("web", other), 422, "refused", "--lock-dir")
+        a.post("/v1/vms/web/kill")
+        a.delete("/v1/vms/web")
+    run(a, disks=[make_disk(hosts)])
+    assert a.move("web", b)["outcome"] == "completed"
+
+
 # --- what dies in a hand-over ---
 
 

@@ -242,7 +242,8 @@ static void disk_must_be_the_same_file_on_both(void **state)
     assert_passes(fixture, CHECK_DESTINATION);
     described = checks_describe_disks(fixture->definition);
 
-    answer = json_pack("{s:s, s:O}", "boot_id", "this-boot", "disks", described);
+    answer =
+        json_pack("{s:s, s:O, s:{s:s}}", "boot_id", "this-boot", "disks", described, "lock", "place", "disk");
     fixture->context.there_answer = answer;
     assert_passes(fixture, CHECK_SOURCE_ANSWER);
     /* another machine numbers its devices as it likes */
