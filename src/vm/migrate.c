@@ -296,10 +296,15 @@ static void migration_tick(void *opaque)
         migration_session_ended(migration);
         return;
     }
-    /* Older news is still to be told. */
+    /* Older news is still to be told; a session whose thread has not come to it yet has none. */
     if (!__atomic_load_n(&migration->changes, __ATOMIC_ACQUIRE)) {
-        ferry_session_progress(migration->session, &migration->progress);
-        migration_notify(migration, "migration.progress", false);
+        struct ferry_progress now;
+
+        ferry_session_progress(migration->session, &now);
+        if (now.state != MIGRATE_VMX_NONE) {
+            migration->progress = now;
+            migration_notify(migration, "migration.progress", false);
+        }
     }
     loop_timer_arm(migration->timer, TICK_NS);
 }
