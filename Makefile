@@ -7,7 +7,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 NINJA   = ninja -C $(BUILD) $(if $(V),-v,)
 
-.PHONY: all build help deps guests demo test test-unit test-integration check format bench install clean
+.PHONY: all build help deps guests demo test test-unit test-integration test-faults soak check format bench install clean
 
 all: build
 
@@ -15,6 +15,8 @@ help:
 	@echo 'make            build $(BUILD)/ferry, $(BUILD)/ferryd and $(BUILD)/ferry-vm'
 	@echo 'make demo       move a running Debian Linux between two hosts on this machine and watch it'
 	@echo 'make test       all tests: units, then real guests'
+	@echo 'make test-faults  fail a migration of a real guest at every step, on either side, in every way'
+	@echo 'make soak       SOAK=2000 migrations with random faults (SEED=N for others)'
 	@echo 'make check      format, warnings as errors with gcc and clang, clang-tidy'
 	@echo 'make bench      measure against peers (BENCH=name for one case); writes $(BUILD)/bench.json'
 	@echo 'make guests     fetch the Debian guest and build the test guests'
@@ -46,6 +48,15 @@ test-unit: test-deps build
 
 test-integration: test-deps build guests
 	@scripts/run-tests --build $(BUILD) integration
+
+# FAULTS='--only TEXT', '--sample N' or '--seed S' for some of them only.
+test-faults: test-deps build guests
+	@scripts/run-faults --build $(BUILD) $(FAULTS)
+
+SOAK ?= 2000
+SEED ?= 1
+soak: test-deps build guests
+	@scripts/run-soak --build $(BUILD) --seed $(SEED) $(SOAK)
 
 .PHONY: test-deps
 test-deps:

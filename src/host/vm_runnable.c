@@ -149,6 +149,7 @@ struct doubt {
     char address[SOCK_ADDRESS_SIZE]; /* of the other; empty when not known */
     char lock_path[PATH_MAX];        /* empty: nothing shared */
     bool other_was_destination;      /* it says so itself */
+    bool lock_decides; /* the lock was handed over for this migration, and nobody ran it since */
 };
 
 /* Where the guest runs, or ran. */
@@ -233,6 +234,8 @@ static int find_doubt(struct doubt *doubt, struct ferry_error *err)
         result = vm_process_call(doubt->process, "migrate.status", NULL, RECOVER_TIMEOUT_MS, &status, err);
         set_other(doubt, text_of(status, "destination"), text_of(status, "id"));
         json_decref(status);
+        doubt->lock_decides =
+            result == 0 && is_moving(&record) && strcmp(record.migration, doubt->migration) == 0;
     } else if (ban.by[0]) {
         set_other(doubt, ban.host, ban.migration);
     } else if (result == 0 && is_moving(&record)) {
@@ -420,6 +423,12 @@ static int recover(struct doubt *doubt, enum recover_force force, struct ferry_e
         return result;
     if (peers_find(doubt->host, doubt->other, doubt->address, NULL) < 0)
         doubt->address[0] = '\0';
+    if (force == RECOVER_ASK && doubt->lock_decides) {
+        /* As the source would have, had it been able to take the lock in time. */
+        doubt->other_was_destination = true;
+        if (recover_here(doubt, &why) == 0)
+            return 0;
+    }
     where = force == RECOVER_THERE ? WHERE_THERE : ask_other(doubt, &why);
     if (force != RECOVER_THERE && where != WHERE_THERE && runs_there(doubt))
         where = WHERE_THERE; /* somebody has decided so there */

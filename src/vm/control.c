@@ -36,9 +36,7 @@ static int control_resume(struct vm *vm, json_t *params, json_t **result, struct
 
 static int control_stop(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
 {
-    if (vm->setup)
-        return error_set(err, -EBUSY, "%s is still arriving", vm->config.name);
-    return machine_ask_stop(vm->machine, err);
+    return vm_ask_stop(vm, err);
 }
 
 static int control_quit(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)

@@ -244,6 +244,18 @@ static void vm_join_logs(struct vm *vm)
     files_leave_terminal(vm->log_fd, NULL);
 }
 
+int vm_ask_stop(struct vm *vm, struct ferry_error *err)
+{
+    int result;
+
+    pthread_mutex_lock(&vm->lock);
+    result = vm_check_free(vm, err);
+    if (!result)
+        result = machine_ask_stop(vm->machine, err);
+    pthread_mutex_unlock(&vm->lock);
+    return result;
+}
+
 static void vm_on_went_on(void *opaque)
 {
     struct vm *vm = opaque;

@@ -98,6 +98,8 @@ int vm_main(const struct vm_options *options);
 
 int vm_pause(struct vm *vm, struct ferry_error *err);
 int vm_resume(struct vm *vm, struct ferry_error *err);
+/* Asks the guest to stop; refused while it could not hear. */
+int vm_ask_stop(struct vm *vm, struct ferry_error *err);
 /* Ends the process with this reason, after a migration in progress has ended. The first reason counts, but
  * for a migration that completes. */
 void vm_end(struct vm *vm, enum vm_exit exit, const char *why);

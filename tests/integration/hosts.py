@@ -67,12 +67,13 @@ class Host:
         self.vm_program = vm_program
         self.options = list(options)
         self.environment = {}
+        self.prefix = []  # what starts it, like "ip netns exec NAME"
         self.address = None
         self.process = None
         self.last_words = ""
 
     def start(self, listen=True):
-        command = [str(BUILD / "ferryd"), "--state-dir", str(self.state_dir), "--name", self.name]
+        command = [*self.prefix, str(BUILD / "ferryd"), "--state-dir", str(self.state_dir), "--name", self.name]
         if listen:
             command += ["--listen", self.address or "127.0.0.1:0"]
         command += self.options

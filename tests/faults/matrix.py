@@ -1,0 +1,203 @@
+"""The fault matrix: at every step of a migration, on either side, every kind of fault. See scripts/run-faults.
+
+What must hold after each: the guest's memory and its disk are as the guest left them, one copy runs, and never two did.
+A fault that kills the only process with the guest's memory loses that memory, as a host's failure would: then the VM
+boots anew from its disk. `ALIVE` says for which faults the guest must live through it without anybody's help.
+"""
+import pathlib
+import random
+import re
+import time
+
+from world import NAME, World, Wrong
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+KINDS = ["crash", "hang", "error", "drop"]
+
+
+def points():
+    """Names of the fault points, in the order of the protocol, from the one place that has them."""
+    text = (ROOT / "src" / "engine" / "fault.h").read_text()
+    return re.findall(r'X\(FAULT_\w+,\s*"((?:source|destination)-[a-z-]+)"\)', text)
+
+
+def cases():
+    for point in points():
+        for kind in KINDS:
+            if kind == "drop" and point in WITHOUT_CONNECTION:
+                continue
+            yield point, kind
+
+
+# A thread of a test that hangs stands for a process that never goes on: nobody waits for it for ever.
+HANG_S = 8
+
+# The steps within the ownership lock's functions have no connection to lose; the steps around them do.
+OWNERSHIP = ["source-before-handover", "source-after-handover", "source-before-retake", "source-after-retake",
+             "destination-before-acquired", "destination-after-acquired", "destination-before-started",
+             "destination-after-started"]
+WITHOUT_CONNECTION = OWNERSHIP
+
+# Once GO has left, the source's memory is not needed any more.
+AFTER_GO = ["source-after-go", "source-before-running", "source-after-running"]
+# The destination has written `started`: from here on its memory is the VM.
+STARTED = ["destination-after-started", "destination-after-acquire", "destination-before-resume",
+           "destination-after-resume", "destination-before-announce", "destination-after-announce",
+           "destination-before-running", "destination-after-running"]
+# The destination has the lock, and a thread that hangs keeps it.
+LOCKED = ["destination-before-acquired", "destination-after-acquired", "destination-before-started"]
+# The source has the VM back, but a hung thread cannot let it run.
+RETAKE = ["source-before-retake", "source-after-retake"]
+
+
+def must_live(point, kind):
+    """Must the guest live through it without anybody's help?"""
+    if point in AFTER_GO:
+        return True
+    if point.startswith("source-"):
+        if point in RETAKE:
+            return kind == "error" and point == "source-after-retake"
+        return kind in ("error", "drop")
+    if kind in ("error", "drop"):
+        return True
+    return point not in STARTED and not (kind == "hang" and point in LOCKED)
+
+
+class Case:
+    """One fault and what came of it."""
+
+    def __init__(self, point, kind):
+        self.point = point
+        self.kind = kind
+        self.cell = "-"
+        self.wrong = None
+        self.logs = ""
+        self.seconds = 0.0
+        self.commands = []
+
+    @property
+    def name(self):
+        return f"{self.point}:{self.kind}"
+
+
+def outcome_of(world, migration):
+    """What both hosts' records say, once final: "completed/completed"."""
+    words = []
+    for host in world.pair:
+        try:
+            words.append(host.get(f"/v1/migrations/{migration}?local=1")["outcome"])
+        except Exception:  # noqa: BLE001 - a migration that did not get that far is in no record
+            words.append("none")
+    return words
+
+
+def check_story(source_is_a, words):
+    """Both hosts must tell the same. A host whose VM process died without a word may say that it does not know."""
+    source, destination = words if source_is_a else reversed(words)
+    if ((source == "completed") != (destination == "completed") and source not in ("lost", "unknown")
+            and destination != "unknown"):
+        raise Wrong(f"the source's record says {source}, the destination's {destination}")
+
+
+def run_case(world, case, source):
+    """Returns the host on which the VM runs afterwards."""
+    destination = world.other(source)
+    side = source if case.point.startswith("source-") else destination
+    plans = {source: [], destination: []}
+    plans[side].append(case.name)
+    # A retake comes only when the destination does not take the guest over.
+    if case.point in RETAKE:
+        plans[destination].append("destination-before-acquire:crash")
+    for host, plan in plans.items():
+        world.fault(host, ",".join(plan))
+    hangs = case.kind == "hang"
+    with world.watching():
+        migration = world.migrate(source, destination)
+        if migration is None:
+            raise Wrong("the migration was refused")
+        world.settle(HANG_S if hangs else 30)
+        for host in world.pair:
+            world.fault(host, "")
+        host, commands = world.resolve(source, 1)
+        if commands and must_live(case.point, case.kind):
+            raise Wrong(f"the guest did not live through it without help: {', '.join(commands)}")
+        world.verify(host)
+    world.check_leaks(host)
+    words = outcome_of(world, migration)
+    check_story(source is world.a, words)
+    where = "source" if host is source else "dest"
+    case.cell = where if not commands else f"{where}*" if any(c.startswith("run") for c in commands) else f"{where}+"
+    case.commands = commands
+    return host
+
+
+def table(done):
+    """One row a step, one column a kind."""
+    cells = {(case.point, case.kind): case for case in done}
+    width = max(len(point) for point in points())
+    lines = [f"{'step':<{width}}  " + "  ".join(f"{kind:<8}" for kind in KINDS)]
+    for point in points():
+        row = [cells.get((point, kind)) for kind in KINDS]
+        if any(row):
+            texts = ["" if case is None else "FAILED" if case.wrong else case.cell for case in row]
+            lines.append(f"{point:<{width}}  " + "  ".join(f"{text:<8}" for text in texts).rstrip())
+    lines += ["", "source, dest: where the guest runs afterwards, its memory unharmed",
+              "+  after a command (kill of what hangs, recover); its memory unharmed",
+              "*  booted anew from its disk: the only process with its memory was gone"]
+    return "\n".join(lines)
+
+
+def run(sample=None, seed=1, only=None, say=print):
+    """All cases, or SAMPLE of them; returns those that were run."""
+    chosen = list(cases())
+    if only:
+        chosen = [case for case in chosen if only in ":".join(case)]
+    if sample is not None and sample < len(chosen):
+        chosen = sorted(random.Random(seed).sample(chosen, sample), key=chosen.index)
+    done = []
+    begin = time.monotonic()
+    world = source = None
+    try:
+        for point, kind in chosen:
+            case = Case(point, kind)
+            done.append(case)
+            started = time.monotonic()
+            try:
+                if world is None:
+                    world = World().__enter__()
+                    source = world.a
+                    world.boot(source)
+                source = run_case(world, case, source)
+            except Exception as wrong:  # noqa: BLE001 - it is told, and the next case begins in a new world
+                case.wrong = f"{type(wrong).__name__}: {wrong}"
+                keep_logs(world, case)
+                broken, world = world, None
+                leave(broken, case)
+            case.seconds = time.monotonic() - started
+            verdict = f"FAILED {case.wrong.splitlines()[0][:300]}" if case.wrong else case.cell
+            helped = f"; {', '.join(case.commands)}" if case.commands else ""
+            say(f"{case.name:<44} {verdict} ({case.seconds:.1f} s{helped})", flush=True)
+    finally:
+        if world:
+            world.__exit__(None, None, None)
+    say(f"{len(done)} faults in {time.monotonic() - begin:.0f} s, seed {seed}")
+    return done
+
+
+def leave(world, case):
+    try:
+        world.__exit__(None, None, None)
+    except Exception as wrong:  # noqa: BLE001
+        case.wrong += f"; and {wrong}"
+
+
+def keep_logs(world, case):
+    """The last lines of both hosts, into the case."""
+    tails = []
+    for host in world.pair if world and world.b else ():
+        try:
+            tails += [f"    {host.name}: {line}" for line in host.log().splitlines()[-12:]]
+            tails.append(f"    {host.name}: {host.vm(NAME) and host.vm(NAME)['state']}")
+        except Exception:  # noqa: BLE001
+            pass
+    case.logs = "\n".join(tails)
