@@ -144,7 +144,7 @@ def test_linux_boots_and_status_tells_about_it(running):
 
 
 def test_process_is_small_and_stands_alone(running):
-    assert running.memory_of_process() < 24 * MIB
+    assert running.is_small()
     assert os.getsid(running.pid) == running.pid
     targets = [os.readlink(entry) for entry in pathlib.Path(f"/proc/{running.pid}/fd").iterdir()]
     assert not [target for target in targets if target.startswith("pipe:")]
@@ -343,7 +343,7 @@ def test_flood_of_output_is_kept_to_its_bound_and_not_cut_in_lines(running):
     numbers = [int(number) for number in re.findall(r"^line (\d+) of a long flood of output$", log, re.M)]
     assert numbers == list(range(numbers[0], 40000))
     assert len(numbers) > 20000
-    assert running.memory_of_process() < 24 * MIB
+    assert running.is_small()
 
 
 def test_long_input_arrives_whole(running):
@@ -383,7 +383,7 @@ def test_guest_moves_under_load_and_loses_nothing(vms, working):
     status = moved.control.call("migrate.status")
     assert status["outcome"] == "completed" and status["side"] == "destination" and status["id"] == end["id"]
     assert "web starts" in moved.log() and "web is expected to arrive" in moved.log()
-    assert moved.memory_of_process() < 24 * MIB
+    assert moved.is_small()
 
 
 def test_guest_moves_back_and_forth_twenty_times(vms, working):

@@ -25,6 +25,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("FERRY_BUILD", ROOT / "build"))
 GUESTS = pathlib.Path(os.environ.get("FERRY_GUEST", BUILD / "guest"))
 FERRY_VM = BUILD / "ferry-vm"
+# ferry-vm outlives whoever started it, but not a test run that was killed.
+MORTAL = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 DEADLINE = 120
 MIB = 1 << 20
 
@@ -122,7 +124,7 @@ class Vm:
         reader, writer = os.pipe()
         try:
             self.process = subprocess.Popen(
-                [str(program), "--dir", str(directory), "--ready-fd", str(writer), *arguments],
+                [*MORTAL, str(program), "--dir", str(directory), "--ready-fd", str(writer), *arguments],
                 pass_fds=[writer], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 **popen)
         finally:
@@ -222,6 +224,11 @@ class Vm:
         """Bytes beside guest memory."""
         text = pathlib.Path(f"/proc/{self.pid}/status").read_text()
         return 1024 * sum(int(re.search(rf"^{key}:\s+(\d+) kB", text, re.M).group(1)) for key in ("RssAnon", "RssFile"))
+
+    def is_small(self):
+        """Under 24 MiB beside guest memory; a sanitizer's shadow does not count."""
+        maps = pathlib.Path(f"/proc/{self.pid}/maps").read_text()
+        return self.memory_of_process() < 24 * MIB or "libasan" in maps or "libtsan" in maps
 
     def end(self):
         for control in self.controls:
