@@ -239,7 +239,7 @@ static void client_watch(struct console_client *client)
     loop_watch_set(client->watch, events, NULL);
 }
 
-/* Reads what there is room for. False when the connection is broken. */
+/* Reads what there is room for, which there is. False when the connection is broken. */
 static bool client_receive(struct console_client *client)
 {
     ssize_t count =
@@ -267,7 +267,7 @@ static void client_give_input(struct console_client *client)
         client->input_size -= taken;
         memmove(client->input, client->input + taken, client->input_size);
         /* Nobody tells any more when there is something to read. */
-        if (!client->watch && !client->ended && !client_receive(client))
+        if (!client->watch && !client->ended && client->input_size < INPUT_SIZE && !client_receive(client))
             client->ended = true;
     } while (taken > 0 && client->input_size > 0);
     if (!client->watch && client->input_size == 0)
@@ -521,14 +521,18 @@ static int console_open_log(struct console *console, struct ferry_error *err)
     struct stat status;
     uint8_t chunk[CHUNK_SIZE];
     off_t offset;
-    ssize_t count;
+    ssize_t count = 0;
 
     console->log_fd = open(console->log_path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
     if (console->log_fd < 0 || fstat(console->log_fd, &status) < 0)
         return error_set_errno(err, -errno, "cannot open %s", console->log_path);
     console->log_size = (uint64_t)status.st_size;
     offset = status.st_size > CONSOLE_HISTORY_SIZE ? status.st_size - CONSOLE_HISTORY_SIZE : 0;
-    while ((count = pread(console->log_fd, chunk, sizeof(chunk), offset)) > 0) {
+    /* To the size it had: another thing than a file may have no end. */
+    while (offset < status.st_size) {
+        count = pread(console->log_fd, chunk, sizeof(chunk), offset);
+        if (count <= 0)
+            break;
         ring_append(console, chunk, (size_t)count);
         offset += count;
     }
