@@ -310,6 +310,23 @@ static bool runs_there(const struct doubt *doubt)
     return runs;
 }
 
+/* Whether the other host answers, and has no process of the VM. */
+static bool gone_there(const struct doubt *doubt)
+{
+    char path[HOST_NAME_SIZE + 16];
+    json_t *object = NULL;
+    bool gone;
+    int result;
+
+    if (!doubt->address[0])
+        return false;
+    snprintf(path, sizeof(path), "/v1/vms/%s", doubt->vm->name);
+    result = peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_TIMEOUT_MS, &object, NULL);
+    gone = result == HOST_NOT_FOUND || (result == 0 && json_is_null(json_object_get(object, "pid")));
+    json_decref(object);
+    return gone;
+}
+
 /* What is left over there of a VM that goes on here. */
 static void clear_other(const struct doubt *doubt)
 {
@@ -438,6 +455,10 @@ static int recover(struct doubt *doubt, enum recover_force force, struct ferry_e
             err, HOST_CONFLICT,
             "VM %s cannot be recovered here: host %s says that it runs there; look there with ferry show %s",
             doubt->vm->name, doubt->other, doubt->vm->name);
+    /* Neither host has a process of it: the lock, when it can be taken, keeps out whoever comes late. */
+    if (where == WHERE_UNCLEAR && force == RECOVER_ASK && !doubt->process && doubt->lock_path[0] &&
+        gone_there(doubt))
+        return recover_here(doubt, err);
     if (where == WHERE_UNCLEAR && force == RECOVER_ASK)
         return refuse(doubt, &why, err);
     if (force == RECOVER_HERE)

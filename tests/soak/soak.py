@@ -112,7 +112,7 @@ class Soak:
             for host in world.pair:
                 world.fault(host, "")
             host, commands = world.resolve(source, 1)
-            if commands and not (fault and not matrix.must_live(*fault)):
+            if commands and not (fault and matrix.allowed(commands, *fault)):
                 raise Wrong(f"the guest did not live through it without help: {commands}")
             world.verify(host)
         words = matrix.outcome_of(world, migration)
