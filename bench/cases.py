@@ -105,9 +105,8 @@ def _qemu_moves(build, count, parameters):
                 port = next(address["port"] for address in target.qmp("query-migrate")["socket-address"])
                 report = machine.migrate(f"tcp:127.0.0.1:{port}", parameters)
                 assert report["status"] == "completed", report
-                while target.event_time("RESUME") is None:
-                    target.qmp("query-status")
-                machine.qmp("query-status")
+                target.await_event("RESUME")
+                machine.await_event("STOP")
                 moves.append((target.event_time("RESUME") - machine.event_time("STOP"),
                               report["total-time"] / 1e3, report["ram"]["transferred"]))
             finally:

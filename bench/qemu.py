@@ -91,6 +91,13 @@ class Qemu:
             elif "error" in answer:
                 raise RuntimeError(f"{command}: {answer['error']['desc']}")
 
+    def await_event(self, name):
+        """Reads events until one of that name has come."""
+        while self.event_time(name) is None:
+            answer = json.loads(self.stream.readline())
+            if "event" in answer:
+                self.events.append(answer)
+
     def event_time(self, name):
         """Seconds (wall clock, to the microsecond) of the last event of that name; None if there was none."""
         times = [event["timestamp"] for event in self.events if event["event"] == name]
