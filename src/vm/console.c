@@ -483,13 +483,17 @@ void console_save(struct console *console, struct buffer *out)
     struct console_section section = {.history = BUFFER_INIT};
     uint64_t position = 0;
 
-    if (!buffer_reserve(&section.history, CONSOLE_HISTORY_SIZE)) {
+    pthread_mutex_lock(&console->lock);
+    /* No more than there is: this is done while the guest stands still. */
+    size_t size = (size_t)(console->next - console->first);
+
+    if (buffer_reserve(&section.history, size))
+        section.history.size = ring_copy(console, &position, section.history.data, size);
+    pthread_mutex_unlock(&console->lock);
+    if (buffer_failed(&section.history)) {
         out->failed = true;
         return;
     }
-    pthread_mutex_lock(&console->lock);
-    section.history.size = ring_copy(console, &position, section.history.data, CONSOLE_HISTORY_SIZE);
-    pthread_mutex_unlock(&console->lock);
     state_save(&console_state, &section, out);
     buffer_free(&section.history);
 }
