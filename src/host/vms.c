@@ -359,10 +359,10 @@ static void remove_entry(struct host *host, struct vm *vm)
 int vm_make(struct host *host, const json_t *definition, const char *what, bool over, struct vm **out,
             struct ferry_error *err)
 {
-    struct vm *vm;
+    struct vm *vm = NULL;
     int result = vm_add(host, definition, what, over, &vm, err);
 
-    if (result < 0)
+    if (!vm)
         return result;
     if (vm->ban.by[0])
         result = vm_directory_remove(vm, err);
