@@ -208,7 +208,8 @@ static int rtc_start(struct device *device, struct ferry_error *err)
     pthread_mutex_lock(&rtc->lock);
     rtc->running = true;
     update_interrupt(rtc);
-    pthread_cond_signal(&rtc->changed);
+    if (rtc->state.alarm_running)
+        pthread_cond_signal(&rtc->changed);
     pthread_mutex_unlock(&rtc->lock);
     return 0;
 }

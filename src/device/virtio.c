@@ -55,9 +55,11 @@ static void *worker_main(void *argument)
 
     pthread_mutex_lock(&virtio->lock);
     while (virtio->run != VIRTIO_ENDING) {
+        virtio->busy = false;
         pthread_mutex_unlock(&virtio->lock);
         (void)eventfd_read(virtio->event_fd, &events);
         pthread_mutex_lock(&virtio->lock);
+        virtio->busy = true;
         if (virtio->ops->reap && virtio->outstanding)
             virtio->ops->reap(virtio);
         if (virtio_live(virtio))
@@ -139,7 +141,9 @@ int virtio_quiesce(struct virtio *virtio, uint64_t deadline_ns, struct ferry_err
     int result = 0;
 
     pthread_mutex_lock(&virtio->lock);
-    if (virtio->run == VIRTIO_RUNNING) {
+    if (virtio->run == VIRTIO_RUNNING && !virtio->busy && !virtio->outstanding && !virtio->ops->drain) {
+        virtio->run = VIRTIO_STOPPED; /* nothing to wait for: the worker need not wake up for it */
+    } else if (virtio->run == VIRTIO_RUNNING) {
         virtio->run = VIRTIO_DRAINING;
         virtio->drain_result = 0;
         virtio_wake(virtio);

@@ -10,7 +10,8 @@
  *      notify: only the eventfd         process may unlock meanwhile
  *
  * `run` says who may touch guest memory and interrupt line: nobody when STOPPED. DRAINING: no new chains are
- * taken; when the last outstanding one has ended the worker calls `drain` and goes to STOPPED by itself.
+ * taken; when the last outstanding one has ended the worker calls `drain` and goes to STOPPED by itself. A
+ * device that has neither goes to STOPPED at once.
  *
  * A reset by the guest waits, on the vCPU's thread, for chains that are outstanding: Linux does not poll for
  * the end of a reset over MMIO and may use the buffers for something else at once. It is the one place where
@@ -106,6 +107,7 @@ struct virtio {
     int event_fd;
     struct virtqueue queues[VIRTIO_QUEUES_MAX];
     enum virtio_run run;
+    bool busy;            /* the worker is awake */
     bool resetting;       /* no new chains; what ends is not reported */
     unsigned outstanding; /* chains popped and not pushed */
     struct log_limit violations;

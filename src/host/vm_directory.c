@@ -163,6 +163,17 @@ void vm_directory_arrived(const struct vm *vm)
         unlink(path);
 }
 
+/* The process makes the file with a "0" when it starts. What cannot be read may say anything. */
+static bool says_handed_over(const char *path)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    char mark;
+
+    if (fd < 0)
+        return errno != ENOENT;
+    return read(fd, &mark, 1) != 1 || mark != '0';
+}
+
 bool vm_directory_handed_over(struct host *host, const struct vm *vm)
 {
     char path[PATH_MAX];
@@ -170,7 +181,7 @@ bool vm_directory_handed_over(struct host *host, const struct vm *vm)
     const char *boot_id;
     bool same_boot;
 
-    if (file_path(vm, "handover", path) < 0 || access(path, F_OK) == 0)
+    if (file_path(vm, "handover", path) < 0 || says_handed_over(path))
         return true;
     if (file_path(vm, "process.json", path) < 0 || host_read_json(path, &record, NULL) < 0)
         return true;

@@ -79,6 +79,14 @@ struct accel_ops {
     enum accel_exit (*vcpu_run)(struct accel *accel, unsigned index, struct ferry_error *err);
     /* Any thread: the current or next vcpu_run of that vCPU returns ACCEL_EXIT_KICKED soon (microseconds). */
     void (*vcpu_kick)(struct accel *accel, unsigned index);
+    /*
+     * Any thread, vCPU inside vcpu_run and not held: when it sleeps it is kept asleep, whatever comes, and is
+     * as good as out of vcpu_run, without the time it takes to wake its thread: its state may be saved,
+     * loaded and reset. False: it does not sleep; kick it. vcpu_release lets it go: its vcpu_run returns as
+     * if kicked. Both NULL when the accelerator cannot.
+     */
+    bool (*vcpu_hold)(struct accel *accel, unsigned index);
+    void (*vcpu_release)(struct accel *accel, unsigned index);
 
     /* Any thread, any time. LINE: interrupt source number. */
     void (*irq_set)(struct accel *accel, unsigned line, bool level);

@@ -13,6 +13,8 @@
 struct vcpu {
     struct vcpus *vcpus;
     unsigned index;
+    bool inside; /* these two under vcpus->lock: not parked; asleep in vcpu_run and kept so */
+    bool held;
     struct thread thread;
 };
 
@@ -27,7 +29,7 @@ struct vcpus {
     pthread_cond_t stopped; /* vcpus_stopped may have become true */
     bool run;
     bool quit;
-    unsigned inside;             /* threads that are not parked */
+    unsigned active;             /* threads that are inside and not held */
     enum machine_event reported; /* 0: none waits to be delivered */
     bool delivering;
     char why[WHY_SIZE];
@@ -37,7 +39,7 @@ struct vcpus {
 
 static bool vcpus_stopped(const struct vcpus *vcpus)
 {
-    return !vcpus->inside && !vcpus->reported && !vcpus->delivering;
+    return !vcpus->active && !vcpus->reported && !vcpus->delivering;
 }
 
 /* Lock held. A vCPU that is parked gets one too; its next vcpu_run then returns once for nothing. */
@@ -45,7 +47,35 @@ static void vcpus_halt(struct vcpus *vcpus)
 {
     vcpus->run = false;
     for (unsigned i = 0; i < vcpus->count; i++)
-        vcpus->accel->ops->vcpu_kick(vcpus->accel, i);
+        if (!vcpus->vcpu[i].held)
+            vcpus->accel->ops->vcpu_kick(vcpus->accel, i);
+}
+
+/* Lock held. Those that sleep need not wake up to be stopped. */
+static void vcpus_hold(struct vcpus *vcpus)
+{
+    const struct accel_ops *ops = vcpus->accel->ops;
+
+    for (unsigned i = 0; i < vcpus->count && ops->vcpu_hold; i++) {
+        struct vcpu *vcpu = &vcpus->vcpu[i];
+
+        if (!vcpu->inside || vcpu->held || !ops->vcpu_hold(vcpus->accel, i))
+            continue;
+        vcpu->held = true;
+        vcpus->active--;
+    }
+}
+
+/* Lock held. */
+static void vcpus_release(struct vcpus *vcpus)
+{
+    for (unsigned i = 0; i < vcpus->count; i++) {
+        if (!vcpus->vcpu[i].held)
+            continue;
+        vcpus->vcpu[i].held = false;
+        vcpus->active++;
+        vcpus->accel->ops->vcpu_release(vcpus->accel, i);
+    }
 }
 
 /* Lock held, on a vCPU thread that is inside. The first report counts: what others say is a consequence. */
@@ -87,7 +117,8 @@ static void *vcpu_thread(void *argument)
             pthread_cond_wait(&vcpus->go, &vcpus->lock);
         if (vcpus->quit)
             break;
-        vcpus->inside++;
+        vcpu->inside = true;
+        vcpus->active++;
         do {
             pthread_mutex_unlock(&vcpus->lock);
             reason = vcpus->accel->ops->vcpu_run(vcpus->accel, vcpu->index, &err);
@@ -95,8 +126,9 @@ static void *vcpu_thread(void *argument)
             if (reason == ACCEL_EXIT_ERROR)
                 vcpus_note(vcpus, MACHINE_EVENT_ERROR, err.text);
         } while (vcpus->run);
-        vcpus->inside--;
-        if (!vcpus->inside && vcpus->reported)
+        vcpu->inside = false;
+        vcpus->active--;
+        if (!vcpus->active && vcpus->reported)
             vcpus_deliver(vcpus);
         if (vcpus_stopped(vcpus))
             pthread_cond_broadcast(&vcpus->stopped);
@@ -148,6 +180,7 @@ void vcpus_free(struct vcpus *vcpus)
     vcpus_stop(vcpus);
     pthread_mutex_lock(&vcpus->lock);
     vcpus->quit = true;
+    vcpus_release(vcpus);
     pthread_cond_broadcast(&vcpus->go);
     pthread_mutex_unlock(&vcpus->lock);
     for (unsigned i = 0; i < vcpus->count; i++)
@@ -162,6 +195,7 @@ void vcpus_run(struct vcpus *vcpus)
 {
     pthread_mutex_lock(&vcpus->lock);
     vcpus->run = true;
+    vcpus_release(vcpus);
     pthread_cond_broadcast(&vcpus->go);
     pthread_mutex_unlock(&vcpus->lock);
 }
@@ -169,8 +203,10 @@ void vcpus_run(struct vcpus *vcpus)
 void vcpus_stop(struct vcpus *vcpus)
 {
     pthread_mutex_lock(&vcpus->lock);
-    if (vcpus->run || vcpus->inside)
+    if (vcpus->run || vcpus->active) {
+        vcpus_hold(vcpus);
         vcpus_halt(vcpus);
+    }
     while (!vcpus_stopped(vcpus))
         pthread_cond_wait(&vcpus->stopped, &vcpus->lock);
     pthread_mutex_unlock(&vcpus->lock);

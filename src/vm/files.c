@@ -48,11 +48,27 @@ int files_write_json(const char *path, const json_t *json, struct ferry_error *e
     return 0;
 }
 
-int files_mark_handover(struct ferry_error *err)
+int files_open_handover(int *out, struct ferry_error *err)
 {
-    CLEANUP_CLOSE int fd = open(FILES_HANDOVER, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+    CLEANUP_CLOSE int fd =
+        open(FILES_HANDOVER, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0640);
+    int result;
 
-    return fd < 0 ? error_set_errno(err, -errno, "cannot make the file " FILES_HANDOVER) : 0;
+    if (fd < 0)
+        return error_set_errno(err, -errno, "cannot make the file " FILES_HANDOVER);
+    result = files_mark_handover(fd, false, err);
+    if (!result)
+        *out = TAKE_FD(fd);
+    return result;
+}
+
+int files_mark_handover(int fd, bool begun, struct ferry_error *err)
+{
+    ssize_t count = pwrite(fd, begun ? "1" : "0", 1, 0);
+
+    if (count == 1)
+        return 0;
+    return error_set_errno(err, count < 0 ? -errno : -EIO, "cannot write the file " FILES_HANDOVER);
 }
 
 int files_rotate(const char *path, struct ferry_error *err)
@@ -71,19 +87,21 @@ int files_rotate(const char *path, struct ferry_error *err)
     return 0;
 }
 
-void files_read_end(const char *path, size_t size_max, struct buffer *out)
+void files_read_end(int fd, size_t size_max, struct buffer *out)
 {
-    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
-    CLEANUP_FREE char *text = malloc(size_max);
+    CLEANUP_FREE char *text = NULL;
     struct stat status;
-    const char *start = text;
+    const char *start;
     off_t offset;
     ssize_t count;
 
-    if (fd < 0 || !text || fstat(fd, &status) < 0)
+    if (fstat(fd, &status) < 0 || status.st_size <= 0)
         return;
     offset = status.st_size > (off_t)size_max ? status.st_size - (off_t)size_max : 0;
-    count = pread(fd, text, size_max, offset);
+    start = text = malloc((size_t)(status.st_size - offset));
+    if (!text)
+        return;
+    count = pread(fd, text, (size_t)(status.st_size - offset), offset);
     if (count <= 0)
         return;
     if (offset > 0) {
@@ -113,7 +131,7 @@ int files_put_before(const char *path, int fd, const void *history, size_t size,
     char fresh[64];
 
     snprintf(fresh, sizeof(fresh), "%.58s.new", path);
-    new = open(fresh, O_WRONLY | O_APPEND | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
+    new = open(fresh, O_RDWR | O_APPEND | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
     if (old < 0 || new < 0 || write(new, history, size) != (ssize_t)size || copy_rest(old, new) < 0 ||
         rename(fresh, path) < 0 || dup3(new, fd, O_CLOEXEC) < 0) {
         int result = error_set_errno(err, -errno, "the VM's earlier %s is not in its new one", path);

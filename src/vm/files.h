@@ -19,19 +19,21 @@ int files_read_definition(const char *path, struct machine_config *config, struc
 /* Whole or not at all: a new file takes the place of the old one. */
 int files_write_json(const char *path, const json_t *json, struct ferry_error *err);
 /*
- * HANDOVER is there from the moment on after which the other side of a migration may own the VM, or this one
- * by its word: at the source before it says GO, at the destination before it says Restore-OK. Whoever finds
- * the process dead can tell by it whether that moment had come. It is not synchronised to storage: a power
- * failure is told by other means.
+ * HANDOVER reads "1" from the moment on after which the other side of a migration may own the VM, or this one
+ * by its word: at the source before it says GO, at the destination before it says Restore-OK; "0" before.
+ * Whoever finds the process dead can tell by it whether that moment had come. The file is made when the
+ * process starts, so that marking it takes no time and no space on the disk while the guest stands still. It
+ * is not synchronised to storage: a power failure is told by other means.
  */
 #define FILES_HANDOVER "handover"
-int files_mark_handover(struct ferry_error *err);
+int files_open_handover(int *out, struct ferry_error *err); /* "0"; the caller closes it */
+int files_mark_handover(int fd, bool begun, struct ferry_error *err);
 
 /* PATH becomes PATH.1, PATH.1 becomes PATH.2 and so on; the oldest goes. Nothing to do without PATH. */
 int files_rotate(const char *path, struct ferry_error *err);
-/* The last SIZE_MAX bytes of PATH, from the start of a line on; appended to OUT. What cannot be read is left
+/* The last SIZE_MAX bytes of the file FD, from the start of a line on; appended to OUT. What cannot be read is left
  * out. */
-void files_read_end(const char *path, size_t size_max, struct buffer *out);
+void files_read_end(int fd, size_t size_max, struct buffer *out);
 /*
  * Puts HISTORY before what PATH, which is being appended to through FD, has: a new file takes its place, and
  * FD goes on in that. Lines that others write meanwhile are kept.

@@ -183,7 +183,7 @@ static int guest_load_finish(void *guest, struct ferry_error *err)
 
     int result = machine_load_finish(vm->machine, err);
 
-    return result ? result : files_mark_handover(err);
+    return result ? result : files_mark_handover(vm->handover_fd, true, err);
 }
 
 static void guest_advance_clock(void *guest, uint64_t nanoseconds)
@@ -198,9 +198,10 @@ static void guest_throttle(void *guest, unsigned percent)
 
 static int guest_release(void *guest, const struct ferry_handover *handover, struct ferry_error *err)
 {
-    int result = files_mark_handover(err);
+    struct vm *vm = guest;
+    int result = files_mark_handover(vm->handover_fd, true, err);
 
-    return result ? result : ownership_release(((struct vm *)guest)->ownership, handover, err);
+    return result ? result : ownership_release(vm->ownership, handover, err);
 }
 
 static int guest_acquire(void *guest, const struct ferry_handover *handover, struct ferry_error *err)

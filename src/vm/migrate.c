@@ -405,7 +405,11 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     result = migration_new(&migration, vm, params, true, err);
     if (!migration)
         return result;
-    unlink(FILES_HANDOVER); /* of an earlier one */
+    result = files_mark_handover(vm->handover_fd, false, err); /* an earlier one's */
+    if (result) {
+        migration_free(migration);
+        return result;
+    }
     migration->step = MIGRATION_PREPARED;
     migration_free(vm->migration);
     vm->migration = migration;

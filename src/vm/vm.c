@@ -211,7 +211,7 @@ int vm_log_save(struct vm *vm, struct buffer *out, struct ferry_error *err)
 {
     struct vm_log_section section = {.lines = BUFFER_INIT};
 
-    files_read_end("vm.log", VM_LOG_SECTION_MAX, &section.lines);
+    files_read_end(vm->log_fd, VM_LOG_SECTION_MAX, &section.lines);
     state_save(&vm_log_state, &section, out);
     buffer_free(&section.lines);
     return buffer_failed(out) ? error_set(err, -ENOMEM, "out of memory while saving the VM's log") : 0;
@@ -531,6 +531,8 @@ static int vm_finish(struct vm *vm)
     log_close(vm->log);
     if (vm->log_fd >= 0)
         close(vm->log_fd);
+    if (vm->handover_fd >= 0)
+        close(vm->handover_fd);
     pthread_mutex_destroy(&vm->event_lock);
     pthread_mutex_destroy(&vm->lock);
     return status;
@@ -577,7 +579,7 @@ static int vm_open_sockets(struct vm *vm, struct ferry_error *err)
 /* Our own descriptor: another file may come behind it. */
 static int vm_open_log(struct vm *vm, struct ferry_error *err)
 {
-    vm->log_fd = open("vm.log", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
+    vm->log_fd = open("vm.log", O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
     if (vm->log_fd < 0)
         return error_set_errno(err, -errno, "cannot open the VM's vm.log");
     vm->log = log_open_fd(vm->log_fd, LOG_LEVEL_INFO);
@@ -586,8 +588,10 @@ static int vm_open_log(struct vm *vm, struct ferry_error *err)
 
 static int vm_prepare(struct vm *vm, struct ferry_error *err)
 {
-    int result = files_rotate("vm.log", err);
+    int result = files_open_handover(&vm->handover_fd, err);
 
+    if (!result)
+        result = files_rotate("vm.log", err);
     if (!result)
         result = vm_open_log(vm, err);
     if (!result)
@@ -694,7 +698,7 @@ static int vm_boot(struct vm *vm, struct ferry_error *err)
 
 int vm_main(const struct vm_options *options)
 {
-    struct vm vm = {.options = *options, .signal_fd = -1, .log_fd = -1};
+    struct vm vm = {.options = *options, .signal_fd = -1, .log_fd = -1, .handover_fd = -1};
     struct ferry_error err = {0};
     int result;
 
@@ -702,7 +706,6 @@ int vm_main(const struct vm_options *options)
     pthread_mutex_init(&vm.event_lock, NULL);
     clock_format(clock_realtime_ns(), vm.started);
     unlink("exit.json");
-    unlink(FILES_HANDOVER);
     result = vm_prepare(&vm, &err);
     if (!result)
         result = vm_make_machine(&vm, &err);

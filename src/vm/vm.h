@@ -58,7 +58,8 @@ struct vm {
     /* Constant once the machine was made. */
     struct vm_options options;
     struct loop *loop;
-    int log_fd; /* vm.log */
+    int log_fd;      /* vm.log */
+    int handover_fd; /* FILES_HANDOVER */
     struct log *log;
     struct machine_config config;
     json_t *definition;

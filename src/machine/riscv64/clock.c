@@ -117,7 +117,7 @@ void hart_throttle_pause(struct hart *hart)
     unsigned percent = __atomic_load_n(&hart->soft->throttle, __ATOMIC_RELAXED);
 
     if (percent)
-        hart_sleep(hart, REQUEST_KICK, clock_now_ns() + THROTTLE_TURN_NS * percent / (100 - percent));
+        hart_sleep(hart, REQUEST_KICK, clock_now_ns() + THROTTLE_TURN_NS * percent / (100 - percent), false);
 }
 
 /* What is due, as requests by hart; sets clock->next to the earliest deadline left. Locked. */

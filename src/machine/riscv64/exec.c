@@ -453,8 +453,11 @@ op_WFI:
     if (hart->privilege != PRIVILEGE_SUPERVISOR)
         goto illegal;
     SYNC();
-    hart_wait_interrupt(hart);
-    goto after;
+    /* Done before it sleeps: whoever holds it meanwhile finds it complete, or gives it another pc. */
+    hart->pc += 4;
+    hart->retired++;
+    hart_wait_interrupt(hart, true);
+    RESUME();
 op_ECALL:
     SYNC();
     if (hart->privilege == PRIVILEGE_USER) {

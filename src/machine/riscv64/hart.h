@@ -239,9 +239,10 @@ struct hart {
     unsigned index;
 
     /*
-     * Other threads' requests. `requests` is atomic. `lock` guards running, tickets, served and hsm.
-     * `running`: the thread is between hart_begin and hart_end and may execute guest instructions; while it
-     * is false nothing cached by the hart is in use, and requests are served before it is set again.
+     * Other threads' requests. `requests` is atomic. `lock` guards running, may_be_held, held, tickets,
+     * served and hsm. `running`: the thread is between hart_begin and hart_end and may execute guest
+     * instructions; while it is false nothing cached by the hart is in use, and requests are served before it
+     * is set again.
      */
     uint32_t requests;   /* shared, atomic */
     uint32_t sleep_mask; /* shared, atomic: requests that wake the hart; 0 when it does not sleep */
@@ -249,7 +250,9 @@ struct hart {
     pthread_cond_t wake;           /* the hart waits here when it sleeps */
     pthread_cond_t served_changed; /* others wait here for running or served */
     bool running;
-    bool kicked; /* hart thread's own: a kick was served, vcpu_run returns */
+    bool may_be_held; /* it sleeps, and nothing of it is anywhere else than here */
+    bool held;        /* it sleeps on, whatever comes */
+    bool kicked;      /* hart thread's own: a kick was served, vcpu_run returns */
     uint64_t tickets, served;
     fenv_t host_fenv; /* the thread's floating-point environment outside vcpu_run */
 
@@ -314,15 +317,20 @@ void hart_post_and_wait(struct hart *hart, uint32_t requests);
 /* Hart thread: begins and ends the time in which guest instructions may run. */
 void hart_begin(struct hart *hart);
 void hart_end(struct hart *hart);
-/* Hart thread, running: sleeps until one of the requests in MASK (REQUEST_KICK is implied) or the instant. */
-void hart_sleep(struct hart *hart, uint32_t mask, uint64_t deadline_ns);
+/*
+ * Hart thread, running: sleeps until one of the requests in MASK (REQUEST_KICK is implied) or the instant.
+ * MAY_BE_HELD: all of the hart's state is in the structure, and the caller looks at it anew afterwards.
+ */
+void hart_sleep(struct hart *hart, uint32_t mask, uint64_t deadline_ns, bool may_be_held);
 /*
  * Hart thread: serves requests and takes a pending interrupt. False when the hart has to leave exec_run
  * (kicked, stopped, throttled).
  */
 bool hart_attend(struct hart *hart);
-/* wfi: sleeps until an interrupt is pending or a request comes; may return early. */
-void hart_wait_interrupt(struct hart *hart);
+/* wfi: sleeps until an interrupt is pending or a request comes; may return early. MAY_BE_HELD: see
+ * hart_sleep.
+ */
+void hart_wait_interrupt(struct hart *hart, bool may_be_held);
 /* Recomputes what depends on privilege, sstatus and mapping: key.context, tlb. */
 void hart_context_changed(struct hart *hart);
 /* Registers at power-on and at HSM start: S-mode, no translation, interrupts off. */

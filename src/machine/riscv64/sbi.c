@@ -221,7 +221,7 @@ static struct sbi_result call_hsm(struct hart *hart)
         if ((uint32_t)hart->x[A0] != 0)
             return result_error((uint32_t)hart->x[A0] == UINT32_C(0x80000000) ? SBI_NOT_SUPPORTED
                                                                               : SBI_INVALID_PARAM);
-        hart_wait_interrupt(hart);
+        hart_wait_interrupt(hart, false); /* its answer is not in a0 yet */
         return result_error(SBI_SUCCESS);
     }
     return result_error(SBI_NOT_SUPPORTED);

@@ -76,32 +76,63 @@ void hart_end(struct hart *hart)
     pthread_mutex_unlock(&hart->lock);
 }
 
-void hart_sleep(struct hart *hart, uint32_t mask, uint64_t deadline_ns)
+static bool is_asked(struct hart *hart, uint32_t mask)
+{
+    return __atomic_load_n(&hart->requests, __ATOMIC_SEQ_CST) & mask;
+}
+
+void hart_sleep(struct hart *hart, uint32_t mask, uint64_t deadline_ns, bool may_be_held)
 {
     bool in_time = true;
 
+    if (may_be_held)
+        (void)fpu_flags(hart);
     mask |= REQUEST_KICK;
     pthread_mutex_lock(&hart->lock);
     set_running(hart, false);
+    hart->may_be_held = may_be_held;
     __atomic_store_n(&hart->sleep_mask, mask, __ATOMIC_SEQ_CST);
-    while (in_time && !(__atomic_load_n(&hart->requests, __ATOMIC_SEQ_CST) & mask)) {
-        if (deadline_ns == CLOCK_NEVER)
+    while (hart->held || (in_time && !is_asked(hart, mask))) {
+        if (hart->held || deadline_ns == CLOCK_NEVER)
             pthread_cond_wait(&hart->wake, &hart->lock);
         else
             in_time = thread_cond_wait_until(&hart->wake, &hart->lock, deadline_ns);
     }
     __atomic_store_n(&hart->sleep_mask, 0, __ATOMIC_SEQ_CST);
+    hart->may_be_held = false;
     set_running(hart, true);
     pthread_mutex_unlock(&hart->lock);
 }
 
-void hart_wait_interrupt(struct hart *hart)
+static bool soft_vcpu_hold(struct accel *accel, unsigned index)
+{
+    struct hart *hart = soft_of(accel)->harts[index];
+    bool held;
+
+    pthread_mutex_lock(&hart->lock);
+    held = hart->may_be_held && !is_asked(hart, hart->sleep_mask);
+    hart->held = held;
+    pthread_mutex_unlock(&hart->lock);
+    return held;
+}
+
+static void soft_vcpu_release(struct accel *accel, unsigned index)
+{
+    struct hart *hart = soft_of(accel)->harts[index];
+
+    pthread_mutex_lock(&hart->lock);
+    hart->held = false;
+    pthread_mutex_unlock(&hart->lock);
+    hart_post(hart, REQUEST_KICK);
+}
+
+void hart_wait_interrupt(struct hart *hart, bool may_be_held)
 {
     hart_timer_update(hart);
     if (trap_interrupt_waiting(hart))
         return;
     hart_timer_disarm(hart);
-    hart_sleep(hart, REQUEST_INTERRUPT, hart_timer_deadline(hart));
+    hart_sleep(hart, REQUEST_INTERRUPT, hart_timer_deadline(hart), may_be_held);
     hart_timer_update(hart);
     if (trap_interrupt_waiting(hart))
         hart_post(hart, REQUEST_INTERRUPT);
@@ -208,7 +239,7 @@ static void hart_run_stopped(struct hart *hart)
         return;
     }
     hart_timer_disarm(hart);
-    hart_sleep(hart, REQUEST_START | REQUEST_KICK, CLOCK_NEVER);
+    hart_sleep(hart, REQUEST_START, CLOCK_NEVER, true);
     (void)hart_attend(hart);
 }
 
@@ -498,6 +529,8 @@ const struct accel_ops accel_soft = {
     .reset = soft_reset,
     .vcpu_run = soft_vcpu_run,
     .vcpu_kick = soft_vcpu_kick,
+    .vcpu_hold = soft_vcpu_hold,
+    .vcpu_release = soft_vcpu_release,
     .irq_set = soft_irq_set,
     .sections = soft_sections,
     .section_save = soft_section_save,

@@ -32,9 +32,9 @@ struct soft_guest {
 
 /* Assembled from the comments above them. */
 extern const uint32_t guest_compute[], guest_writers[], guest_fences[], guest_patch[], guest_sleep[],
-    guest_stopping[];
+    guest_stopping[], guest_idle[];
 extern const size_t guest_compute_size, guest_writers_size, guest_fences_size, guest_patch_size,
-    guest_sleep_size, guest_stopping_size;
+    guest_sleep_size, guest_stopping_size, guest_idle_size;
 
 void soft_guest_new(struct soft_guest *guest, unsigned harts);
 void soft_guest_free(struct soft_guest *guest);

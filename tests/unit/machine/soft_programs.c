@@ -312,3 +312,21 @@ const uint32_t guest_stopping[] = {
     0xbfc14585, 0x00000013, 0x00000000, 0x00000000,
 };
 const size_t guest_stopping_size = sizeof(guest_stopping);
+
+/*
+ * # sleeps until somebody interferes, then writes 7 to (a0) and switches off
+ *     wfi
+ *     li t0, 7
+ *     sd t0, 0(a0)
+ *     li a7, 0x53525354
+ *     li a6, 0
+ *     li a0, 0
+ *     li a1, 0
+ *     ecall
+ *     j .
+ */
+const uint32_t guest_idle[] = {
+    0x10500073, 0x00700293, 0x00553023, 0x535258b7, 0x3548889b,
+    0x00000813, 0x00000513, 0x00000593, 0x00000073, 0x0000006f,
+};
+const size_t guest_idle_size = sizeof(guest_idle);

@@ -162,6 +162,76 @@ static void a_kick_before_running_is_not_lost(void **state)
     soft_guest_free(&guest);
 }
 
+static bool hold(struct soft_guest *guest)
+{
+    uint64_t deadline = clock_deadline(UNIT_DEADLINE_MS);
+    struct timespec moment = {.tv_nsec = 100000};
+
+    while (!accel_soft.vcpu_hold(guest->accel, 0)) {
+        if (clock_now_ns() > deadline)
+            return false;
+        nanosleep(&moment, NULL);
+    }
+    return true;
+}
+
+static void a_sleeping_hart_can_be_held_saved_and_let_go(void **state)
+{
+    struct soft_guest here, there;
+
+    soft_guest_new(&here, 1);
+    soft_guest_new(&there, 1);
+    soft_guest_boot(&here, guest_idle, guest_idle_size, RESULTS, 0);
+    soft_guest_start(&here);
+    assert_true(hold(&here));
+    accel_soft.irq_set(here.accel, 1, true);
+    accel_soft.vcpu_kick(here.accel, 0);
+    soft_guest_move(&here, &there);
+
+    soft_guest_start(&there);
+    assert_int_equal(soft_guest_wait(&there), ACCEL_EVENT_POWER_OFF);
+    soft_guest_stop(&there);
+    assert_int_equal(soft_guest_read(&there, RESULTS), 7);
+    assert_int_equal(soft_guest_read(&here, RESULTS), 0); /* it slept on all the time */
+
+    accel_soft.vcpu_release(here.accel, 0);
+    assert_int_equal(soft_guest_wait(&here), ACCEL_EVENT_POWER_OFF);
+    soft_guest_stop(&here);
+    assert_int_equal(soft_guest_read(&here, RESULTS), 7);
+    soft_guest_free(&there);
+    soft_guest_free(&here);
+}
+
+static void a_held_hart_can_be_reset(void **state)
+{
+    struct soft_guest guest;
+
+    soft_guest_new(&guest, 1);
+    soft_guest_boot(&guest, guest_idle, guest_idle_size, RESULTS, 0);
+    soft_guest_start(&guest);
+    assert_true(hold(&guest));
+    soft_guest_boot(&guest, guest_idle + 1, guest_idle_size - 4, RESULTS + 8, 0);
+    accel_soft.vcpu_release(guest.accel, 0);
+    assert_int_equal(soft_guest_wait(&guest), ACCEL_EVENT_POWER_OFF);
+    soft_guest_stop(&guest);
+    assert_int_equal(soft_guest_read(&guest, RESULTS), 0);
+    assert_int_equal(soft_guest_read(&guest, RESULTS + 8), 7);
+    soft_guest_free(&guest);
+}
+
+static void a_running_hart_cannot_be_held(void **state)
+{
+    struct soft_guest guest;
+
+    soft_guest_new(&guest, 1);
+    soft_guest_boot(&guest, guest_compute, guest_compute_size, UINT64_C(1) << 40, 1);
+    assert_false(accel_soft.vcpu_hold(guest.accel, 0));
+    soft_guest_start(&guest);
+    assert_false(accel_soft.vcpu_hold(guest.accel, 0));
+    soft_guest_stop(&guest);
+    soft_guest_free(&guest);
+}
+
 static uint64_t clock_of(struct soft_guest *guest)
 {
     struct accel_section sections[3];
@@ -319,6 +389,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(harts_that_fence_each_other_do_not_wait_for_ever),
         cmocka_unit_test(code_written_by_the_guest_is_run_after_a_fence),
+        cmocka_unit_test(a_sleeping_hart_can_be_held_saved_and_let_go),
+        cmocka_unit_test(a_held_hart_can_be_reset),
+        cmocka_unit_test(a_running_hart_cannot_be_held),
         cmocka_unit_test(a_sleeping_hart_wakes_when_its_timer_is_due),
         cmocka_unit_test(a_stopped_hart_can_be_started_again),
         cmocka_unit_test(a_throttled_guest_still_ends),

@@ -70,7 +70,7 @@ static void rotation_numbers_older_files(void **state)
 static void history_comes_before_and_appending_goes_on(void **state)
 {
     struct ferry_error err;
-    int fd = open("vm.log", O_WRONLY | O_APPEND | O_CREAT, 0600);
+    int fd = open("vm.log", O_RDWR | O_APPEND | O_CREAT, 0600);
 
     assert_int_equal(write(fd, "here 1\n", 7), 7);
     assert_ok(files_put_before("vm.log", fd, "there 1\nthere 2\n", 16, &err), err);
@@ -83,17 +83,19 @@ static void history_comes_before_and_appending_goes_on(void **state)
 static void end_of_a_file_begins_with_a_whole_line(void **state)
 {
     struct buffer out = BUFFER_INIT;
+    int fd = open("vm.log", O_RDWR | O_CREAT, 0600);
 
-    files_read_end("nothing", 10, &out);
+    files_read_end(fd, 10, &out);
     assert_int_equal(out.size, 0);
-    write_file("vm.log", "one\ntwo\nthree\n");
-    files_read_end("vm.log", 100, &out);
+    assert_int_equal(write(fd, "one\ntwo\nthree\n", 14), 14);
+    files_read_end(fd, 100, &out);
     assert_int_equal(out.size, 14);
     buffer_clear(&out);
-    files_read_end("vm.log", 9, &out);
+    files_read_end(fd, 9, &out);
     assert_int_equal(out.size, 6);
     assert_memory_equal(out.data, "three\n", 6);
     buffer_free(&out);
+    close(fd);
 }
 
 static void json_is_replaced_whole(void **state)
