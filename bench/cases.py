@@ -94,19 +94,24 @@ def loops(build, quick):
 def _qemu_moves(build, count, parameters):
     """COUNT moves of an idle guest between QEMU processes: [(real downtime s, total s, bytes)]."""
     kernel, initrd = linux(build)
-    moves = []
+    moves, missed = [], 0
     machine = qemu.Qemu(kernel, initrd, CMDLINE)
     try:
         machine.console.wait_for(BOOT_WORDS, 120)
         time.sleep(2)  # both guests are given the same time to come to rest
-        for _ in range(count):
+        while len(moves) < count:
             target = qemu.Qemu(kernel, initrd, CMDLINE, incoming="tcp:127.0.0.1:0")
             try:
                 port = next(address["port"] for address in target.qmp("query-migrate")["socket-address"])
                 report = machine.migrate(f"tcp:127.0.0.1:{port}", parameters)
                 assert report["status"] == "completed", report
                 target.await_event("RESUME")
-                machine.await_event("STOP")
+                try:
+                    machine.await_event("STOP")
+                except TimeoutError:  # about one of 150 moves ends without; it cannot be measured
+                    if (missed := missed + 1) > 5:
+                        raise
+                    continue
                 moves.append((target.event_time("RESUME") - machine.event_time("STOP"),
                               report["total-time"] / 1e3, report["ram"]["transferred"]))
             finally:

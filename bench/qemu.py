@@ -72,7 +72,7 @@ class Qemu:
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(str(path))
-                connection.settimeout(10)  # an answer or event that never comes is an error
+                connection.settimeout(5)  # an answer or event that never comes is an error
                 return connection
             except OSError:
                 connection.close()

@@ -117,7 +117,7 @@ void vm_went_on(struct vm *vm);
 
 /* The end of vm.log as a state section: at the destination vm.log reads on from there. Migration thread. */
 #define VM_LOG_SECTION     "log"
-#define VM_LOG_SECTION_MAX (64u * 1024)
+#define VM_LOG_SECTION_MAX (16u * 1024)
 extern const struct state_table vm_log_state;
 int vm_log_save(struct vm *vm, struct buffer *out, struct ferry_error *err);
 int vm_log_load(struct vm *vm, uint32_t version, struct reader *in, struct ferry_error *err);
