@@ -1,5 +1,6 @@
 """The benchmark cases. Each is a function (build, quick) -> rows; the first line of its docstring is its summary."""
 
+import contextlib
 import pathlib
 import re
 import statistics
@@ -91,72 +92,112 @@ def loops(build, quick):
     return rows
 
 
-def _qemu_moves(build, count, parameters):
-    """COUNT moves of an idle guest between QEMU processes: [(real downtime s, total s, bytes)]."""
-    kernel, initrd = linux(build)
-    moves, missed = [], 0
-    machine = qemu.Qemu(kernel, initrd, CMDLINE)
-    try:
-        machine.console.wait_for(BOOT_WORDS, 120)
-        time.sleep(2)  # both guests are given the same time to come to rest
-        while len(moves) < count:
-            target = qemu.Qemu(kernel, initrd, CMDLINE, incoming="tcp:127.0.0.1:0")
+class _FerryMover:
+    """A guest under Ferry that goes back and forth between hosts a and b."""
+
+    def __init__(self, build, **more):
+        self.pair = ferry.Pair(build)
+        self.here, self.there = self.pair.a, self.pair.b
+        try:
+            self.here.run(**definition(build, **more))
+            self.here.wait_console("bench", BOOT_WORDS)
+        except BaseException:
+            self.close()
+            raise
+
+    def move(self):
+        """Returns the source's final migration object."""
+        report = self.here.migrate("bench", self.there.name)
+        self.here, self.there = self.there, self.here
+        return report
+
+    def console(self):
+        return self.here.console("bench")
+
+    def close(self):
+        self.pair.__exit__()
+
+
+class _QemuMover:
+    """A guest under QEMU that goes from process to process."""
+
+    def __init__(self, build, parameters):
+        self.guest = (*linux(build), CMDLINE)
+        self.parameters = parameters
+        self.missed = 0
+        self.machine = qemu.Qemu(*self.guest)
+        try:
+            self.machine.console.wait_for(BOOT_WORDS, 120)
+        except BaseException:
+            self.close()
+            raise
+
+    def move(self):
+        """Returns (downtime s, total s, bytes). The downtime is from the event STOP to the event RESUME: without the
+        time it takes to stop the vCPUs."""
+        while True:
+            source, target = self.machine, qemu.Qemu(*self.guest, incoming="tcp:127.0.0.1:0")
             try:
                 port = next(address["port"] for address in target.qmp("query-migrate")["socket-address"])
-                report = machine.migrate(f"tcp:127.0.0.1:{port}", parameters)
+                report = source.migrate(f"tcp:127.0.0.1:{port}", self.parameters)
                 assert report["status"] == "completed", report
                 target.await_event("RESUME")
-                try:
-                    machine.await_event("STOP")
-                except TimeoutError:  # about one of 150 moves ends without; it cannot be measured
-                    if (missed := missed + 1) > 5:
-                        raise
-                    continue
-                moves.append((target.event_time("RESUME") - machine.event_time("STOP"),
-                              report["total-time"] / 1e3, report["ram"]["transferred"]))
+                source.await_event("STOP")
+                return (target.event_time("RESUME") - source.event_time("STOP"), report["total-time"] / 1e3,
+                        report["ram"]["transferred"])
+            except TimeoutError:  # about one of 150 moves ends without STOP; it cannot be measured
+                self.missed += 1
+                if self.missed > 5:
+                    raise
             finally:
-                machine.close()
-                machine = target
-    finally:
-        machine.close()
-    return moves
+                self.machine = target
+                source.close()
 
-
-def _ferry_moves(build, count, **more):
-    with ferry.Pair(build) as pair:
-        pair.a.run(**definition(build, **more))
-        pair.a.wait_console("bench", BOOT_WORDS)
-        time.sleep(2)
-        reports = []
-        source, destination = pair.a, pair.b
-        for _ in range(count):
-            reports.append(source.migrate("bench", destination.name))
-            source, destination = destination, source
-        return reports, source.console("bench")
+    def close(self):
+        self.machine.close()
 
 
 def idle(build, quick):
     """An idle Linux guest with 512 MiB over loopback: downtime, total time, bytes"""
     count = 4 if quick else 20
-    reports, _ = _ferry_moves(build, count)
+    peers = {"default bandwidth": None, "bandwidth unlimited": {"max-bandwidth": 100 << 30}}
+    with contextlib.ExitStack() as stack:
+        mover = _FerryMover(build)
+        stack.callback(mover.close)
+        movers = {}
+        for name, parameters in peers.items():
+            movers[name] = _QemuMover(build, parameters)
+            stack.callback(movers[name].close)
+        time.sleep(2)  # all are given the same time to come to rest
+        reports, moves = [], {name: [] for name in peers}
+        for _ in range(count):  # in turns, so that all meet the same disturbances
+            reports.append(mover.move())
+            for name, peer in movers.items():
+                moves[name].append(peer.move())
     median = lambda values: statistics.median(values)  # noqa: E731
     downtime = median([report["downtime_ns"] / 1e6 for report in reports])
     total = median([report["total_ns"] / 1e6 for report in reports])
     sent = median([report["wire_bytes"] / 2**20 for report in reports])
     rows = [absolute("idle downtime", "ms", downtime, count, "< 5 ms", 5.0)]
-    for name, parameters in (("default bandwidth", None), ("bandwidth unlimited", {"max-bandwidth": 100 << 30})):
-        moves = _qemu_moves(build, count, parameters)
+    for name in peers:
         peer = f"{qemu.version()}, {name}"
-        rows += [row("idle downtime", "ms", downtime, median([move[0] * 1e3 for move in moves]), peer, count, "<= 1 x", "<=", 1.0),
-                 row("idle total", "ms", total, median([move[1] * 1e3 for move in moves]), peer, count, "<= 1 x", "<=", 1.0),
-                 row("idle bytes", "MiB", sent, median([move[2] / 2**20 for move in moves]), peer, count, "<= 1 x", "<=", 1.0)]
+        columns = [median(column) for column in zip(*moves[name])]
+        rows += [row("idle downtime", "ms", downtime, columns[0] * 1e3, peer, count, "<= 1 x", "<=", 1.0),
+                 row("idle total", "ms", total, columns[1] * 1e3, peer, count, "<= 1 x", "<=", 1.0),
+                 row("idle bytes", "MiB", sent, columns[2] / 2**20, peer, count, "<= 1 x", "<=", 1.0)]
     return rows
 
 
 def gap(build, quick):
     """The downtime Ferry reports against the largest gap the guest itself saw, over moves under a light load"""
     count = 4 if quick else 20
-    reports, console = _ferry_moves(build, count, cmdline=CMDLINE + " ferry.work=threads=1,mem=16M,rate=1M")
+    mover = _FerryMover(build, cmdline=CMDLINE + " ferry.work=threads=1,mem=16M,rate=1M")
+    try:
+        time.sleep(2)
+        reports = [mover.move() for _ in range(count)]
+        console = mover.console()
+    finally:
+        mover.close()
     seen = max(float(value) for value in re.findall(r"gap_max=([0-9.]+)ms", console))
     worst = max(report["downtime_ns"] / 1e6 for report in reports)
     return [row("guest's largest gap", "ms", seen, worst, "largest downtime reported", count, ">= 0.9 x", ">=", 0.9)]
