@@ -50,8 +50,7 @@ int files_write_json(const char *path, const json_t *json, struct ferry_error *e
 
 int files_open_handover(int *out, struct ferry_error *err)
 {
-    CLEANUP_CLOSE int fd =
-        open(FILES_HANDOVER, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0640);
+    CLEANUP_CLOSE int fd = open(FILES_HANDOVER, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0640);
     int result;
 
     if (fd < 0)

@@ -31,8 +31,8 @@ int files_mark_handover(int fd, bool begun, struct ferry_error *err);
 
 /* PATH becomes PATH.1, PATH.1 becomes PATH.2 and so on; the oldest goes. Nothing to do without PATH. */
 int files_rotate(const char *path, struct ferry_error *err);
-/* The last SIZE_MAX bytes of the file FD, from the start of a line on; appended to OUT. What cannot be read is left
- * out. */
+/* The last SIZE_MAX bytes of the file FD, from the start of a line on; appended to OUT. What cannot be read
+ * is left out. */
 void files_read_end(int fd, size_t size_max, struct buffer *out);
 /*
  * Puts HISTORY before what PATH, which is being appended to through FD, has: a new file takes its place, and
