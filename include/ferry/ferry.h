@@ -237,6 +237,9 @@ struct ferry_progress {
     uint64_t pages_skipped;         /* holes that were never touched */
     uint64_t bandwidth_bytes_per_s; /* measured, 0 when unknown */
     uint64_t dirty_bytes_per_s;     /* measured, 0 when unknown */
+    unsigned throttle_percent;      /* the vCPUs are slowed by so much now */
+    unsigned throttle_percent_most; /* and were at most */
+    uint64_t state_bytes;           /* the guest's state beside memory; 0 until it is saved */
 
     unsigned round;                              /* rounds done */
     struct ferry_round rounds[FERRY_ROUNDS_MAX]; /* the first FERRY_ROUNDS_MAX */
@@ -272,12 +275,17 @@ struct ferry_source_options {
     int64_t destination_pid;     /* the destination's VM process, for the log */
     unsigned streams;            /* page connections, at most FERRY_STREAMS_MAX; 0: default */
     uint64_t downtime_limit_ns;  /* 0: default 50 ms */
-    uint64_t bandwidth_limit;    /* bytes/s; 0: none */
+    uint64_t bandwidth_limit;    /* bytes/s, while the guest runs; 0: none */
     uint64_t copy_time_limit_ns; /* estimated remaining copy time above which a diverging migration aborts; 0:
                                     100 s */
+    bool no_throttle;            /* never slow the vCPUs */
+    unsigned throttle_max;       /* per cent they may be slowed by at most, up to 99; 0: default 80 */
     uint64_t quiesce_timeout_ns; /* 0: default 10 s */
     uint64_t peer_timeout_ns;    /* a silent peer is given up after this; 0: default 10 s */
     bool verify_memory;          /* compare a checksum of all memory before Restore-OK; costs downtime */
+    /* What is known from earlier moves, for predicting the downtime; 0: unknown, a cautious guess is used. */
+    uint64_t known_part_ns[FERRY_DOWNTIME_PARTS]; /* "last pages" and "wire" are not looked at */
+    uint64_t known_state_bytes;
 };
 
 struct ferry_destination_options {

@@ -6,8 +6,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/tcp.h> /* netinet/tcp.h has no tcpi_delivery_rate */
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -443,4 +443,15 @@ int sock_write_full(int fd, const void *data, size_t size, uint64_t deadline, in
         }
     }
     return result;
+}
+
+uint64_t sock_delivery_rate(int fd)
+{
+    struct tcp_info info = {0};
+    socklen_t size = sizeof(info);
+
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0 ||
+        size < offsetof(struct tcp_info, tcpi_delivery_rate) + sizeof(info.tcpi_delivery_rate))
+        return 0;
+    return info.tcpi_delivery_rate;
 }

@@ -20,13 +20,20 @@ void pace_destroy(struct pace *pace)
     pthread_mutex_destroy(&pace->lock);
 }
 
+void pace_set_rate(struct pace *pace, uint64_t rate)
+{
+    __atomic_store_n(&pace->rate, rate, __ATOMIC_RELAXED);
+}
+
 int pace_take(struct pace *pace, uint64_t bytes, struct ferry_error *err)
 {
-    if (pace->rate == 0)
+    uint64_t rate = __atomic_load_n(&pace->rate, __ATOMIC_RELAXED);
+
+    if (rate == 0)
         return 0;
 
     uint64_t now = clock_now_ns();
-    uint64_t cost = (uint64_t)((double)bytes * 1e9 / (double)pace->rate);
+    uint64_t cost = (uint64_t)((double)bytes * 1e9 / (double)rate);
 
     pthread_mutex_lock(&pace->lock);
     if (pace->free_at_ns + BURST_NS < now)

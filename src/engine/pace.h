@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 struct pace {
-    uint64_t rate; /* bytes/s; 0: no limit */
+    uint64_t rate; /* bytes/s; 0: no limit; atomic */
     int cancel_fd;
     pthread_mutex_t lock; /* guards free_at_ns */
     uint64_t free_at_ns;  /* when everything taken so far has been paid for */
@@ -19,6 +19,7 @@ struct pace {
 
 void pace_init(struct pace *pace, uint64_t rate, int cancel_fd);
 void pace_destroy(struct pace *pace);
+void pace_set_rate(struct pace *pace, uint64_t rate);
 /* Waits until BYTES may be sent. -ECANCELED. */
 int pace_take(struct pace *pace, uint64_t bytes, struct ferry_error *err);
 

@@ -6,8 +6,53 @@
 
 #include <errno.h>
 
-/* What stopping costs beside the measured parts: pausing, saving, loading, the lock. */
-#define SWITCHOVER_GUESS_NS (2 * NS_PER_MS)
+/* Parts of the downtime of which nothing is known yet: several times what they take on a quiet machine. */
+static const uint64_t cautious_part_ns[FERRY_DOWNTIME_PARTS] = {
+    [FERRY_DOWNTIME_PAUSE] = NS_PER_MS,          [FERRY_DOWNTIME_QUIESCE] = 2 * NS_PER_MS,
+    [FERRY_DOWNTIME_STATE_SAVE] = NS_PER_MS / 2, [FERRY_DOWNTIME_STATE_LOAD] = NS_PER_MS / 2,
+    [FERRY_DOWNTIME_LOCK] = 2 * NS_PER_MS,       [FERRY_DOWNTIME_RESUME] = NS_PER_MS,
+    [FERRY_DOWNTIME_ANNOUNCE] = NS_PER_MS,
+};
+
+/* A VM's console history is most of it. */
+#define CAUTIOUS_STATE_BYTES (1u << 20)
+/* Frozen, the path will not carry quite what its bursts showed. */
+#define BURST_SHARE 0.8
+
+/* What was seen in earlier moves, half of it on top: it was one case of many. */
+static void precopy_costs(const struct source *source, uint64_t fetch_ns, struct policy_costs *costs)
+{
+    const struct session_settings *settings = &source->session->settings;
+
+    for (size_t i = 0; i < FERRY_DOWNTIME_PARTS; i++) {
+        uint64_t known = settings->known_part_ns[i];
+
+        costs->part_ns[i] = known ? known + known / 2 : cautious_part_ns[i];
+    }
+    costs->part_ns[FERRY_DOWNTIME_LAST_PAGES] = fetch_ns;
+    /* State to the verdict is there and back, GO once more there. */
+    costs->part_ns[FERRY_DOWNTIME_WIRE] = source->rtt_ns + source->rtt_ns / 2;
+    costs->state_bytes = settings->known_state_bytes ? settings->known_state_bytes : CAUTIOUS_STATE_BYTES;
+}
+
+/* While the guest is stopped the rate is not limited: what the path carries then, in bytes of memory as they
+ * were in ROUND; 0: as in the rounds. */
+static uint64_t precopy_frozen_bandwidth(const struct source *source, const struct ferry_round *round)
+{
+    uint64_t path = source->pace.rate ? sender_path_rate(&source->sender) : 0;
+    double seconds = (double)round->duration_ns / (double)NS_PER_S;
+    double rate, wire;
+
+    if (path == 0 || round->bytes == 0 || round->pages == 0 || round->duration_ns == 0)
+        return 0;
+    wire = (double)round->bytes / seconds;
+    rate = (double)(round->pages * FERRY_PAGE_SIZE) / seconds;
+    /* Many pages were zeros, or much smaller encoded: no promise that the last ones are. */
+    if (rate > wire)
+        rate = wire;
+    rate *= BURST_SHARE * (double)path / wire;
+    return rate > (double)source->bandwidth ? (uint64_t)rate : 0;
+}
 
 /* First round: everything that is not a hole. */
 static int precopy_begin(struct source *source, uint64_t *pages, struct ferry_error *err)
@@ -50,21 +95,25 @@ static void precopy_record(struct source *source, const struct ferry_round *roun
         session->observer.round_done(session->observer.opaque, number, round);
 }
 
+static const char *const verdict_words[] = {
+    [POLICY_CONTINUE] = "go on",
+    [POLICY_STOP] = "stop",
+    [POLICY_ABORT] = "give up",
+    [POLICY_QUICK_RESUME] = "quick resume",
+};
+
 static void precopy_log(struct source *source, const struct policy_decision *decision, uint64_t dirtied,
                         int64_t last)
 {
     struct ferry_session *session = source->session;
 
-    session_log(session, FERRY_LOG_INFO, "Pre-copy decision: %s: %s",
-                decision->verdict == POLICY_CONTINUE ? "go on"
-                : decision->verdict == POLICY_STOP   ? "stop"
-                                                     : "give up",
+    session_log(session, FERRY_LOG_INFO, "Pre-copy decision: %s: %s", verdict_words[decision->verdict],
                 decision->reason);
     if (decision->verdict == POLICY_CONTINUE)
         session_log(session, FERRY_LOG_INFO,
                     "Another pre-copy iteration needed with %llu modified pages (last = %lld)",
                     (unsigned long long)dirtied, (long long)last);
-    else if (decision->verdict == POLICY_STOP)
+    else if (decision->verdict != POLICY_ABORT)
         session_log(session, FERRY_LOG_INFO, "Stopping pre-copy: only %llu pages were modified",
                     (unsigned long long)dirtied);
 }
@@ -103,14 +152,17 @@ static int precopy_round(struct source *source, struct policy *policy, uint64_t 
         .dirtied_pages = *dirtied,
     };
     struct policy_round numbers = {
-        .sent_bytes = round.bytes,
+        .sent_bytes = pages * FERRY_PAGE_SIZE,
+        .wire_bytes = round.bytes,
         .duration_ns = round.duration_ns,
         .remaining_bytes = *dirtied * FERRY_PAGE_SIZE,
-        .fixed_cost_ns = 2 * source->rtt_ns + (clock_now_ns() - end) + SWITCHOVER_GUESS_NS,
+        .frozen_bandwidth = precopy_frozen_bandwidth(source, &round),
     };
 
+    precopy_costs(source, clock_now_ns() - end, &numbers.costs);
     *decision = policy_decide(policy, &numbers);
     source->bandwidth = decision->bandwidth;
+    source_throttle(source, decision->throttle);
     precopy_record(source, &round, decision);
     return 0;
 }
@@ -127,7 +179,9 @@ int precopy_run(struct source *source, struct ferry_error *err)
 
     session_enter_state(session, MIGRATE_TO_VMX_PRECOPY);
     session_enter_phase(session, FERRY_PHASE_COPY);
-    policy_init(&policy, session->settings.downtime_limit_ns, session->settings.copy_time_limit_ns);
+    policy_init(&policy, &(struct policy_settings){.downtime_limit_ns = session->settings.downtime_limit_ns,
+                                                   .copy_time_limit_ns = session->settings.copy_time_limit_ns,
+                                                   .throttle_max = session->settings.throttle_max});
     result = precopy_begin(source, &pages, err);
     if (result < 0)
         return result;
@@ -139,7 +193,7 @@ int precopy_run(struct source *source, struct ferry_error *err)
         if (result < 0)
             return result;
         precopy_log(source, &decision, dirtied, last);
-        if (decision.verdict == POLICY_STOP)
+        if (decision.verdict == POLICY_STOP || decision.verdict == POLICY_QUICK_RESUME)
             break;
         if (decision.verdict == POLICY_ABORT) {
             error_set(&why, -ETIME, "the migration does not converge: %s", decision.reason);

@@ -1,6 +1,7 @@
 #include "engine/sender.h"
 
 #include "base/error.h"
+#include "base/sock.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -191,4 +192,17 @@ void sender_end(struct sender *sender)
     eventfd_t value;
 
     eventfd_read(sender->done_fd, &value);
+}
+
+uint64_t sender_path_rate(const struct sender *sender)
+{
+    uint64_t rate = 0;
+
+    for (size_t i = 0; i < sender->count; i++) {
+        uint64_t seen = sock_delivery_rate(sender->streams[i].link.channel.fd);
+
+        if (seen > rate)
+            rate = seen;
+    }
+    return rate;
 }

@@ -56,6 +56,10 @@ void sender_begin(struct sender *sender, uint32_t round, const struct page_set *
 /* After done_fd became readable: clears it. */
 void sender_end(struct sender *sender);
 
+/* What the way to the destination carries, in bytes/s, as far as one can tell while the rate is limited; 0:
+ * not known. */
+uint64_t sender_path_rate(const struct sender *sender);
+
 /* Sends what is in SET by LINK on the calling thread, without a fence: for the last, small round. */
 int sender_send_here(struct ferry_session *session, const struct page_map *map, struct pace *pace,
                      struct link *link, struct page_batch *batch, uint32_t round, const struct page_set *set,

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "engine/policy.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -15,6 +16,7 @@
 #define DEFAULT_STREAMS            2
 #define DEFAULT_DOWNTIME_NS        (50 * NS_PER_MS)
 #define DEFAULT_COPY_TIME_NS       (100 * NS_PER_S)
+#define DEFAULT_THROTTLE_MAX       80 /* per cent */
 #define DEFAULT_QUIESCE_TIMEOUT_NS (10 * NS_PER_S)
 #define DEFAULT_PEER_TIMEOUT_NS    (10 * NS_PER_S)
 #define DEFAULT_CONNECT_TIMEOUT_NS (30 * NS_PER_S)
@@ -24,6 +26,14 @@
 static uint64_t setting(uint64_t value, uint64_t otherwise)
 {
     return value == 0 ? otherwise : value > TIMEOUT_MAX_NS ? TIMEOUT_MAX_NS : value;
+}
+
+static unsigned throttle_setting(const struct ferry_source_options *options,
+                                 const struct ferry_guest_ops *ops)
+{
+    if (options->no_throttle || !ops->throttle)
+        return 0;
+    return options->throttle_max ? options->throttle_max : DEFAULT_THROTTLE_MAX;
 }
 
 static void drop_connections(void *opaque)
@@ -103,6 +113,8 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
         .downtime_limit_ns = setting(options->downtime_limit_ns, DEFAULT_DOWNTIME_NS),
         .bandwidth_limit = options->bandwidth_limit,
         .copy_time_limit_ns = setting(options->copy_time_limit_ns, DEFAULT_COPY_TIME_NS),
+        .throttle_max = throttle_setting(options, ops),
+        .known_state_bytes = options->known_state_bytes,
         .quiesce_timeout_ns = setting(options->quiesce_timeout_ns, DEFAULT_QUIESCE_TIMEOUT_NS),
         .listen_fd = -1,
     };
@@ -113,12 +125,16 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
     if (settings.streams > FERRY_STREAMS_MAX)
         return error_set(err, -EINVAL, "%u page connections are too many, at most %d", settings.streams,
                          FERRY_STREAMS_MAX);
+    if (settings.throttle_max > POLICY_THROTTLE_MAX)
+        return error_set(err, -EINVAL, "the vCPUs cannot be slowed by %u %%, at most by %d %%",
+                         settings.throttle_max, POLICY_THROTTLE_MAX);
     if (!ops->list_regions || !ops->dirty_start || !ops->dirty_fetch || !ops->dirty_stop || !ops->pause ||
         !ops->quiesce || !ops->resume || !ops->save_state || !ops->release_ownership ||
         !ops->retake_ownership)
         return error_set(err, -EINVAL, "the guest lacks a function that a source needs");
     memcpy(settings.token, options->token, sizeof(settings.token));
     memcpy(settings.address, options->address, sizeof(settings.address));
+    memcpy(settings.known_part_ns, options->known_part_ns, sizeof(settings.known_part_ns));
     memcpy(handover.migration_id, options->migration_id, sizeof(handover.migration_id));
     memcpy(handover.source, options->source, sizeof(handover.source));
     memcpy(handover.destination, options->destination, sizeof(handover.destination));

@@ -34,6 +34,9 @@ struct session_settings {
     uint64_t downtime_limit_ns;
     uint64_t bandwidth_limit;
     uint64_t copy_time_limit_ns;
+    unsigned throttle_max; /* per cent; 0: never */
+    uint64_t known_part_ns[FERRY_DOWNTIME_PARTS];
+    uint64_t known_state_bytes;
     uint64_t quiesce_timeout_ns;
 
     /* Destination. */

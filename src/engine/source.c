@@ -287,6 +287,21 @@ int source_fetch_dirty(struct source *source, uint64_t *found, struct ferry_erro
     return 0;
 }
 
+void source_throttle(struct source *source, unsigned percent)
+{
+    struct ferry_session *session = source->session;
+
+    if (source->throttle == percent)
+        return;
+    source->throttle = percent;
+    session->ops->throttle(session->guest, percent);
+    pthread_mutex_lock(&session->lock);
+    session->progress.throttle_percent = percent;
+    if (percent > session->progress.throttle_percent_most)
+        session->progress.throttle_percent_most = percent;
+    pthread_mutex_unlock(&session->lock);
+}
+
 /* After a failure: the guest is put back as it was, or what retake_ownership says. */
 static enum ferry_outcome source_restore(struct source *source)
 {
@@ -294,8 +309,7 @@ static enum ferry_outcome source_restore(struct source *source)
     enum ferry_outcome outcome = FERRY_OUTCOME_FAILED;
     struct ferry_error why = {0};
 
-    if (session->ops->throttle)
-        session->ops->throttle(session->guest, 0);
+    source_throttle(source, 0);
     if (source->handed_over)
         outcome = switchover_retake(source);
     if (source->dirty_tracking)
@@ -332,6 +346,7 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
         result = switchover_source(source, err);
     if (result == 0) {
         *outcome = FERRY_OUTCOME_COMPLETED;
+        source_throttle(source, 0);
         session->ops->dirty_stop(session->guest);
     } else {
         *outcome = source_restore(source); /* first: the guest waits */

@@ -143,13 +143,18 @@ static int source_send_state(struct source *source, const struct checkpoint *che
     struct link *link = &source->control.link;
     struct buffer body = BUFFER_INIT;
     struct wire_end end = {.sections = (uint32_t)checkpoint->count, .fence = source->round};
+    uint64_t bytes = 0;
     uint8_t flags = 0;
 
     for (size_t i = 0; i < checkpoint->count; i++) {
+        bytes += checkpoint->sections[i].size;
         buffer_clear(&body);
         wire_section_encode(&body, &checkpoint->sections[i]);
         link_queue(link, WIRE_SECTION, 0, &body);
     }
+    pthread_mutex_lock(&session->lock);
+    session->progress.state_bytes = bytes;
+    pthread_mutex_unlock(&session->lock);
     if (session->settings.verify_memory) {
         int result = page_map_checksum(&source->map, &end.memory_checksum, err);
 
@@ -342,6 +347,8 @@ int switchover_source(struct source *source, struct ferry_error *err)
         return result;
     session_set_percent(session, 1, 1);
     session_enter_phase(session, FERRY_PHASE_FROZEN);
+    /* The limit spares others while a move takes its time. Now the guest waits. */
+    pace_set_rate(&source->pace, 0);
     result = source_last_pages(source, err);
     timeline_part(&timeline, FERRY_DOWNTIME_LAST_PAGES);
     session_set_percent(session, 1, 3);

@@ -99,10 +99,24 @@ static void guest_slice(struct fake_guest *guest)
     }
 }
 
+/* When to write again: after the tick, or, as fast as it can, at once. Throttled it is longer. */
+static uint64_t guest_next_slice(const struct fake_guest *guest, uint64_t tick, uint64_t began)
+{
+    unsigned percent = __atomic_load_n(&guest->throttle, __ATOMIC_RELAXED);
+    bool paced = guest->pages_per_s || guest->pattern == FAKE_PATTERN_NONE;
+    uint64_t now = clock_now_ns();
+    uint64_t interval = paced ? TICK_NS * 100 / (100 - percent) : (now - began) * percent / (100 - percent);
+
+    if (interval == 0)
+        return 0;
+    return paced && tick + interval > now ? tick + interval : now + interval;
+}
+
 static void *guest_main(void *opaque)
 {
     struct fake_guest *guest = opaque;
     uint64_t tick = 0;
+    uint64_t began = 0;
 
     pthread_mutex_lock(&guest->lock);
     while (!guest->quit) {
@@ -115,15 +129,13 @@ static void *guest_main(void *opaque)
         }
         guest->parked = false;
         pthread_mutex_unlock(&guest->lock);
+        began = clock_now_ns();
         guest_slice(guest);
         pthread_mutex_lock(&guest->lock);
-        if (guest->pages_per_s || guest->pattern == FAKE_PATTERN_NONE) {
-            uint64_t now = clock_now_ns();
-
-            tick = tick + TICK_NS > now ? tick + TICK_NS : now + TICK_NS;
-            while (guest->run && !guest->quit && thread_cond_wait_until(&guest->changed, &guest->lock, tick))
-                continue;
-        }
+        tick = guest_next_slice(guest, tick, began);
+        while (guest->run && !guest->quit && tick != 0 &&
+               thread_cond_wait_until(&guest->changed, &guest->lock, tick))
+            continue;
     }
     guest->parked = true;
     pthread_mutex_unlock(&guest->lock);
@@ -411,7 +423,10 @@ static void fake_throttle(void *opaque, unsigned percent)
 {
     struct fake_guest *guest = opaque;
 
-    guest->throttle = percent;
+    if (percent > guest->throttle_most)
+        guest->throttle_most = percent;
+    __atomic_store_n(&guest->throttle, percent, __ATOMIC_RELAXED);
+    step(guest, FAKE_STEP_NONE, "throttle", NULL);
 }
 
 static int fake_release(void *opaque, const struct ferry_handover *handover, struct ferry_error *err)

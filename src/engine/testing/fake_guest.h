@@ -92,7 +92,8 @@ struct fake_guest {
     bool loaded; /* load_finish was called */
     uint64_t advanced_ns;
     unsigned announced;
-    unsigned throttle;
+    unsigned throttle; /* atomic; per cent */
+    unsigned throttle_most;
     bool quiesced;
 };
 

@@ -3,6 +3,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,31 +16,60 @@
 
 #define TRANSFERS_MAX 100
 
-/* What a guest has dirtied when a round of BYTES that took DURATION_NS ends. */
-typedef uint64_t script(unsigned round, uint64_t bytes, uint64_t duration_ns);
+/* What a guest at SPEED per cent has dirtied when a round of BYTES that took DURATION_NS ends. */
+typedef uint64_t script(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed);
+
+struct scene {
+    script *dirty;
+    uint64_t memory;
+    uint64_t link; /* bytes/s */
+    uint64_t frozen_link;
+    uint64_t downtime_ns; /* 0: 50 ms */
+    uint64_t fixed_ns;
+    unsigned throttle_max;
+    bool quick_resume;
+};
 
 struct run {
     struct policy_decision decision;
     uint64_t sent[TRANSFERS_MAX]; /* bytes of each transfer, the frozen one included */
+    unsigned throttle[TRANSFERS_MAX];
     unsigned transfers;
+    unsigned throttle_most;
+    double seconds; /* of rounds */
 };
 
-static struct run run_script(script *dirty, uint64_t memory, uint64_t link, uint64_t downtime_ns,
-                             uint64_t fixed_ns)
+static struct policy_settings settings_of(const struct scene *scene)
 {
+    return (struct policy_settings){.downtime_limit_ns = scene->downtime_ns ? scene->downtime_ns : 50 * MS,
+                                    .copy_time_limit_ns = 100 * S,
+                                    .throttle_max = scene->throttle_max,
+                                    .quick_resume = scene->quick_resume};
+}
+
+static struct run play(const struct scene *scene)
+{
+    struct policy_settings settings = settings_of(scene);
     struct policy policy;
     struct run run = {0};
-    uint64_t bytes = memory;
+    uint64_t bytes = scene->memory;
 
-    policy_init(&policy, downtime_ns, 100 * S);
+    policy_init(&policy, &settings);
     do {
         struct policy_round round = {.sent_bytes = bytes,
-                                     .duration_ns = (uint64_t)((double)bytes * 1e9 / (double)link),
-                                     .fixed_cost_ns = fixed_ns};
+                                     .wire_bytes = bytes,
+                                     .duration_ns = (uint64_t)((double)bytes * 1e9 / (double)scene->link),
+                                     .frozen_bandwidth = scene->frozen_link};
 
+        round.costs.part_ns[FERRY_DOWNTIME_STATE_LOAD] = scene->fixed_ns;
+        run.throttle[run.transfers] = run.decision.throttle;
         run.sent[run.transfers++] = bytes;
-        round.remaining_bytes = dirty(run.transfers, bytes, round.duration_ns);
+        round.remaining_bytes =
+            scene->dirty(run.transfers, bytes, round.duration_ns, 100 - run.decision.throttle);
         run.decision = policy_decide(&policy, &round);
+        run.seconds += (double)round.duration_ns / 1e9;
+        if (run.decision.throttle > run.throttle_most)
+            run.throttle_most = run.decision.throttle;
         bytes = round.remaining_bytes;
     } while (run.decision.verdict == POLICY_CONTINUE && run.transfers < TRANSFERS_MAX - 1);
     if (run.decision.verdict == POLICY_STOP)
@@ -47,7 +77,14 @@ static struct run run_script(script *dirty, uint64_t memory, uint64_t link, uint
     return run;
 }
 
-static uint64_t a_quarter(unsigned round, uint64_t bytes, uint64_t duration_ns)
+static struct run run_script(script *dirty, uint64_t memory, uint64_t link, uint64_t downtime_ns,
+                             uint64_t fixed_ns)
+{
+    return play(&(struct scene){
+        .dirty = dirty, .memory = memory, .link = link, .downtime_ns = downtime_ns, .fixed_ns = fixed_ns});
+}
+
+static uint64_t a_quarter(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
 {
     return bytes / 4;
 }
@@ -76,7 +113,7 @@ static void reference_table_goes_one_round_further_by_default(void **state)
     assert_memory_equal(run.sent, table, sizeof(table));
 }
 
-static uint64_t nothing(unsigned round, uint64_t bytes, uint64_t duration_ns)
+static uint64_t nothing(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
 {
     return 0;
 }
@@ -99,7 +136,7 @@ static void unreachable_limit_ends(void **state)
     assert_int_equal(run.transfers, 2);
 }
 
-static uint64_t slow_writer(unsigned round, uint64_t bytes, uint64_t duration_ns)
+static uint64_t slow_writer(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
 {
     return duration_ns / 1000 * 50; /* 50 MB/s */
 }
@@ -114,7 +151,7 @@ static void slow_writer_is_polished(void **state)
     assert_true(run.transfers <= 6);
 }
 
-static uint64_t fast_writer(unsigned round, uint64_t bytes, uint64_t duration_ns)
+static uint64_t fast_writer(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
 {
     uint64_t dirtied = duration_ns / 1000 * 200; /* 200 MB/s */
 
@@ -132,7 +169,7 @@ static void diverging_over_100_s_aborts_at_once(void **state)
     assert_non_null(strstr(run.decision.reason, "limit of 100.0 s"));
 }
 
-static uint64_t working_set(unsigned round, uint64_t bytes, uint64_t duration_ns)
+static uint64_t working_set(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
 {
     uint64_t dirtied = duration_ns / 1000 * 200;
 
@@ -149,7 +186,7 @@ static void diverging_under_100_s_stops_and_finishes(void **state)
     assert_non_null(strstr(run.decision.reason, "stop and finish"));
 }
 
-static uint64_t waves(unsigned round, uint64_t bytes, uint64_t duration_ns)
+static uint64_t waves(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
 {
     static const uint64_t left[] = {400, 200, 210, 260, 300, 280, 205, 290, 300};
 
@@ -166,7 +203,7 @@ static void stops_at_a_local_minimum(void **state)
     assert_int_equal(run.sent[run.transfers - 1], 205 * MB);
 }
 
-static uint64_t rising(unsigned round, uint64_t bytes, uint64_t duration_ns)
+static uint64_t rising(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
 {
     return (100 + 100 * (uint64_t)round) * MB;
 }
@@ -179,16 +216,294 @@ static void patience_for_a_local_minimum_is_bounded(void **state)
     assert_in_range(run.transfers, 4, 12);
 }
 
+/* Every third round is a good one: a longer series of worse ones in between is no reason to stop. */
+static uint64_t recovering(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
+{
+    static const uint64_t left[] = {400, 100, 380, 240, 150, 80, 40, 20, 10, 4};
+
+    return left[round < 10 ? round - 1 : 9] * MB;
+}
+
+static void a_burst_that_ebbs_away_is_waited_for(void **state)
+{
+    struct run run = play(&(struct scene){
+        .dirty = recovering, .memory = 1000 * MB, .link = 125 * MB, .fixed_ns = 2 * MS, .throttle_max = 80});
+
+    assert_int_equal(run.decision.verdict, POLICY_STOP);
+    assert_true(run.decision.fits);
+    assert_true(run.throttle_most <= 25); /* one step */
+}
+
 /* A latency-bound tiny round says nothing about the link. */
 static void small_rounds_do_not_spoil_the_bandwidth(void **state)
 {
     struct policy policy;
     struct policy_decision decision;
 
-    policy_init(&policy, 50 * MS, 100 * S);
-    policy_decide(&policy, &(struct policy_round){1000 * MB, S, 100 * MB, 0});
-    decision = policy_decide(&policy, &(struct policy_round){4096, 100 * MS, 4096, 0});
+    policy_init(&policy, &(struct policy_settings){50 * MS, 100 * S, 0, false});
+    policy_decide(&policy, &(struct policy_round){1000 * MB, 1000 * MB, S, 100 * MB, 0, {{0}, 0}});
+    decision = policy_decide(&policy, &(struct policy_round){4096, 4096, 100 * MS, 4096, 0, {{0}, 0}});
     assert_int_equal(decision.bandwidth, 1000 * MB);
+}
+
+/* 4 GB of zeros are 1 MB on the wire and take a second: that is not the link, as the next round shows. */
+static void zeros_of_the_first_round_are_no_measure(void **state)
+{
+    struct policy policy;
+    struct policy_decision decision;
+
+    policy_init(&policy, &(struct policy_settings){50 * MS, 100 * S, 80, false});
+    decision = policy_decide(&policy, &(struct policy_round){4000 * MB, 1 * MB, S, 20 * MB, 0, {{0}, 0}});
+    assert_int_equal(decision.verdict, POLICY_CONTINUE);
+    assert_true(decision.bandwidth < 2 * MB);
+    decision = policy_decide(&policy, &(struct policy_round){20 * MB, 20 * MB, 20 * MS, 1 * MB, 0, {{0}, 0}});
+    assert_true(decision.bandwidth > 700 * MB);
+    assert_true(decision.fits);
+}
+
+/* Changed pages that shrink to a tenth on the wire go ten times as fast. */
+static void what_encodings_save_counts(void **state)
+{
+    struct policy policy;
+    struct policy_decision decision;
+
+    policy_init(&policy, &(struct policy_settings){50 * MS, 100 * S, 0, false});
+    policy_decide(&policy, &(struct policy_round){1000 * MB, 1000 * MB, 10 * S, 200 * MB, 0, {{0}, 0}});
+    policy_decide(&policy, &(struct policy_round){200 * MB, 20 * MB, 200 * MS, 180 * MB, 0, {{0}, 0}});
+    decision =
+        policy_decide(&policy, &(struct policy_round){180 * MB, 18 * MB, 180 * MS, 30 * MB, 0, {{0}, 0}});
+    assert_true(decision.bandwidth > 900 * MB);
+    assert_true(decision.fits);
+}
+
+/* ---- the fixed cost ---- */
+
+static void every_fixed_cost_counts(void **state)
+{
+    struct policy_costs costs = {.state_bytes = 10 * MB};
+
+    for (int i = 0; i < FERRY_DOWNTIME_PARTS; i++)
+        costs.part_ns[i] = (uint64_t)(i + 1) * MS;
+    assert_int_equal(policy_fixed_ns(&costs, 1000 * MB), 55 * MS);
+    assert_int_equal(policy_fixed_ns(&costs, 0), 45 * MS);
+}
+
+static uint64_t five_left(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
+{
+    return round == 1 ? 5 * MB : duration_ns / 1000 * 30;
+}
+
+/* 5 MB at 125 MB/s are 40 ms: within 50 ms, but not with 15 ms of fixed cost. */
+static void pages_that_fit_alone_do_not_fit_with_the_fixed_cost(void **state)
+{
+    struct run without = run_script(five_left, 20 * MB, 125 * MB, 50 * MS, 0);
+    struct run with = run_script(five_left, 20 * MB, 125 * MB, 50 * MS, 15 * MS);
+
+    assert_int_equal(without.transfers, 2);
+    assert_int_equal(with.transfers, 3);
+    assert_true(with.decision.fits);
+    assert_true(with.decision.downtime_ns <= 50 * MS);
+    assert_int_equal(with.decision.fixed_ns, 15 * MS);
+}
+
+static uint64_t busy(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
+{
+    return 1 * MB;
+}
+
+/* Fixed cost above the limit: neither rounds nor slowing the guest can help, so neither is tried for long. */
+static void unreachable_limit_does_not_slow_the_guest(void **state)
+{
+    struct run run = play(&(struct scene){.dirty = busy,
+                                          .memory = 1000 * MB,
+                                          .link = 1000 * MB,
+                                          .downtime_ns = 5 * MS,
+                                          .fixed_ns = 10 * MS,
+                                          .throttle_max = 80});
+
+    assert_int_equal(run.decision.verdict, POLICY_STOP);
+    assert_int_equal(run.throttle_most, 0);
+    assert_in_range(run.transfers, 2, 4);
+    assert_non_null(strstr(run.decision.reason, "not for what is left"));
+}
+
+/* 2 MB/s are what the operator allows while the guest runs; frozen, the link carries 100 MB/s. */
+static void cap_does_not_count_while_frozen(void **state)
+{
+    struct scene scene = {.dirty = busy, .memory = 100 * MB, .link = 2 * MB, .fixed_ns = 2 * MS};
+
+    assert_false(play(&scene).decision.fits);
+    scene.frozen_link = 100 * MB;
+    assert_int_equal(play(&scene).decision.verdict, POLICY_STOP);
+    assert_in_range(play(&scene).transfers, 2, 3);
+    assert_int_equal(play(&scene).decision.downtime_ns, 12 * MS);
+}
+
+/* ---- slowing the vCPUs ---- */
+
+static uint64_t writer(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
+{
+    uint64_t dirtied = duration_ns / 100000 * 188 * speed; /* 188 MB/s at full speed */
+
+    return dirtied < 1000 * MB ? dirtied : 1000 * MB;
+}
+
+/* A write load of 1.5 times the link. */
+static void guest_that_outruns_the_link_is_slowed_and_converges(void **state)
+{
+    struct scene scene = {
+        .dirty = writer, .memory = 2000 * MB, .link = 125 * MB, .fixed_ns = 5 * MS, .throttle_max = 80};
+    struct run run = play(&scene);
+
+    assert_int_equal(run.decision.verdict, POLICY_STOP);
+    assert_true(run.decision.fits);
+    assert_in_range(run.throttle_most, 40, 80);
+    for (unsigned i = 1; i + 1 < run.transfers; i++)
+        assert_true(run.throttle[i] <= run.throttle[i - 1] + 25);
+    assert_true(run.seconds < 80);
+
+    scene.throttle_max = 0;
+    run = play(&scene);
+    assert_int_equal(run.decision.verdict, POLICY_STOP);
+    assert_false(run.decision.fits);
+    assert_int_equal(run.throttle_most, 0);
+}
+
+static void operators_bound_holds(void **state)
+{
+    for (unsigned max = 0; max <= 120; max += 5) {
+        struct run run = play(&(struct scene){
+            .dirty = writer, .memory = 2000 * MB, .link = 40 * MB, .fixed_ns = 5 * MS, .throttle_max = max});
+
+        assert_int_equal(run.decision.verdict, POLICY_STOP);
+        assert_true(run.throttle_most <= max && run.throttle_most <= POLICY_THROTTLE_MAX);
+    }
+}
+
+static uint64_t burst(unsigned round, uint64_t bytes, uint64_t duration_ns, unsigned speed)
+{
+    uint64_t rate = round <= 2 ? 200 : 12;
+
+    return duration_ns / 100000 * rate * speed;
+}
+
+static void guest_that_became_quiet_runs_at_full_speed_again(void **state)
+{
+    struct run run = play(&(struct scene){
+        .dirty = burst, .memory = 2000 * MB, .link = 125 * MB, .fixed_ns = 5 * MS, .throttle_max = 80});
+
+    assert_int_equal(run.decision.verdict, POLICY_STOP);
+    assert_true(run.throttle_most >= 20);
+    assert_int_equal(run.decision.throttle, 0);
+}
+
+static void only_vcpus_that_write_are_slowed(void **state)
+{
+    static const uint64_t writes[] = {1000, 0, 900, 10};
+    static const uint64_t none[] = {0, 0};
+    unsigned percent[4];
+
+    policy_spread(writes, 4, 40, percent);
+    assert_int_equal(percent[0], 40);
+    assert_int_equal(percent[1], 0);
+    assert_int_equal(percent[2], 40);
+    assert_int_equal(percent[3], 0);
+    policy_spread(none, 2, 40, percent);
+    assert_int_equal(percent[0], 40);
+    assert_int_equal(percent[1], 40);
+}
+
+/* ---- quick resume ---- */
+
+static void diverging_goes_on_by_quick_resume_when_allowed(void **state)
+{
+    struct scene scene = {.dirty = working_set,
+                          .memory = 4000 * MB,
+                          .link = 125 * MB,
+                          .fixed_ns = 2 * MS,
+                          .quick_resume = true};
+    struct run run = play(&scene);
+
+    assert_int_equal(run.decision.verdict, POLICY_QUICK_RESUME);
+    assert_int_equal(run.decision.downtime_ns, 2 * MS);
+    assert_non_null(strstr(run.decision.reason, "8.0 s, within the limit of 100.0 s: quick resume"));
+
+    /* Slowing comes first. */
+    scene.dirty = writer;
+    scene.throttle_max = 80;
+    assert_int_equal(play(&scene).decision.verdict, POLICY_STOP);
+    scene.throttle_max = 10;
+    run = play(&scene);
+    assert_int_equal(run.decision.verdict, POLICY_QUICK_RESUME);
+    assert_int_equal(run.throttle_most, 10);
+
+    /* Over 100 s it is given up all the same. */
+    scene =
+        (struct scene){.dirty = fast_writer, .memory = 20000 * MB, .link = 125 * MB, .quick_resume = true};
+    assert_int_equal(play(&scene).decision.verdict, POLICY_ABORT);
+}
+
+/* ---- looking ahead ---- */
+
+static void forecast_is_what_happens(void **state)
+{
+    static const uint64_t rates[] = {0, 10, 32, 60, 100, 190, 1000};
+
+    for (unsigned i = 0; i < 7; i++) {
+        struct policy_model model = {.dirty_rate = rates[i] * MB, .working_set = 1500 * MB};
+        struct policy_settings settings = {50 * MS, 100 * S, i % 2 ? 80 : 0, false};
+        struct policy_costs costs = {.part_ns = {[FERRY_DOWNTIME_STATE_LOAD] = 4 * MS}};
+        struct policy policy, ahead;
+        struct policy_decision decision = {.verdict = POLICY_CONTINUE};
+        struct policy_forecast forecast;
+        uint64_t bytes = 2048 * MB, total = 0;
+        unsigned rounds = 0;
+
+        policy_init(&policy, &settings);
+        ahead = policy;
+        forecast = policy_forecast(&policy, bytes, 128 * MB, &model, &costs);
+        assert_memory_equal(&policy, &ahead, sizeof(policy));
+        while (decision.verdict == POLICY_CONTINUE) {
+            struct policy_round round = {.sent_bytes = bytes, .wire_bytes = bytes, .costs = costs};
+            double dirtied;
+
+            round.duration_ns = (uint64_t)((double)bytes * 1e9 / (128.0 * 1e6));
+            dirtied = (double)round.duration_ns / 1e9 * (double)model.dirty_rate *
+                      (100.0 - decision.throttle) / 100;
+            round.remaining_bytes =
+                dirtied < (double)model.working_set ? (uint64_t)dirtied : model.working_set;
+            decision = policy_decide(&policy, &round);
+            total += round.duration_ns;
+            bytes = round.remaining_bytes;
+            rounds++;
+        }
+        assert_int_equal(forecast.verdict, decision.verdict);
+        assert_int_equal(forecast.rounds, rounds);
+        assert_int_equal(forecast.converges, decision.fits);
+        assert_true(forecast.downtime_ns / 1000 == decision.downtime_ns / 1000);
+        assert_in_range(forecast.total_ns / MS, (total + decision.downtime_ns) / MS - 1,
+                        (total + decision.downtime_ns) / MS + 1);
+    }
+}
+
+static void forecast_of_the_reference_table(void **state)
+{
+    struct policy_settings settings = {64 * MS, 100 * S, 0, false};
+    struct policy_model model = {.dirty_rate = 32 * MB, .working_set = 2048 * MB};
+    struct policy_costs costs = {.state_bytes = 0};
+    struct policy policy;
+    struct policy_forecast forecast;
+
+    policy_init(&policy, &settings);
+    forecast = policy_forecast(&policy, 2048 * MB, 128 * MB, &model, &costs);
+    assert_int_equal(forecast.rounds, 4);
+    assert_int_equal(forecast.bytes, 2728 * MB);
+    assert_int_equal(forecast.downtime_ns, 62500000);
+    assert_int_equal(forecast.total_ns / MS, 21312);
+    assert_true(forecast.converges);
+    model.dirty_rate = 200 * MB;
+    forecast = policy_forecast(&policy, 2048 * MB, 128 * MB, &model, &costs);
+    assert_false(forecast.converges);
 }
 
 static void extreme_numbers_are_survived(void **state)
@@ -197,15 +512,25 @@ static void extreme_numbers_are_survived(void **state)
 
     for (int a = 0; a < 5; a++) {
         for (int b = 0; b < 5; b++) {
+            struct policy_settings settings = {numbers[a], numbers[b], (unsigned)numbers[b], a % 2};
+            struct policy_model model = {numbers[a], numbers[b]};
             struct policy policy;
 
-            policy_init(&policy, numbers[a], numbers[b]);
+            policy_init(&policy, &settings);
             for (int c = 0; c < 25; c++) {
-                struct policy_round round = {numbers[c / 5], numbers[c % 5], numbers[(a + c) % 5],
-                                             numbers[b]};
+                struct policy_round round = {.sent_bytes = numbers[c / 5],
+                                             .wire_bytes = numbers[(b + c) % 5],
+                                             .duration_ns = numbers[c % 5],
+                                             .remaining_bytes = numbers[(a + c) % 5],
+                                             .frozen_bandwidth = numbers[c / 5],
+                                             .costs = {.state_bytes = numbers[b]}};
                 struct policy_decision decision = policy_decide(&policy, &round);
+                struct policy_forecast forecast =
+                    policy_forecast(&policy, numbers[a], numbers[b], &model, &round.costs);
 
-                assert_in_range(decision.verdict, POLICY_CONTINUE, POLICY_ABORT);
+                assert_in_range(decision.verdict, POLICY_CONTINUE, POLICY_QUICK_RESUME);
+                assert_in_range(forecast.verdict, POLICY_CONTINUE, POLICY_QUICK_RESUME);
+                assert_true(decision.throttle <= POLICY_THROTTLE_MAX);
                 assert_true(strlen(decision.reason) > 0);
             }
         }
@@ -224,7 +549,21 @@ int main(void)
         cmocka_unit_test(diverging_under_100_s_stops_and_finishes),
         cmocka_unit_test(stops_at_a_local_minimum),
         cmocka_unit_test(patience_for_a_local_minimum_is_bounded),
+        cmocka_unit_test(a_burst_that_ebbs_away_is_waited_for),
         cmocka_unit_test(small_rounds_do_not_spoil_the_bandwidth),
+        cmocka_unit_test(zeros_of_the_first_round_are_no_measure),
+        cmocka_unit_test(what_encodings_save_counts),
+        cmocka_unit_test(every_fixed_cost_counts),
+        cmocka_unit_test(pages_that_fit_alone_do_not_fit_with_the_fixed_cost),
+        cmocka_unit_test(unreachable_limit_does_not_slow_the_guest),
+        cmocka_unit_test(cap_does_not_count_while_frozen),
+        cmocka_unit_test(guest_that_outruns_the_link_is_slowed_and_converges),
+        cmocka_unit_test(operators_bound_holds),
+        cmocka_unit_test(guest_that_became_quiet_runs_at_full_speed_again),
+        cmocka_unit_test(only_vcpus_that_write_are_slowed),
+        cmocka_unit_test(diverging_goes_on_by_quick_resume_when_allowed),
+        cmocka_unit_test(forecast_is_what_happens),
+        cmocka_unit_test(forecast_of_the_reference_table),
         cmocka_unit_test(extreme_numbers_are_survived),
     };
 

@@ -1,0 +1,214 @@
+/* How a migration decides while a guest writes: what it costs the guest, and what is said of it. */
+#include "harness.h"
+
+#include "base/clock.h"
+#include "base/sock.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+static const uint64_t memory[] = {8 * MIB};
+#define PAGES 2048
+
+/* A guest that always has written PAGES x (100 - throttle) / 100 pages of its memory, whatever the scheduler
+ * does. */
+static int throttled_writer(void *guest, size_t region, uint64_t *bitmap, struct ferry_error *err)
+{
+    const struct fake_guest *fake = guest;
+    size_t bytes = PAGES / 8 * (100 - fake->throttle) / 100;
+
+    memset(bitmap, 0xff, bytes);
+    return fake_guest_ops.dirty_fetch(guest, region, bitmap, err);
+}
+
+/* Writes everything at full speed, and next to nothing when slowed by half or more. */
+static int tamed_writer(void *guest, size_t region, uint64_t *bitmap, struct ferry_error *err)
+{
+    const struct fake_guest *fake = guest;
+
+    memset(bitmap, 0xff, fake->throttle < 50 ? PAGES / 8 : 1);
+    return fake_guest_ops.dirty_fetch(guest, region, bitmap, err);
+}
+
+/* Over a Unix socket nobody can tell what the path carries beyond the rate limit: a quarter of a second for
+ * all of memory, far above the downtime limit, on any machine. */
+static void writer_init(struct migration *m,
+                        int (*dirty_fetch)(void *, size_t, uint64_t *, struct ferry_error *))
+{
+    migration_init(m, memory, 1, true);
+    close(m->destination_options.listen_fd);
+    snprintf(m->source_options.address, sizeof(m->source_options.address), "/tmp/ferry-converge.%d",
+             (int)getpid());
+    m->destination_options.listen_fd = sock_listen(m->source_options.address, NULL);
+    assert_true(m->destination_options.listen_fd >= 0);
+    m->source_ops.dirty_fetch = dirty_fetch;
+    fake_guest_fill(&m->source, 0, 0, PAGES, 1);
+    fake_guest_run(&m->source, false);
+    m->source.pattern = FAKE_PATTERN_RANDOM;
+    fake_guest_run(&m->source, true);
+    m->source_options.downtime_limit_ns = 100 * NS_PER_MS;
+    m->source_options.bandwidth_limit = 32 * MIB;
+}
+
+static void writer_free(struct migration *m)
+{
+    unlink(m->source_options.address);
+    migration_free(m);
+}
+
+static void fast_writer_is_slowed_and_let_go_at_the_end(void **state)
+{
+    struct migration m;
+
+    writer_init(&m, tamed_writer);
+    migration_run(&m);
+    migration_assert_completed(&m);
+    assert_in_range(m.source.throttle_most, 50, 80);
+    assert_int_equal(m.source_progress.throttle_percent_most, m.source.throttle_most);
+    assert_int_equal(m.source_progress.throttle_percent, 0);
+    assert_int_equal(m.source.throttle, 0);
+    assert_non_null(strstr(m.source_witness.log, "the vCPUs are slowed by 25 % (at most 80 %)"));
+    writer_free(&m);
+}
+
+static void operators_bound_and_refusal_hold(void **state)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        struct migration m;
+
+        writer_init(&m, throttled_writer);
+        m.source_options.throttle_max = 30;
+        m.source_options.no_throttle = i == 1;
+        migration_run(&m);
+        migration_assert_completed(&m);
+        assert_int_equal(m.source.throttle_most, i == 1 ? 0 : 30);
+        assert_int_equal(m.source.throttle, 0);
+        assert_non_null(strstr(m.source_witness.log, "stop and finish"));
+        writer_free(&m);
+    }
+}
+
+static void too_high_a_bound_is_refused(void **state)
+{
+    struct migration m;
+    struct ferry_session *session = NULL;
+    struct ferry_error err = {0};
+
+    migration_init(&m, memory, 1, true);
+    m.source_options.throttle_max = 100;
+    assert_int_equal(ferry_source_new(&session, &m.source_options, &m.source_ops, &m.source, NULL, &err),
+                     -EINVAL);
+    assert_non_null(strstr(err.text, "at most by 99 %"));
+    migration_free(&m);
+}
+
+static void guest_that_cannot_be_slowed_is_not(void **state)
+{
+    struct migration m;
+
+    writer_init(&m, throttled_writer);
+    m.source_ops.throttle = NULL;
+    migration_run(&m);
+    migration_assert_completed(&m);
+    assert_int_equal(m.source_progress.throttle_percent_most, 0);
+    writer_free(&m);
+}
+
+static void given_up_guest_runs_at_full_speed(void **state)
+{
+    struct migration m;
+
+    writer_init(&m, throttled_writer);
+    m.source_options.copy_time_limit_ns = NS_PER_MS;
+    m.source_options.throttle_max = 40;
+    migration_run(&m);
+    assert_int_equal(m.source_result, -ETIME);
+    assert_int_equal(m.source_progress.cause, FERRY_CAUSE_CONVERGENCE);
+    assert_int_equal(m.source.throttle_most, 40);
+    assert_int_equal(m.source.throttle, 0);
+    migration_assert_one(&m, true);
+    writer_free(&m);
+}
+
+static void cancel_when_slowed(void *opaque, const char *step)
+{
+    struct migration *m = opaque;
+
+    if (strcmp(step, "throttle") == 0)
+        ferry_session_cancel(m->from, NULL);
+}
+
+static void cancelled_guest_runs_at_full_speed(void **state)
+{
+    struct migration m;
+
+    writer_init(&m, throttled_writer);
+    m.source.on_step = cancel_when_slowed;
+    m.source.opaque = &m;
+    migration_run(&m);
+    assert_int_equal(m.source_progress.outcome, FERRY_OUTCOME_CANCELLED);
+    assert_true(m.source.throttle_most > 0);
+    assert_int_equal(m.source.throttle, 0);
+    migration_assert_one(&m, true);
+    writer_free(&m);
+}
+
+static int all_written(void *guest, size_t region, uint64_t *bitmap, struct ferry_error *err)
+{
+    memset(bitmap, 0xff, PAGES / 8);
+    return fake_guest_ops.dirty_fetch(guest, region, bitmap, err);
+}
+
+/* 8 MiB take a quarter of a second each round, but not while the guest is stopped. */
+static void rate_limit_does_not_prolong_the_downtime(void **state)
+{
+    struct migration m;
+
+    writer_init(&m, all_written);
+    m.source_options.no_throttle = true;
+    migration_run(&m);
+    migration_assert_completed(&m);
+    assert_int_equal(m.source_progress.rounds[m.source_progress.round - 1].pages, PAGES);
+    assert_true(m.source_progress.rounds[0].duration_ns > 150 * NS_PER_MS);
+    assert_true(m.source_progress.downtime_ns < 120 * NS_PER_MS);
+    writer_free(&m);
+}
+
+/* The decision names what was known of the switchover. */
+static void known_costs_are_in_the_decision(void **state)
+{
+    struct migration m;
+    const char *line;
+    double fixed_ms = 0;
+
+    migration_init(&m, memory, 1, true);
+    m.source_options.known_part_ns[FERRY_DOWNTIME_LOCK] = 400 * NS_PER_MS;
+    m.source_options.downtime_limit_ns = NS_PER_S;
+    migration_run(&m);
+    migration_assert_completed(&m);
+    line = strstr(m.source_witness.log, "Pre-copy decision: stop: 0 bytes left");
+    assert_non_null(line);
+    line = strstr(line, "for what is left, ");
+    assert_non_null(line);
+    assert_int_equal(sscanf(line, "for what is left, %lf ms fixed", &fixed_ms), 1);
+    assert_true(fixed_ms > 600 && fixed_ms < 1000);
+    assert_true(m.source_progress.state_bytes > 0);
+    migration_free(&m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fast_writer_is_slowed_and_let_go_at_the_end),
+        cmocka_unit_test(operators_bound_and_refusal_hold),
+        cmocka_unit_test(too_high_a_bound_is_refused),
+        cmocka_unit_test(guest_that_cannot_be_slowed_is_not),
+        cmocka_unit_test(given_up_guest_runs_at_full_speed),
+        cmocka_unit_test(cancelled_guest_runs_at_full_speed),
+        cmocka_unit_test(rate_limit_does_not_prolong_the_downtime),
+        cmocka_unit_test(known_costs_are_in_the_decision),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
