@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import re
 import statistics
+import subprocess
 import time
 
 import ferry
@@ -213,4 +214,28 @@ def memory(build, quick):
     return [absolute("ferry-vm memory", "MiB", (kib["RssAnon"] + kib["RssFile"]) / 1024, 1, "< 24 MiB", 24.0)]
 
 
-CASES = {"boot": boot, "loops": loops, "idle": idle, "gap": gap, "memory": memory}
+def _speeds(command):
+    """One run of a bench program: (GB/s, CPU seconds of both sides per GiB)."""
+    output = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
+    if output.returncode:
+        raise RuntimeError(f"{command[0]}: {output.stderr.strip()}")
+    found = re.search(r"([0-9.]+) GB/s.*?CPU s/GiB source ([0-9.]+) destination ([0-9.]+)", output.stdout)
+    return float(found[1]), float(found[2]) + float(found[3])
+
+
+def engine(build, quick):
+    """2 GiB of random memory by the engine alone over loopback, against a plain copy of as many bytes by as many sockets"""
+    count, streams = 3 if quick else 9, 2
+    bench = pathlib.Path(build) / "bench"
+    mine, peer = [], []
+    for _ in range(count):  # in turns, so that both meet the same disturbances
+        mine.append(_speeds([bench / "engine_bench", "-m", 2048, "-s", streams, "-t"]))
+        peer.append(_speeds([bench / "plain_copy", "-m", 2048, "-s", streams]))
+    speed, cpu = ([statistics.median(column) for column in zip(*runs)] for runs in (mine, peer))
+    rates, costs = (speed[0], cpu[0]), (speed[1], cpu[1])
+    name = f"plain copy, {streams} sockets"
+    return [row("engine throughput", "GB/s", *rates, name, count, ">= 0.8 x", ">=", 0.8),
+            row("engine CPU", "s/GiB", *costs, name, count, "<= 1.25 x", "<=", 1.25)]
+
+
+CASES = {"engine": engine, "boot": boot, "loops": loops, "idle": idle, "gap": gap, "memory": memory}
