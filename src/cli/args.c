@@ -184,6 +184,8 @@ static int add_operand(struct parser *parser, const char *text)
     while (parser->operands && parser->operands[wanted].name)
         wanted++;
     assert(wanted <= ARGS_OPERANDS_MAX);
+    if (wanted > 0 && parser->operands[wanted - 1].repeats)
+        wanted = ARGS_WORDS_MAX;
     if (args->operand_count == wanted)
         return error_set(parser->err, -EINVAL, "'%s' is one argument too many", text);
     args->operands[args->operand_count++] = text;

@@ -50,6 +50,7 @@ struct operand {
     const char *name;
     enum value_kind kind;
     bool optional;
+    bool repeats; /* the last one only: any number of them */
     const char *const *choices;
 };
 

@@ -39,27 +39,22 @@ static void offer_objects(const struct completion *completion, const char *path,
     client_close(&cli->client);
 }
 
-/* The first words of commands, or the second words of those that begin with FIRST. */
-static void offer_commands(const struct completion *completion, const char *first)
+/* The words that can follow words[0..count) in a command's name. Commands of one beginning are neighbours in
+ * the table. */
+static void offer_commands(const struct completion *completion, char *const *words, int count)
 {
-    const char *last = "";
+    char last[32] = "";
 
     for (size_t i = 0; i < command_count; i++) {
-        const char *name = commands[i]->name, *space = strchr(name, ' ');
-        size_t length = space ? (size_t)(space - name) : strlen(name);
+        const char *rest = commands[i]->group ? command_after(commands[i]->name, words, count) : NULL;
         char word[32];
 
-        if (!commands[i]->group)
+        if (!rest || !*rest)
             continue;
-        if (first) {
-            if (space && strlen(first) == length && strncmp(name, first, length) == 0)
-                offer(completion, space + 1, commands[i]->summary);
-            continue;
-        }
-        snprintf(word, sizeof(word), "%.*s", (int)length, name);
-        if (strncmp(last, name, length) != 0 || (last[length] != ' ' && last[length] != '\0'))
+        snprintf(word, sizeof(word), "%.*s", (int)strcspn(rest, " "), rest);
+        if (strcmp(last, word) != 0)
             offer(completion, word, commands[i]->summary);
-        last = name;
+        memcpy(last, word, sizeof(last));
     }
 }
 
@@ -80,7 +75,7 @@ static void offer_values(const struct completion *completion, enum value_kind ki
         offer_objects(completion, "/v1/migrations", "id", "vm");
         break;
     case VALUE_COMMAND:
-        offer_commands(completion, NULL);
+        offer_commands(completion, NULL, 0);
         break;
     case VALUE_CHOICE:
         for (; *choices; choices++)
@@ -111,7 +106,8 @@ static const struct option *find_option(const struct command *command, const cha
 /* What was typed before the word, as far as it matters. */
 struct typed {
     const struct command *command;
-    const char *first;           /* a first word that needs a second one */
+    char *words[ARGS_WORDS_MAX]; /* of the command's name, whole or not */
+    int word_count;
     const struct option *option; /* whose value the word is */
     size_t operands;
 };
@@ -121,6 +117,16 @@ static void note_option(struct cli *cli, const struct option *option, const char
 {
     if (strcmp(option->name, "host") == 0 && cli->args.option_count < ARGS_OPTIONS_MAX)
         cli->args.options[cli->args.option_count++] = (struct option_value){.option = option, .text = value};
+}
+
+/* Whether WORD makes the words so far the name of another command. */
+static bool is_longer(struct typed *typed, char *word)
+{
+    int used;
+
+    typed->words[typed->word_count] = word;
+    command_match(typed->words, typed->word_count + 1, &used);
+    return used > typed->word_count;
 }
 
 static void read_typed(struct cli *cli, char **words, int count, struct typed *typed)
@@ -138,26 +144,25 @@ static void read_typed(struct cli *cli, char **words, int count, struct typed *t
         } else if (typed->command) {
             typed->operands++;
         } else {
-            typed->command = command_match(words + i, count - i, &used);
-            if (typed->command)
-                i += used - 1;
-            else
-                typed->first = words[i];
+            typed->words[typed->word_count++] = words[i];
+            typed->command = command_match(typed->words, typed->word_count, &used);
+            /* "migrations" is a command and the first word of another. */
+            if (typed->command && i + 1 < count && is_longer(typed, words[i + 1]))
+                typed->command = NULL;
         }
     }
 }
 
-static void complete_operand(const struct completion *completion, const struct typed *typed)
+static void complete_operand(const struct completion *completion, struct typed *typed)
 {
     const struct operand *operand = typed->command->operands;
 
-    for (size_t i = 0; operand && operand->name && i < typed->operands; i++)
+    for (size_t i = 0; operand && operand->name && !operand->repeats && i < typed->operands; i++)
         operand++;
     if (operand && operand->name)
         offer_values(completion, operand->kind, operand->choices);
-    /* "migrations" is a command and the first word of another. */
     if (typed->operands == 0)
-        offer_commands(completion, typed->command->name);
+        offer_commands(completion, typed->words, typed->word_count);
 }
 
 static int complete(struct cli *cli, struct ferry_error *err)
@@ -182,7 +187,7 @@ static int complete(struct cli *cli, struct ferry_error *err)
     } else if (typed.command) {
         complete_operand(&completion, &typed);
     } else {
-        offer_commands(&completion, typed.first);
+        offer_commands(&completion, typed.words, typed.word_count);
     }
     return 0;
 }

@@ -13,6 +13,7 @@ static void print_hosts(struct cli *cli, const json_t *hosts)
     table_column(&table, "ADDRESS", TABLE_LEFT);
     table_column(&table, "ANSWERS", TABLE_LEFT);
     table_column(&table, "VERSION", TABLE_LEFT);
+    table_column(&table, "MIGRATION", TABLE_LEFT);
     table_column(&table, "WHY NOT", TABLE_LEFT);
     json_array_foreach(hosts, index, host)
     {
@@ -20,6 +21,7 @@ static void print_hosts(struct cli *cli, const json_t *hosts)
         table_cell(&table, object_text(host, "address"));
         table_cell(&table, object_flag(host, "reachable") ? "yes" : "no");
         table_cell(&table, object_text(host, "version"));
+        table_cell(&table, object_text(host, "migration_status"));
         table_cell_format(&table, "%s", object_text(host, "why"));
     }
     table_print(&table, cli->out, cli->term.bold, cli->term.reset);

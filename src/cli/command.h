@@ -48,7 +48,7 @@ struct example {
 };
 
 struct command {
-    const char *name;    /* one word or two: "host add" */
+    const char *name;    /* words: "run", "host add", "host certs init" */
     const char *group;   /* heading in the overview; NULL: not shown */
     const char *summary; /* one line, no full stop */
     const char *text;    /* more, for --help; may be NULL */
@@ -69,6 +69,8 @@ const struct command *command_find(const char *name);
 /* The command named by the beginning of words[0..count); *used is how many words its name takes. NULL when
  * there is none. */
 const struct command *command_match(char *const *words, int count, int *used);
+/* When words[0..count) begin the command NAME: what is left of it, "certs init" after "host"; else NULL. */
+const char *command_after(const char *name, char *const *words, int count);
 /* A sentence for words that name no command, with the closest one. -EINVAL. */
 int command_refuse(char *const *words, int count, struct ferry_error *err);
 
@@ -93,9 +95,10 @@ void cli_print_vm_line(struct cli *cli, const json_t *vm);
 json_t *cli_pack(const char *format, ...);
 
 extern const struct command command_cancel, command_complete, command_console, command_events, command_help,
-    command_host_add, command_host_disable, command_host_enable, command_host_list, command_host_remove,
-    command_host_show, command_kill, command_list, command_logs, command_migrate, command_migrations,
-    command_migrations_show, command_pause, command_recover, command_rm, command_run, command_runnable,
-    command_show, command_stop, command_unpause;
+    command_host_add, command_host_certs_init, command_host_certs_install, command_host_certs_issue,
+    command_host_disable, command_host_enable, command_host_list, command_host_remove, command_host_show,
+    command_kill, command_list, command_logs, command_migrate, command_migrations, command_migrations_show,
+    command_pause, command_recover, command_rm, command_run, command_runnable, command_show, command_stop,
+    command_unpause;
 
 #endif

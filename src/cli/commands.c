@@ -4,21 +4,37 @@
 #include "cli/text.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 const struct command *const commands[] = {
-    &command_run,         &command_list,
-    &command_show,        &command_logs,
-    &command_console,     &command_pause,
-    &command_unpause,     &command_stop,
-    &command_kill,        &command_rm,
-    &command_runnable,    &command_migrate,
-    &command_migrations,  &command_migrations_show,
-    &command_cancel,      &command_recover,
-    &command_host_show,   &command_host_list,
-    &command_host_add,    &command_host_remove,
-    &command_host_enable, &command_host_disable,
-    &command_events,      &command_help,
+    &command_run,
+    &command_list,
+    &command_show,
+    &command_logs,
+    &command_console,
+    &command_pause,
+    &command_unpause,
+    &command_stop,
+    &command_kill,
+    &command_rm,
+    &command_runnable,
+    &command_migrate,
+    &command_migrations,
+    &command_migrations_show,
+    &command_cancel,
+    &command_recover,
+    &command_host_show,
+    &command_host_list,
+    &command_host_add,
+    &command_host_remove,
+    &command_host_enable,
+    &command_host_disable,
+    &command_host_certs_init,
+    &command_host_certs_issue,
+    &command_host_certs_install,
+    &command_events,
+    &command_help,
     &command_complete,
 };
 
@@ -45,17 +61,31 @@ const struct command *command_find(const char *name)
     return NULL;
 }
 
-/* Whether NAME ("host add") is the first words; returns how many, else 0. */
-static int match_words(const char *name, char *const *words, int count)
+const char *command_after(const char *name, char *const *words, int count)
 {
-    const char *space = strchr(name, ' ');
-    size_t length = space ? (size_t)(space - name) : strlen(name);
+    for (int i = 0; i < count; i++) {
+        size_t length = strcspn(name, " ");
 
-    if (count < 1 || strlen(words[0]) != length || memcmp(words[0], name, length) != 0)
-        return 0;
-    if (!space)
-        return 1;
-    return count >= 2 && strcmp(words[1], space + 1) == 0 ? 2 : 0;
+        if (strlen(words[i]) != length || memcmp(words[i], name, length) != 0)
+            return NULL;
+        name += length;
+        if (*name)
+            name++;
+        else if (i + 1 < count)
+            return NULL;
+    }
+    return name;
+}
+
+static int count_words(const char *name)
+{
+    int count = 1;
+
+    while ((name = strchr(name, ' '))) {
+        name++;
+        count++;
+    }
+    return count;
 }
 
 const struct command *command_match(char *const *words, int count, int *used)
@@ -64,57 +94,78 @@ const struct command *command_match(char *const *words, int count, int *used)
 
     *used = 0;
     for (size_t i = 0; i < command_count; i++) {
-        int matched = match_words(commands[i]->name, words, count);
+        int wanted = count_words(commands[i]->name);
 
-        if (matched > *used) {
-            *used = matched;
+        if (wanted > *used && wanted <= count && command_after(commands[i]->name, words, wanted)) {
+            *used = wanted;
             match = commands[i];
         }
     }
     return match;
 }
 
-/* The second words of the commands that begin with FIRST. */
-static size_t list_second_words(const char *first, const char **seconds)
+#define NEXT_MAX  64
+#define WORD_SIZE 32
+
+/* The words that can follow words[0..count) in a command's name, each once. */
+static size_t list_next_words(char *const *words, int count, char next[NEXT_MAX][WORD_SIZE])
 {
-    size_t count = 0;
+    size_t found = 0;
 
     for (size_t i = 0; i < command_count; i++) {
-        const char *space = strchr(commands[i]->name, ' ');
+        const char *rest = commands[i]->group ? command_after(commands[i]->name, words, count) : NULL;
+        size_t known = 0;
 
-        if (space && commands[i]->group && strlen(first) == (size_t)(space - commands[i]->name) &&
-            strncmp(commands[i]->name, first, strlen(first)) == 0)
-            seconds[count++] = space + 1;
+        if (!rest || !*rest || found == NEXT_MAX)
+            continue;
+        snprintf(next[found], WORD_SIZE, "%.*s", (int)strcspn(rest, " "), rest);
+        while (strcmp(next[known], next[found]) != 0)
+            known++;
+        found += known == found;
     }
-    return count;
+    return found;
 }
 
-static int refuse_second(const char *first, const char *second, const char *const *seconds, size_t count,
-                         struct ferry_error *err)
+/* After words[0..count), which begin a command's name, comes WORD (NULL: nothing), which does not go on with
+ * it. */
+static int refuse_next(char *const *words, int count, const char *word, struct ferry_error *err)
 {
-    const char *closest = second ? text_closest(second, seconds, count) : NULL;
-    char list[128] = "";
+    char next[NEXT_MAX][WORD_SIZE];
+    const char *names[NEXT_MAX];
+    size_t found = list_next_words(words, count, next);
+    const char *closest;
+    char begun[128] = "";
+    char list[256] = "";
 
-    for (size_t i = 0; i < count; i++) {
-        if (i > 0)
-            strncat(list, i + 1 < count ? ", " : " or ", sizeof(list) - 1 - strlen(list));
-        strncat(list, seconds[i], sizeof(list) - 1 - strlen(list));
+    for (int i = 0; i < count; i++) {
+        strncat(begun, i > 0 ? " " : "", sizeof(begun) - 1 - strlen(begun));
+        strncat(begun, words[i], sizeof(begun) - 1 - strlen(begun));
     }
+    for (size_t i = 0; i < found; i++) {
+        names[i] = next[i];
+        if (i > 0)
+            strncat(list, i + 1 < found ? ", " : " or ", sizeof(list) - 1 - strlen(list));
+        strncat(list, next[i], sizeof(list) - 1 - strlen(list));
+    }
+    closest = word ? text_closest(word, names, found) : NULL;
     if (closest)
-        return error_set(err, -EINVAL, "there is no command '%s %s'; did you mean '%s %s'?", first, second,
-                         first, closest);
-    return error_set(err, -EINVAL, "after '%s' comes %s; see: ferry %s %s --help", first, list, first,
-                     seconds[0]);
+        return error_set(err, -EINVAL, "there is no command '%s %s'; did you mean '%s %s'?", begun, word,
+                         begun, closest);
+    return error_set(err, -EINVAL, "after '%s' comes %s; see: ferry --help", begun, list);
 }
 
 int command_refuse(char *const *words, int count, struct ferry_error *err)
 {
+    char next[NEXT_MAX][WORD_SIZE];
     const char *names[64];
-    size_t name_count = list_second_words(words[0], names);
+    size_t name_count = 0;
     const char *closest;
+    int begun = 0;
 
-    if (name_count > 0)
-        return refuse_second(words[0], count > 1 ? words[1] : NULL, names, name_count, err);
+    while (begun < count && list_next_words(words, begun + 1, next) > 0)
+        begun++;
+    if (begun > 0)
+        return refuse_next(words, begun, begun < count ? words[begun] : NULL, err);
     for (size_t i = 0; i < command_count; i++) {
         if (commands[i]->group)
             names[name_count++] = commands[i]->name;

@@ -59,7 +59,8 @@ void command_print_synopsis(FILE *out, const struct command *command, size_t ind
     column += (size_t)fprintf(out, "ferry %s", command->name);
     indent = column + 1;
     for (const struct operand *operand = command->operands; operand && operand->name; operand++) {
-        char *piece = memory_format(operand->optional ? "[%s]" : "%s", operand->name);
+        char *piece = memory_format(operand->optional ? "[%s%s]" : "%s%s", operand->name,
+                                    operand->repeats ? "..." : "");
 
         column = print_piece(out, piece, column, indent);
         free(piece);

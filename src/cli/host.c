@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#define CERTIFICATE_WARN_DAYS 30
+
 static void print_machines(struct fields *fields, const json_t *machines)
 {
     const json_t *machine;
@@ -20,6 +22,31 @@ static void print_machines(struct fields *fields, const json_t *machines)
                       object_text(machine, "machine"), object_text(machine, "accel"),
                       available ? "available" : "not available", *why ? ", " : "", why);
     }
+}
+
+/* Until when, and what to do about it. */
+static void print_certificate(struct fields *fields, const json_t *certificate)
+{
+    char until[UNITS_TEXT_SIZE];
+    json_int_t days = json_integer_value(object_get(certificate, "days_left"));
+
+    if (!json_is_object(certificate)) {
+        fields_text(fields, "certificate",
+                    "none: nothing moves encrypted; see: ferry host certs init --help");
+        return;
+    }
+    fields_format(fields, "certificate", "%s, from %s", object_text(certificate, "names"),
+                  object_text(certificate, "authority"));
+    units_format_time(object_text(certificate, "until"), false, until);
+    if (days < 0)
+        fields_format(fields, "", "EXPIRED since %s: issue a new one (ferry host certs issue) and install it",
+                      until);
+    else if (days < CERTIFICATE_WARN_DAYS)
+        fields_format(fields, "",
+                      "ends in %lld %s, %s: issue a new one (ferry host certs issue) and install it",
+                      (long long)days, days == 1 ? "day" : "days", until);
+    else
+        fields_format(fields, "", "valid until %s", until);
 }
 
 void host_print(struct cli *cli, const json_t *host)
@@ -43,6 +70,8 @@ void host_print(struct cli *cli, const json_t *host)
     print_machines(&fields, object_get(host, "machines"));
     fields_format(&fields, "VMs", "%llu", (unsigned long long)object_number(host, "vms"));
     fields_text(&fields, "migration", object_text(host, "migration"));
+    fields_text(&fields, "migration status", object_text(host, "migration_status"));
+    print_certificate(&fields, object_get(host, "certificate"));
     fields_time(&fields, "started", object_text(host, "started"));
     fields_format(&fields, "process", "%llu", (unsigned long long)object_number(host, "pid"));
     fields_text(&fields, "state directory", object_text(host, "state_dir"));

@@ -41,6 +41,7 @@ struct arrival {
 static const struct api_route routes[] = {
     {"GET", "/v1/host", api_host_show},
     {"POST", "/v1/host/migration", api_host_migration},
+    {"POST", "/v1/host/certificate", api_host_certificate},
     {"GET", "/v1/hosts", api_hosts_list},
     {"POST", "/v1/hosts", api_hosts_add},
     {"DELETE", "/v1/hosts/*", api_hosts_remove},
@@ -398,7 +399,7 @@ static enum MHD_Result handle(void *opaque, struct MHD_Connection *connection, c
                               void **state)
 {
     struct api_listener *listener = opaque;
-    struct api_request request = {.host = listener->host, .connection = connection};
+    struct api_request request = {.host = listener->host, .connection = connection, .local = !listener->tcp};
     struct arrival *arrival = *state;
     int result;
 

@@ -25,6 +25,7 @@ struct api_request {
     struct MHD_Connection *connection;
     char arguments[API_ARGUMENTS_MAX][API_SEGMENT_SIZE]; /* what the pattern's '*' matched */
     json_t *body;                                        /* an object; empty when there was none */
+    bool local;                                          /* came by the Unix socket */
     struct ferry_error err;
 
     /* set by api_answer_* */
@@ -86,7 +87,8 @@ enum api_match api_match_route(const struct api_route *routes, size_t count, con
                                char arguments[API_ARGUMENTS_MAX][API_SEGMENT_SIZE]);
 
 /* api_hosts.c */
-api_handler api_host_show, api_host_migration, api_hosts_list, api_hosts_add, api_hosts_remove;
+api_handler api_host_show, api_host_migration, api_host_certificate, api_hosts_list, api_hosts_add,
+    api_hosts_remove;
 /* api_vms.c */
 api_handler api_vms_list, api_vms_create, api_vm_show, api_vm_start, api_vm_pause, api_vm_unpause,
     api_vm_stop, api_vm_kill, api_vm_remove, api_vm_runnable, api_vm_recover;

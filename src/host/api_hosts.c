@@ -1,5 +1,7 @@
 #include "host/api.h"
 
+#include "base/error.h"
+#include "host/certificate.h"
 #include "host/peers.h"
 
 int api_host_show(struct api_request *request)
@@ -17,6 +19,21 @@ int api_host_migration(struct api_request *request)
         return result;
     host_set_migration(request->host, enabled);
     return api_answer(request, MHD_HTTP_OK, host_object(request->host));
+}
+
+int api_host_certificate(struct api_request *request)
+{
+    const char *bundle = NULL;
+    const struct field fields[] = {{"bundle", FIELD_STRING, true, &bundle}};
+    int result = api_read_body(request, fields, 1);
+
+    if (result == 0 && !request->local)
+        result = error_set(&request->err, HOST_USAGE,
+                           "host %s takes a certificate by its Unix socket only: install it there",
+                           request->host->config->name);
+    if (result == 0)
+        result = certificate_install(request->host, bundle, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, host_object(request->host));
 }
 
 int api_hosts_list(struct api_request *request)

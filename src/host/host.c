@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/thread.h"
 #include "host/api.h"
+#include "host/certificate.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
@@ -169,13 +170,14 @@ json_t *host_object(struct host *host)
     host_lock(host);
     enabled = host->migration_enabled;
     host_unlock(host);
-    object = json_pack("{s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:o, s:i, s:s, s:i, s:s, s:o}", "name",
-                       host->config->name, "version", FERRY_VERSION, "protocol", HOST_PROTOCOL, "address",
-                       api_address(host), "migrate_address", host->config->migrate_address, "memory_total",
-                       (json_int_t)host_memory_total(host), "memory_available",
-                       (json_int_t)host_memory_available(host), "machines", list, "vms", (int)vms_count(host),
-                       "migration", enabled ? "enabled" : "disabled", "pid", (int)getpid(), "started",
-                       host->started, "state_dir", fields_text(host->config->state_dir));
+    object = json_pack(
+        "{s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:o, s:i, s:s, s:s, s:o, s:i, s:s, s:o}", "name",
+        host->config->name, "version", FERRY_VERSION, "protocol", HOST_PROTOCOL, "address", api_address(host),
+        "migrate_address", host->config->migrate_address, "memory_total", (json_int_t)host_memory_total(host),
+        "memory_available", (json_int_t)host_memory_available(host), "machines", list, "vms",
+        (int)vms_count(host), "migration", enabled ? "enabled" : "disabled", "migration_status",
+        certificate_migration_status(host), "certificate", certificate_object(host), "pid", (int)getpid(),
+        "started", host->started, "state_dir", fields_text(host->config->state_dir));
     return object;
 }
 
@@ -306,6 +308,8 @@ int host_new(struct host **out, const struct config *config, struct loop *loop, 
     if (result == 0)
         result = check_lock_dir(config, err);
     if (result == 0)
+        result = certificate_load(host, err);
+    if (result == 0)
         result = open_records(host, err);
     if (result == 0)
         result = api_listen(host, err); /* before VMs are touched: the address may be taken */
@@ -355,6 +359,7 @@ void host_free(struct host *host)
                     host->config->name);
     events_free(host->events);
     store_close(host->store);
+    credentials_unref(host->credentials);
     log_close(host->log);
     if (host->pid_fd >= 0)
         close(host->pid_fd);

@@ -50,6 +50,7 @@ struct peer;
 struct migration;
 struct events;
 struct api;
+struct ferry_credentials;
 
 struct host {
     /* constant after host_new */
@@ -69,9 +70,10 @@ struct host {
     pthread_cond_t changed;
     bool stopping;
     bool migration_enabled;
-    struct vm *vms;               /* by name */
-    struct peer *peers;           /* by name */
-    struct migration *migrations; /* newest first */
+    struct ferry_credentials *credentials; /* NULL: this host has no certificate (certificate.h) */
+    struct vm *vms;                        /* by name */
+    struct peer *peers;                    /* by name */
+    struct migration *migrations;          /* newest first */
 };
 
 /*

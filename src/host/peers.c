@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/thread.h"
 #include "host/api.h"
+#include "host/certificate.h"
 #include "host/fields.h"
 
 #include <arpa/inet.h>
@@ -356,20 +357,23 @@ static void *probe_main(void *opaque)
     struct probe *probe = opaque;
     struct ferry_error err = {0};
     json_t *answer = NULL;
-    const char *version = NULL;
+    const char *version = "";
     const char *called = NULL;
+    const char *status = "";
     const struct field fields[] = {{"name", FIELD_STRING, true, &called},
-                                   {"version", FIELD_STRING, true, &version}};
+                                   {"version", FIELD_STRING, true, &version},
+                                   {"migration_status", FIELD_STRING, false, &status}};
     int result =
         peer_call(probe->host, probe->peer.address, "GET", "/v1/host", NULL, PROBE_TIMEOUT_MS, &answer, &err);
 
     if (result == 0)
-        result = fields_read(answer, fields, 2, FIELDS_LOOSE, "the answer", &err);
+        result = fields_read(answer, fields, 3, FIELDS_LOOSE, "the answer", &err);
     if (result == 0 && strcmp(called, probe->peer.name) != 0)
         result = error_set(&err, HOST_CONFLICT, "the host there is called %.64s now", called);
-    probe->object = json_pack("{s:s, s:s, s:b, s:s, s:o}", "name", probe->peer.name, "address",
-                              probe->peer.address, "reachable", result == 0, "version",
-                              result == 0 ? version : "", "why", fields_text(result == 0 ? "" : err.text));
+    probe->object =
+        json_pack("{s:s, s:s, s:b, s:s, s:o, s:o}", "name", probe->peer.name, "address", probe->peer.address,
+                  "reachable", result == 0, "version", result == 0 ? version : "", "migration_status",
+                  fields_text(result == 0 ? status : ""), "why", fields_text(result == 0 ? "" : err.text));
     json_decref(answer);
     return NULL;
 }
@@ -381,8 +385,9 @@ json_t *peers_list(struct host *host)
     size_t count = 0;
 
     json_array_append_new(list,
-                          json_pack("{s:s, s:s, s:b, s:s, s:s}", "name", host->config->name, "address",
-                                    api_address(host), "reachable", 1, "version", FERRY_VERSION, "why", ""));
+                          json_pack("{s:s, s:s, s:b, s:s, s:s, s:s}", "name", host->config->name, "address",
+                                    api_address(host), "reachable", 1, "version", FERRY_VERSION,
+                                    "migration_status", certificate_migration_status(host), "why", ""));
     host_lock(host);
     for (struct peer *peer = host->peers; peer; peer = peer->next)
         count++;

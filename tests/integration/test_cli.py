@@ -133,7 +133,11 @@ def terminal(fake):
 # All commands alike
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+# test_certs.py has the rest of them
+CERTS = ["host certs init", "host certs issue", "host certs install"]
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *CERTS])
 def test_every_command_explains_itself_with_examples(name):
     done = ferry(*name.split(), "--help")
     assert done.returncode == 0
@@ -195,6 +199,9 @@ def test_unknown_command_names_the_closest():
     done = ferry("migrat")
     assert done.returncode == 2
     assert done.stderr == "ferry: there is no command 'migrat'; did you mean 'migrate'?\n"
+    done = ferry("host", "certs", "isue")
+    assert done.stderr == "ferry: there is no command 'host certs isue'; did you mean 'host certs issue'?\n"
+    assert ferry("host", "certs").stderr.startswith("ferry: after 'host certs' comes init, issue or install")
     assert ferry("host", "lits").stderr == "ferry: there is no command 'host lits'; did you mean 'host list'?\n"
 
 
@@ -753,7 +760,9 @@ def test_console_without_a_terminal_copies(fake):
     "words, wanted",
     [
         (["mig"], ["migrate", "migrations"]),
-        (["host", ""], ["show", "list", "add", "remove", "enable", "disable"]),
+        (["host", ""], ["show", "list", "add", "remove", "enable", "disable", "certs"]),
+        (["host", "certs", "i"], ["init", "issue", "install"]),
+        (["host", "certs", "issue", "b", "--p"], ["--person"]),
         (["migrate", "w"], ["web"]),
         (["migrate", "web", ""], ["a", "b"]),
         (["migrate", "web", "b", "--d"], ["--detach", "--downtime"]),
