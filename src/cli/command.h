@@ -94,11 +94,34 @@ void cli_print_vm_line(struct cli *cli, const json_t *vm);
 /* A JSON object that cannot be made is memory gone; these never give NULL. */
 json_t *cli_pack(const char *format, ...);
 
-extern const struct command command_cancel, command_complete, command_console, command_events, command_help,
-    command_host_add, command_host_certs_init, command_host_certs_install, command_host_certs_issue,
-    command_host_disable, command_host_enable, command_host_list, command_host_remove, command_host_show,
-    command_kill, command_list, command_logs, command_migrate, command_migrations, command_migrations_show,
-    command_pause, command_recover, command_rm, command_run, command_runnable, command_show, command_stop,
-    command_unpause;
+extern const struct command command_cancel;
+extern const struct command command_check;
+extern const struct command command_complete;
+extern const struct command command_console;
+extern const struct command command_events;
+extern const struct command command_help;
+extern const struct command command_host_add;
+extern const struct command command_host_certs_init;
+extern const struct command command_host_certs_install;
+extern const struct command command_host_certs_issue;
+extern const struct command command_host_disable;
+extern const struct command command_host_enable;
+extern const struct command command_host_list;
+extern const struct command command_host_remove;
+extern const struct command command_host_show;
+extern const struct command command_kill;
+extern const struct command command_list;
+extern const struct command command_logs;
+extern const struct command command_migrate;
+extern const struct command command_migrations;
+extern const struct command command_migrations_show;
+extern const struct command command_pause;
+extern const struct command command_recover;
+extern const struct command command_rm;
+extern const struct command command_run;
+extern const struct command command_runnable;
+extern const struct command command_show;
+extern const struct command command_stop;
+extern const struct command command_unpause;
 
 #endif

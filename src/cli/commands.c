@@ -19,6 +19,7 @@ const struct command *const commands[] = {
     &command_kill,
     &command_rm,
     &command_runnable,
+    &command_check,
     &command_migrate,
     &command_migrations,
     &command_migrations_show,

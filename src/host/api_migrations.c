@@ -31,6 +31,21 @@ int api_vm_migrate(struct api_request *request)
     return result < 0 ? result : api_answer(request, MHD_HTTP_ACCEPTED, json_pack("{s:s}", "id", id));
 }
 
+int api_vm_check(struct api_request *request)
+{
+    const char *destination = NULL;
+    const struct field fields[] = {{"destination", FIELD_STRING, true, &destination}};
+    json_t *answer = NULL;
+    int result = api_read_body(request, fields, 1);
+
+    if (result == 0 && !config_name_valid(destination))
+        result = error_set(&request->err, HOST_USAGE, "\"%.80s\" is not a host's name", destination);
+    if (result == 0)
+        result =
+            migration_check_vm(request->host, request->arguments[0], destination, &answer, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, answer);
+}
+
 int api_migrations_list(struct api_request *request)
 {
     static const struct {

@@ -78,6 +78,13 @@ struct migration_options {
 int migration_start(struct host *host, const char *vm, const struct migration_options *options,
                     char id[static MIGRATION_ID_SIZE], struct ferry_error *err);
 
+/*
+ * POST /v1/vms/NAME/check: the same checks, all of them, and nothing else. *answer: {vm, source, destination,
+ * possible, checks: [{check, severity, message}]}. An error only when VM or destination are not known.
+ */
+int migration_check_vm(struct host *host, const char *vm, const char *destination, json_t **answer,
+                       struct ferry_error *err);
+
 struct migration_offer {
     const char *id;
     const json_t *definition; /* as it came, not yet checked */
@@ -86,8 +93,8 @@ struct migration_offer {
     bool check_only;
 };
 
-/* POST /v1/incoming. *answer: {address, token, pid, warnings, disks, lock, boot_id}, or with check_only the
- * last four. */
+/* POST /v1/incoming. *answer: {address, token, pid, checks, disks, lock, boot_id}, or with check_only the
+ * last four, even when a check says no. */
 int migration_receive(struct host *host, const struct migration_offer *offer, json_t **answer,
                       struct ferry_error *err);
 /* DELETE /v1/incoming/ID: returns when the VM that was arriving is gone. FORCE: the source has it, so a
@@ -152,6 +159,11 @@ const char *migration_known_cause(const char *cause);
 int migration_start_job(struct migration *migration, struct ferry_error *err);
 /* Tells the other host this one's events of the migration, and takes over its. */
 void migration_exchange_events(struct migration *migration);
+/* migration_check.c: everything that can be found out before anything is changed, on both sides. With RESULTS
+ * all checks are made and their rows put there; without, the first error ends it. */
+int migration_check(struct migration *migration, const json_t *definition, json_t *results,
+                    struct ferry_error *err);
+json_t *migration_offer_body(const struct migration *migration, const json_t *definition, bool check_only);
 const char *migration_peer_name(const struct migration *migration);
 
 void migration_run_source(struct migration *migration);      /* the job's thread */

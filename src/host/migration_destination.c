@@ -59,18 +59,9 @@ static int check_offer(struct host *host, const struct migration_offer *offer, s
 }
 
 /* The answer, but for address, token and pid. */
-static json_t *make_answer(struct host *host, const json_t *definition, const json_t *results)
+static json_t *make_answer(struct host *host, const json_t *definition, json_t *results)
 {
-    json_t *warnings = json_array();
-    json_t *row;
-    size_t i;
-
-    json_array_foreach(results, i, row)
-    {
-        if (strcmp(json_string_value(json_object_get(row, "severity")), "warning") == 0)
-            json_array_append(warnings, json_object_get(row, "message"));
-    }
-    return json_pack("{s:o, s:o, s:o, s:s}", "warnings", warnings, "disks", checks_describe_disks(definition),
+    return json_pack("{s:O, s:o, s:o, s:s}", "checks", results, "disks", checks_describe_disks(definition),
                      "lock", checks_describe_lock(host, definition), "boot_id", host->boot_id);
 }
 
@@ -197,6 +188,8 @@ int migration_receive(struct host *host, const struct migration_offer *offer, js
         context.definition = definition;
         context.vm = definition_name(definition);
         result = checks_run(CHECK_DESTINATION, &context, results, err);
+        if (offer->check_only)
+            result = 0;
     }
     if (result == 0) {
         *answer = make_answer(host, definition, results);

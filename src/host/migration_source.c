@@ -1,7 +1,6 @@
 #include "host/migration.h"
 
 #include "base/error.h"
-#include "host/checks.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
@@ -32,67 +31,6 @@ static int make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err)
              b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14],
              b[15]);
     return 0;
-}
-
-static json_t *offer_body(const struct migration *migration, const json_t *definition, bool check_only)
-{
-    return json_pack("{s:s, s:O, s:s, s:i, s:b}", "id", migration->id, "definition", definition, "source",
-                     migration->source, "protocol", HOST_PROTOCOL, "check_only", check_only);
-}
-
-static void log_warnings(struct migration *migration, const json_t *answer)
-{
-    json_t *warning;
-    size_t i;
-
-    json_array_foreach(json_object_get(answer, "warnings"), i, warning)
-    {
-        if (json_is_string(warning))
-            migration_log(migration, LOG_LEVEL_WARN, "%s", json_string_value(warning));
-    }
-}
-
-/* Everything that can be found out before anything is changed, on both sides. */
-static int check(struct migration *migration, const json_t *definition, struct ferry_error *err)
-{
-    struct host *host = migration->host;
-    struct check_context context = {
-        .host = host,
-        .vm = migration->vm_name,
-        .definition = definition,
-        .source = migration->source,
-        .destination = migration->destination,
-    };
-    json_t *there = NULL;
-    json_t *answer = NULL;
-    json_t *body;
-    int result = checks_run(CHECK_SOURCE_LOCAL, &context, NULL, err);
-
-    if (result == 0)
-        result = peers_find(host, migration->destination, migration->peer_address, err);
-    if (result == 0)
-        result =
-            peer_call(host, migration->peer_address, "GET", "/v1/host", NULL, PEER_TIMEOUT_MS, &there, err);
-    if (result == HOST_UNREACHABLE)
-        error_prefix(err, result, "VM %s cannot move: host %s is not reachable", migration->vm_name,
-                     migration->destination);
-    context.there = there;
-    if (result == 0)
-        result = checks_run(CHECK_SOURCE_PEER, &context, NULL, err);
-    if (result == 0) {
-        body = offer_body(migration, definition, true);
-        result = peer_call(host, migration->peer_address, "POST", "/v1/incoming", body, PEER_TIMEOUT_MS,
-                           &answer, err);
-        json_decref(body);
-    }
-    context.there_answer = answer;
-    if (result == 0)
-        result = checks_run(CHECK_SOURCE_ANSWER, &context, NULL, err);
-    if (result == 0)
-        log_warnings(migration, answer);
-    json_decref(there);
-    json_decref(answer);
-    return result;
 }
 
 /* The destination's answer becomes the parameters of migrate.send. */
@@ -184,7 +122,7 @@ static int prepare(struct migration *migration, const json_t *definition,
 
     if (result < 0)
         return error_prefix(err, result, "VM %s cannot move", migration->vm_name);
-    body = offer_body(migration, definition, false);
+    body = migration_offer_body(migration, definition, false);
     result = peer_call(migration->host, migration->peer_address, "POST", "/v1/incoming", body,
                        RESERVE_TIMEOUT_MS, &answer, err);
     json_decref(body);
@@ -221,7 +159,7 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
     }
     migration->outgoing = true;
     if (result == 0)
-        result = check(migration, vm->definition, err);
+        result = migration_check(migration, vm->definition, NULL, err);
     if (result == 0) {
         host_lock(host);
         vm->refs++;

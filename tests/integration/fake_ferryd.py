@@ -306,6 +306,10 @@ class FakeFerryd:
             return 204, None
         if len(words) == 2:
             return 200, vm
+        if words[2] == "check":
+            errors = [] if words[1] == "web" else [{"check": "state", "severity": "error", "message": "it is off"}]
+            return 200, {"vm": words[1], "source": "a", "destination": body["destination"], "possible": not errors,
+                         "checks": [{"check": "connections", "severity": "warning", "message": "they end"}] + errors}
         if words[2] == "migrate":
             self.migrations.insert(0, copy.deepcopy(self.story[0]))
             return 202, {"id": self.story[0]["id"]}

@@ -37,6 +37,7 @@ COMMANDS = {
     "kill": ["web"],
     "rm": ["off"],
     "runnable": ["off", "on"],
+    "check": ["web", "b"],
     "migrate": ["web", "b"],
     "migrations": [],
     "migrations show": [ID[:8]],
@@ -455,6 +456,17 @@ def test_migrate_that_does_not_complete_fails_with_the_reason(outcome, sentence,
     assert done.returncode == 1
     assert sentence in done.stderr
     assert "moved from" not in done.stdout
+
+
+def test_check_lists_the_reasons_and_tells_by_its_status(run):
+    done = run("check", "web", "b")
+    assert done.returncode == 0
+    assert done.stdout == "web can move from a to b\nwarning  connections  they end\n"
+    done = run("check", "off", "b")
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[0] == "off cannot move from a to b" and "it is off" in done.stdout
+    done = run("check", "off", "b", "--json")
+    assert done.returncode == 3 and json.loads(done.stdout)["possible"] is False
 
 
 def test_migrate_outlives_a_restart_of_ferryd(run, fake):

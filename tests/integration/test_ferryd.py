@@ -667,6 +667,29 @@ def test_checks_refuse_before_anything_moves(hosts):
     assert a.vm("web")["state"] == "RUNNING" and a.get("/v1/migrations") == []
 
 
+def test_check_tells_all_reasons_and_changes_nothing(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    assert a.post("/v1/vms/web/check", {"destination": "b"}) == {
+        "vm": "web", "source": "a", "destination": "b", "possible": True, "checks": []}
+    b.run("web")
+    for host in (a, b):
+        host.post("/v1/host/migration", {"enabled": False})
+    answer = a.post("/v1/vms/web/check", {"destination": "b"})
+    assert not answer["possible"]
+    assert {row["check"] for row in answer["checks"]} >= {"enabled-source", "enabled-destination"}
+    b.post("/v1/host/migration", {"enabled": True})
+    answer = a.post("/v1/vms/web/check", {"destination": "b"})
+    assert [(row["check"], row["severity"]) for row in answer["checks"]] == [("enabled-source", "error"), ("name", "error")]
+    b.stop()
+    answer = a.post("/v1/vms/web/check", {"destination": "b"})
+    assert not answer["possible"] and "not reachable" in answer["checks"][-1]["message"]
+    assert_refused(lambda: a.post("/v1/vms/web/check", {"destination": "z"}), 404, "not_found", "host add z")
+    assert_refused(lambda: a.post("/v1/vms/none/check", {"destination": "b"}), 404, "not_found", "none")
+    assert_refused(lambda: a.post("/v1/vms/web/check", {}), 400, "usage", "destination")
+    assert a.vm("web")["state"] == "RUNNING" and a.get("/v1/migrations") == []
+
+
 def test_too_little_memory_at_the_destination_is_refused(hosts):
     a = hosts.start("a")
     b = hosts.start("b", "--memory-limit", "128M")
@@ -705,7 +728,8 @@ def test_disk_that_is_not_there_is_refused(hosts):
 def test_incoming_refuses_what_makes_no_sense(host):
     offer = {"id": "11111111-1111-4111-8111-111111111111", "source": "z", "protocol": 1,
              "definition": {"name": "web", "kernel": "/k"}, "check_only": True}
-    assert set(host.post("/v1/incoming", offer)) == {"warnings", "disks", "lock", "boot_id"}
+    assert set(host.post("/v1/incoming", offer)) == {"checks", "disks", "lock", "boot_id"}
+    offer["check_only"] = False
     for change, status, word in [({"id": "x"}, 400, "UUID"), ({"source": ".."}, 400, "source"),
                                  ({"protocol": 2}, 422, "protocol"), ({"source": "a"}, 422, "both hosts"),
                                  ({"definition": {"name": "web"}}, 400, "kernel"), ({"extra": 1}, 400, "extra"),

@@ -1,0 +1,145 @@
+#include "host/migration.h"
+
+#include "base/error.h"
+#include "host/checks.h"
+#include "host/definition.h"
+#include "host/fields.h"
+#include "host/peers.h"
+#include "host/vms.h"
+
+#include <string.h>
+
+json_t *migration_offer_body(const struct migration *migration, const json_t *definition, bool check_only)
+{
+    return json_pack("{s:s, s:O, s:s, s:i, s:b}", "id", migration->id, "definition", definition, "source",
+                     migration->source, "protocol", HOST_PROTOCOL, "check_only", check_only);
+}
+
+/* The destination's rows: warnings into the log, all into RESULTS; the first error is the check's. */
+static int take_rows(struct migration *migration, const json_t *rows, json_t *results,
+                     struct ferry_error *err)
+{
+    int first = 0;
+    json_t *row;
+    size_t i;
+
+    json_array_foreach(rows, i, row)
+    {
+        const char *severity = json_string_value(json_object_get(row, "severity"));
+        const char *message = json_string_value(json_object_get(row, "message"));
+
+        if (!severity || !message)
+            return error_set(err, HOST_UNREACHABLE, "host %s makes no sense: a check without words",
+                             migration->destination);
+        if (results)
+            json_array_append(results, row);
+        if (strcmp(severity, "error") != 0)
+            migration_log(migration, LOG_LEVEL_WARN, "%s", message);
+        else if (first == 0)
+            first = error_set(err, HOST_REFUSED, "%s", message);
+    }
+    return first;
+}
+
+/* A call to the destination; that it fails is a row too. */
+static int ask(struct migration *migration, const char *method, const char *path, json_t *body,
+               json_t **answer, json_t *results, struct ferry_error *err)
+{
+    int result =
+        peer_call(migration->host, migration->peer_address, method, path, body, PEER_TIMEOUT_MS, answer, err);
+
+    if (result == HOST_UNREACHABLE)
+        error_prefix(err, result, "VM %s cannot move: host %s is not reachable", migration->vm_name,
+                     migration->destination);
+    if (result < 0 && results)
+        json_array_append_new(results, json_pack("{s:s, s:s, s:o}", "check", "reachable", "severity", "error",
+                                                 "message", fields_text(err->text)));
+    return result;
+}
+
+/* Needs the destination; CONTEXT has all that does not. */
+static int check_there(struct migration *migration, struct check_context *context, json_t *results,
+                       struct ferry_error *err)
+{
+    json_t *there = NULL;
+    json_t *answer = NULL;
+    json_t *body;
+    int result = ask(migration, "GET", "/v1/host", NULL, &there, results, err);
+
+    context->there = there;
+    if (result == 0)
+        result = checks_run(CHECK_SOURCE_PEER, context, results, err);
+    if (result == 0) {
+        body = migration_offer_body(migration, context->definition, true);
+        result = ask(migration, "POST", "/v1/incoming", body, &answer, results, err);
+        json_decref(body);
+    }
+    if (result == 0)
+        result = take_rows(migration, json_object_get(answer, "checks"), results, err);
+    context->there_answer = answer;
+    if (answer) {
+        struct ferry_error found = {0};
+        int code = checks_run(CHECK_SOURCE_ANSWER, context, results, &found);
+
+        if (result == 0 && code < 0)
+            result = error_set(err, code, "%s", found.text);
+    }
+    json_decref(there);
+    json_decref(answer);
+    return result;
+}
+
+int migration_check(struct migration *migration, const json_t *definition, json_t *results,
+                    struct ferry_error *err)
+{
+    struct check_context context = {
+        .host = migration->host,
+        .vm = migration->vm_name,
+        .definition = definition,
+        .source = migration->source,
+        .destination = migration->destination,
+    };
+    struct ferry_error found = {0};
+    int result = checks_run(CHECK_SOURCE_LOCAL, &context, results, err);
+    int code;
+
+    /* Somebody who asks wants to hear of everything at once. */
+    if (result < 0 && !results)
+        return result;
+    code = peers_find(migration->host, migration->destination, migration->peer_address, &found);
+    if (code == 0)
+        code = check_there(migration, &context, results, &found);
+    return code == HOST_NOT_FOUND || (result == 0 && code < 0) ? error_set(err, code, "%s", found.text)
+                                                               : result;
+}
+
+int migration_check_vm(struct host *host, const char *vm_name, const char *destination, json_t **answer,
+                       struct ferry_error *err)
+{
+    struct migration *migration;
+    struct ferry_error why = {0};
+    json_t *results;
+    struct vm *vm;
+    int result = vm_claim(host, vm_name, "being checked for a migration", &vm, err);
+
+    if (!vm)
+        return result;
+    migration = migration_new(host, "00000000-0000-4000-8000-000000000000", vm_name,
+                              definition_machine(vm->definition), host->config->name, destination);
+    results = json_array();
+    if (!migration || !results) {
+        result = error_set(err, -ENOMEM, "out of memory");
+    } else {
+        result = migration_check(migration, vm->definition, results, &why);
+        if (result == HOST_NOT_FOUND)
+            error_set(err, result, "%s", why.text);
+        else
+            *answer = json_pack("{s:s, s:s, s:s, s:b, s:O}", "vm", vm_name, "source", migration->source,
+                                "destination", destination, "possible", result == 0, "checks", results);
+    }
+    json_decref(results);
+    if (migration)
+        migration_unref(migration);
+    vm_release(host, vm);
+    return *answer ? 0 : result;
+}
