@@ -41,7 +41,7 @@ int fault_plan_parse(struct fault_plan *plan, const char *text, struct ferry_err
     if (text && text[0] == '@') {
         if (strlen(text + 1) >= sizeof(plan->file))
             return error_set(err, -EINVAL, "FERRY_FAULT: the file's name is too long");
-        strcpy(plan->file, text + 1);
+        memcpy(plan->file, text + 1, strlen(text));
         return 0;
     }
     while (text && *text) {
