@@ -294,8 +294,8 @@ struct ferry_destination_options {
     char source[FERRY_NAME_SIZE];
     char destination[FERRY_NAME_SIZE];
     int listen_fd;               /* listening socket; stays the caller's */
-    uint64_t connect_timeout_ns; /* how long to wait for the source; 0: default 30 s */
-    uint64_t peer_timeout_ns;    /* 0: default 10 s */
+    uint64_t connect_timeout_ns; /* how long to wait for the source to come; 0: peer_timeout_ns */
+    uint64_t peer_timeout_ns;    /* a silent source is given up after this; 0: default 10 s */
 };
 
 struct ferry_session;
@@ -308,7 +308,7 @@ int ferry_destination_new(struct ferry_session **out, const struct ferry_destina
                           const struct ferry_guest_ops *ops, void *guest,
                           const struct ferry_observer *observer, struct ferry_error *err);
 
-/* Runs the whole migration on the calling thread (and page threads of its own). 0 when completed; otherwise
+/* Runs the whole migration on the calling thread (and threads of its own). 0 when completed; otherwise
  * the error, and ferry_session_progress tells the outcome: what it means for the guest. */
 int ferry_session_run(struct ferry_session *session, struct ferry_error *err);
 

@@ -100,6 +100,11 @@ static int channel_wait(struct channel *channel, short events, uint64_t timeout_
     }
 }
 
+int channel_await(struct channel *channel, uint64_t timeout_ns, struct ferry_error *err)
+{
+    return channel_wait(channel, POLLIN, timeout_ns, err);
+}
+
 /* Drops N moved bytes from the front. */
 static void iov_advance(struct iovec **iov, int *count, size_t n)
 {

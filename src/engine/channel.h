@@ -56,6 +56,8 @@ int channel_readv(struct channel *channel, struct iovec *iov, int count, uint64_
 int channel_read(struct channel *channel, void *data, size_t size, uint64_t timeout_ns,
                  struct ferry_error *err);
 int channel_writev(struct channel *channel, struct iovec *iov, int count, struct ferry_error *err);
+/* Waits until there is something to read, or the end; looks at least once. -ETIMEDOUT after timeout_ns. */
+int channel_await(struct channel *channel, uint64_t timeout_ns, struct ferry_error *err);
 
 uint64_t channel_bytes_in(const struct channel *channel);
 uint64_t channel_bytes_out(const struct channel *channel);

@@ -9,6 +9,8 @@
 #include <sys/socket.h>
 
 #define LAST_WORDS_NS (NS_PER_S / 2)
+/* At most between two signs of life; the shortest peer timeout of a ferryd is four times that. */
+#define INTERVAL_MAX_NS (250 * NS_PER_MS)
 
 void control_open(struct control *control, struct ferry_session *session, int fd)
 {
@@ -52,6 +54,7 @@ int control_send(struct control *control, enum wire_type type, uint8_t flags, co
     struct ferry_error why = {0};
     int result = link_send(&control->link, type, flags, body, &why);
 
+    control->spoken_ns = clock_now_ns();
     if (result < 0) {
         result = control_failed(control, result, &why);
         error_set(err, result, "%s", why.text);
@@ -59,14 +62,85 @@ int control_send(struct control *control, enum wire_type type, uint8_t flags, co
     return result;
 }
 
-int control_receive(struct control *control, struct frame *frame, uint64_t timeout_ns,
-                    struct ferry_error *err)
+uint64_t control_interval_ns(const struct control *control)
+{
+    uint64_t quarter = control->session->settings.peer_timeout_ns / 4;
+
+    return quarter < INTERVAL_MAX_NS ? quarter : INTERVAL_MAX_NS;
+}
+
+int control_tick(struct control *control, struct ferry_error *err)
+{
+    if (clock_now_ns() - control->spoken_ns < control_interval_ns(control))
+        return 0;
+    return control_send(control, WIRE_KEEPALIVE, 0, NULL, err);
+}
+
+int control_silent(struct control *control, struct ferry_error *err)
+{
+    uint64_t timeout_ns = control->session->settings.peer_timeout_ns;
+    struct ferry_error why = {0};
+    int result =
+        error_set(&why, -ETIMEDOUT, "the other side was silent for %.1f s", (double)timeout_ns / NS_PER_S);
+
+    error_set(err, result, "%s", why.text);
+    return session_fail_network(control->session, result, &why);
+}
+
+void control_excuse(struct control *control, uint64_t limit_ns)
+{
+    control->excused_ns = clock_now_ns() + limit_ns;
+}
+
+/* The peer lives, and says nothing else. */
+static int bear_with(struct control *control, struct ferry_error *err)
+{
+    struct ferry_error why = {0};
+    int result;
+
+    if (control->excused_ns == 0 || clock_now_ns() < control->excused_ns)
+        return 0;
+    result = error_set(&why, -ETIMEDOUT, "the other side lives, but takes longer than it said it would");
+    error_set(err, result, "%s", why.text);
+    return session_fail_network(control->session, result, &why);
+}
+
+/* Until something comes. */
+static int talk_until_news(struct control *control, struct ferry_error *err)
+{
+    uint64_t deadline = clock_now_ns() + control->session->settings.peer_timeout_ns;
+
+    for (;;) {
+        struct ferry_error why = {0};
+        uint64_t now = clock_now_ns();
+        uint64_t left = now < deadline ? deadline - now : 0;
+        uint64_t interval = control_interval_ns(control);
+        int result = channel_await(&control->link.channel, left < interval ? left : interval, &why);
+
+        if (result == -ETIMEDOUT && left <= interval)
+            return control_silent(control, err);
+        if (result == -ETIMEDOUT)
+            result = control_tick(control, err);
+        else if (result < 0)
+            result = error_set(err, control_failed(control, result, &why), "%s", why.text);
+        else
+            return 0;
+        if (result < 0)
+            return result;
+    }
+}
+
+/* One frame that is not KEEPALIVE. */
+static int receive(struct control *control, struct frame *frame, bool talk, struct ferry_error *err)
 {
     struct ferry_error why = {0};
     int result;
 
     do {
-        result = link_receive(&control->link, frame, timeout_ns, &why);
+        result = talk ? talk_until_news(control, err) : 0;
+        if (result < 0)
+            return result;
+        result = link_receive(&control->link, frame, control->session->settings.peer_timeout_ns, &why);
         if (result < 0)
             break;
         if (frame->type == WIRE_ABORT) {
@@ -78,19 +152,31 @@ int control_receive(struct control *control, struct frame *frame, uint64_t timeo
             control->peer_ended = true;
             return session_fail_by_peer(control->session, reason.cause, reason.text, err);
         }
+        if (frame->type == WIRE_KEEPALIVE && bear_with(control, err) < 0)
+            return -ETIMEDOUT;
     } while (frame->type == WIRE_KEEPALIVE);
     if (result < 0) {
         result = control_failed(control, result, &why);
         error_set(err, result, "%s", why.text);
     }
+    control->excused_ns = 0;
     return result;
 }
 
-int control_expect(struct control *control, enum wire_type type, struct frame *frame, uint64_t timeout_ns,
-                   struct ferry_error *err)
+int control_receive(struct control *control, struct frame *frame, struct ferry_error *err)
+{
+    return receive(control, frame, false, err);
+}
+
+int control_await(struct control *control, struct frame *frame, struct ferry_error *err)
+{
+    return receive(control, frame, true, err);
+}
+
+int control_expect(struct control *control, enum wire_type type, struct frame *frame, struct ferry_error *err)
 {
     struct ferry_error why = {0};
-    int result = control_receive(control, frame, timeout_ns, err);
+    int result = control_receive(control, frame, err);
 
     if (result == 0 && frame->type != type) {
         error_set(&why, -EBADMSG, "%s frame where %s was expected", wire_type_name((uint8_t)frame->type),

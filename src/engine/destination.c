@@ -88,7 +88,7 @@ static int destination_greet(struct destination *destination, const struct wire_
     struct ferry_error why = {0};
     enum ferry_cause cause;
     size_t count;
-    int result = control_expect(control, WIRE_REGIONS, &frame, session->settings.peer_timeout_ns, err);
+    int result = control_expect(control, WIRE_REGIONS, &frame, err);
 
     if (result < 0)
         return result;
@@ -111,7 +111,7 @@ static int destination_greet(struct destination *destination, const struct wire_
     result = control_send(control, WIRE_WELCOME, 0, &body, err);
     buffer_free(&body);
     if (result == 0)
-        result = control_expect(control, WIRE_START, &frame, session->settings.peer_timeout_ns, err);
+        result = control_expect(control, WIRE_START, &frame, err);
     if (result < 0)
         return result;
     destination->rtt_ns = clock_now_ns() - sent;
@@ -136,8 +136,7 @@ static int destination_hear(struct destination *destination, struct ferry_error 
     int result;
 
     do
-        result = control_receive(&destination->control, &frame,
-                                 destination->session->settings.peer_timeout_ns, err);
+        result = control_receive(&destination->control, &frame, err);
     while (result == 0 && frame.data == 0);
     if (result < 0)
         return result;
@@ -195,11 +194,12 @@ static int destination_wait_round(struct destination *destination, uint32_t roun
 {
     struct ferry_session *session = destination->session;
     uint64_t timeout = session->settings.peer_timeout_ns;
+    uint64_t interval = control_interval_ns(&destination->control);
     uint64_t moved_ns = clock_now_ns();
-    uint64_t moved = 0;
+    uint64_t moved = session_wire_bytes(session);
 
     for (;;) {
-        int result = receiver_wait(&destination->receiver, round, timeout / 4, err);
+        int result = receiver_wait(&destination->receiver, round, interval, err);
         uint64_t bytes = session_wire_bytes(session);
         uint64_t now = clock_now_ns();
 
@@ -209,9 +209,9 @@ static int destination_wait_round(struct destination *destination, uint32_t roun
             moved = bytes;
             moved_ns = now;
         }
-        if (result != -ETIMEDOUT || now - moved_ns > timeout)
+        if (result != -ETIMEDOUT || now - moved_ns >= timeout)
             return destination_failed(session, FERRY_CAUSE_NETWORK, result, err);
-        result = control_send(&destination->control, WIRE_KEEPALIVE, 0, NULL, err);
+        result = control_tick(&destination->control, err);
         if (result < 0)
             return result;
     }
@@ -290,6 +290,8 @@ static int destination_paused(struct destination *destination, struct frame *fra
     if (result < 0)
         return destination_refuse(destination, result, &why, err);
     destination->paused = true;
+    control_excuse(&destination->control,
+                   destination->quiesce_timeout_ns + destination->session->settings.peer_timeout_ns);
     session_hush(destination->session);
     session_set_percent(destination->session, 1, 1);
     session_enter_phase(destination->session, FERRY_PHASE_FROZEN);
@@ -353,11 +355,7 @@ static int destination_receive(struct destination *destination, struct wire_end 
     destination->round_ns = clock_now_ns();
     destination->round_bytes = session_wire_bytes(session);
     for (;;) {
-        uint64_t timeout = session->settings.peer_timeout_ns;
-
-        if (destination->paused)
-            timeout += destination->quiesce_timeout_ns;
-        result = control_receive(&destination->control, &frame, timeout, err);
+        result = control_await(&destination->control, &frame, err);
         if (result < 0)
             return result;
         if (frame.type == WIRE_END && destination->paused)

@@ -13,6 +13,8 @@
 
 /* Runs of so many pages are faulted in by one call before they are read. */
 #define POPULATE_PAGES 8
+/* Of a checksum, between two ticks: milliseconds. */
+#define CHECKSUM_TICK_PAGES 4096
 
 static bool page_is_zero(const uint8_t *page)
 {
@@ -333,16 +335,23 @@ int page_place_runs(struct page_place *place, const struct wire_run *runs, size_
 struct checksum {
     XXH3_state_t *state;
     const struct ferry_ram_region *region;
+    page_map_tick *tick;
+    void *opaque;
+    uint64_t looked_at; /* pages */
+    int result;
+    struct ferry_error *err;
 };
 
 static void checksum_present(void *opaque, size_t first, size_t pages)
 {
     struct checksum *checksum = opaque;
 
-    for (size_t page = first; page < first + pages; page++) {
+    for (size_t page = first; page < first + pages && checksum->result == 0; page++) {
         const uint8_t *data = checksum->region->host_ptr + page * FERRY_PAGE_SIZE;
         uint64_t number = page;
 
+        if (checksum->looked_at++ % CHECKSUM_TICK_PAGES == 0)
+            checksum->result = checksum->tick(checksum->opaque, checksum->err);
         if (page_is_zero(data))
             continue;
         XXH3_64bits_update(checksum->state, &number, sizeof(number));
@@ -351,9 +360,10 @@ static void checksum_present(void *opaque, size_t first, size_t pages)
 }
 
 /* Regions in the order of their addresses, which both sides agree on. */
-int page_map_checksum(const struct page_map *map, uint64_t *checksum, struct ferry_error *err)
+int page_map_checksum(const struct page_map *map, page_map_tick *tick, void *opaque, uint64_t *checksum,
+                      struct ferry_error *err)
 {
-    struct checksum walk = {.state = XXH3_createState()};
+    struct checksum walk = {.state = XXH3_createState(), .tick = tick, .opaque = opaque, .err = err};
     bool done[FERRY_REGIONS_MAX] = {false};
 
     if (!walk.state)
@@ -373,5 +383,5 @@ int page_map_checksum(const struct page_map *map, uint64_t *checksum, struct fer
     }
     *checksum = XXH3_64bits_digest(walk.state);
     XXH3_freeState(walk.state);
-    return 0;
+    return walk.result;
 }

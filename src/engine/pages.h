@@ -83,7 +83,10 @@ void page_place_free(struct page_place *place);
 int page_place_runs(struct page_place *place, const struct wire_run *runs, size_t count, struct iovec *iov,
                     int *iov_count, struct ferry_error *err);
 
-/* A checksum of all memory that does not depend on which zero pages are holes. For a stopped guest. */
-int page_map_checksum(const struct page_map *map, uint64_t *checksum, struct ferry_error *err);
+/* A checksum of all memory that does not depend on which zero pages are holes. For a stopped guest. TICK is
+ * called every few milliseconds; it returns 0, or an error that ends the work. */
+typedef int page_map_tick(void *opaque, struct ferry_error *err);
+int page_map_checksum(const struct page_map *map, page_map_tick *tick, void *opaque, uint64_t *checksum,
+                      struct ferry_error *err);
 
 #endif

@@ -131,8 +131,7 @@ static int precopy_round(struct source *source, struct policy *policy, uint64_t 
     if (result == 0)
         result = source_send_round(source, err);
     if (result == 0)
-        result =
-            control_expect(&source->control, WIRE_ROUND_DONE, &frame, session->settings.peer_timeout_ns, err);
+        result = control_expect(&source->control, WIRE_ROUND_DONE, &frame, err);
     if (result == 0)
         result = session_fault(session, FAULT_SOURCE_AFTER_ROUND, err);
     if (result < 0)

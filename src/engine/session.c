@@ -19,7 +19,6 @@
 #define DEFAULT_THROTTLE_MAX       80 /* per cent */
 #define DEFAULT_QUIESCE_TIMEOUT_NS (10 * NS_PER_S)
 #define DEFAULT_PEER_TIMEOUT_NS    (10 * NS_PER_S)
-#define DEFAULT_CONNECT_TIMEOUT_NS (30 * NS_PER_S)
 /* Longer ones are as good as this; keeps sums of deadlines far from overflow. */
 #define TIMEOUT_MAX_NS (24 * 3600 * NS_PER_S)
 
@@ -149,8 +148,9 @@ int ferry_destination_new(struct ferry_session **out, const struct ferry_destina
     struct session_settings settings = {
         .peer_timeout_ns = setting(options->peer_timeout_ns, DEFAULT_PEER_TIMEOUT_NS),
         .listen_fd = options->listen_fd,
-        .connect_timeout_ns = setting(options->connect_timeout_ns, DEFAULT_CONNECT_TIMEOUT_NS),
     };
+
+    settings.connect_timeout_ns = setting(options->connect_timeout_ns, settings.peer_timeout_ns);
 
     if (!ops->list_regions || !ops->load_section || !ops->load_finish || !ops->resume ||
         !ops->acquire_ownership)

@@ -86,7 +86,7 @@ static int source_greet(struct source *source, struct ferry_error *err)
     int result = control_send(control, WIRE_REGIONS, 0, &body, err);
 
     if (result == 0)
-        result = control_expect(control, WIRE_WELCOME, &frame, session->settings.peer_timeout_ns, err);
+        result = control_expect(control, WIRE_WELCOME, &frame, err);
     if (result < 0)
         goto out;
     source->rtt_ns = clock_now_ns() - sent;
@@ -171,6 +171,11 @@ static int source_begin(struct source *source, struct ferry_error *err)
         result = source_connect(source, err);
     if (result == 0)
         result = session_fault(session, FAULT_SOURCE_AFTER_CONNECT, err);
+    if (result == 0) {
+        result = pulse_open(&source->pulse, &source->control, err);
+        if (result < 0)
+            return source_failed(session, FERRY_CAUSE_MEMORY, result, err);
+    }
     if (result == 0)
         result = source_greet(source, err);
     if (result == 0)
@@ -211,15 +216,12 @@ static int source_hear(struct source *source, struct ferry_error *err)
 static int source_wait_round(struct source *source, uint64_t pages, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
-    uint64_t interval_ms = session->settings.peer_timeout_ns / 4 / NS_PER_MS;
-    uint64_t look_ms, keepalive_ns;
+    uint64_t interval_ms = control_interval_ns(&source->control) / NS_PER_MS;
+    uint64_t look_ms = interval_ms < PERCENT_INTERVAL_MS ? interval_ms + 1 : PERCENT_INTERVAL_MS;
+    uint64_t heard_ns = clock_now_ns();
     bool done = false;
     int result = 0;
 
-    if (interval_ms == 0)
-        interval_ms = 1;
-    look_ms = interval_ms < PERCENT_INTERVAL_MS ? interval_ms : PERCENT_INTERVAL_MS;
-    keepalive_ns = clock_now_ns() + interval_ms * NS_PER_MS;
     while (result == 0 && !done) {
         struct pollfd polled[3] = {
             {.fd = source->sender.done_fd, .events = POLLIN},
@@ -227,18 +229,22 @@ static int source_wait_round(struct source *source, uint64_t pages, struct ferry
             {.fd = session->stop_fd, .events = POLLIN},
         };
         int n = poll(polled, 3, (int)look_ms);
+        uint64_t now = clock_now_ns();
         uint64_t left = __atomic_load_n(&session->pages_left, __ATOMIC_RELAXED);
 
         session_set_percent(session, pages - (left < pages ? left : pages), pages + pages / 64 + 1);
         done = polled[0].revents != 0;
         if (polled[2].revents)
             break;
-        if (polled[1].revents)
+        if (n > 0 && polled[1].revents) {
             result = source_hear(source, err);
-        if (n == 0 && clock_now_ns() >= keepalive_ns) {
-            result = control_send(&source->control, WIRE_KEEPALIVE, 0, NULL, err);
-            keepalive_ns = clock_now_ns() + interval_ms * NS_PER_MS;
+            heard_ns = now;
+        } else if (now - heard_ns >= session->settings.peer_timeout_ns) {
+            /* What the page connections carry may be only on its way into a buffer. */
+            result = control_silent(&source->control, err);
         }
+        if (result == 0)
+            result = control_tick(&source->control, err);
     }
     /* The page threads use the set until they have ended; a failure makes them end at once. */
     while (!done) {
@@ -355,6 +361,7 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
             control_end_failed(&source->control, WIRE_ABORT);
     }
     sender_close(&source->sender);
+    pulse_close(&source->pulse);
     control_close(&source->control);
     page_set_free(&source->set);
     pace_destroy(&source->pace);

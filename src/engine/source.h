@@ -8,6 +8,7 @@
 #include "engine/control.h"
 #include "engine/pace.h"
 #include "engine/pages.h"
+#include "engine/pulse.h"
 #include "engine/sender.h"
 #include "engine/session.h"
 
@@ -16,6 +17,7 @@ struct source {
     struct page_map map;
     struct page_set set; /* what the current or next round must send */
     struct control control;
+    struct pulse pulse;
     struct sender sender;
     struct pace pace;
     uint64_t rtt_ns;         /* of the greeting */

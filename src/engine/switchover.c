@@ -19,6 +19,12 @@ static int step_failed(struct ferry_session *session, enum ferry_cause cause, in
     return session_fail(session, cause, code, err);
 }
 
+/* Between the parts of work for which the peer waits. */
+static int say_alive(void *control, struct ferry_error *err)
+{
+    return control_tick(control, err);
+}
+
 struct timeline {
     uint64_t begin_ns;
     uint64_t go_ns;   /* GO was sent */
@@ -89,7 +95,9 @@ static int source_quiesce(struct source *source, struct ferry_error *err)
 
     if (result < 0)
         return result;
+    pulse_begin(&source->pulse, session->settings.quiesce_timeout_ns);
     result = session->ops->quiesce(session->guest, session->settings.quiesce_timeout_ns, err);
+    pulse_end(&source->pulse);
     if (result < 0) {
         error_prefix(err, result, "the guest's outstanding I/O did not finish");
         return step_failed(session, FERRY_CAUSE_STORAGE, result, err);
@@ -156,11 +164,12 @@ static int source_send_state(struct source *source, const struct checkpoint *che
     session->progress.state_bytes = bytes;
     pthread_mutex_unlock(&session->lock);
     if (session->settings.verify_memory) {
-        int result = page_map_checksum(&source->map, &end.memory_checksum, err);
+        int result = page_map_checksum(&source->map, say_alive, &source->control, &end.memory_checksum, err);
 
         if (result < 0) {
             buffer_free(&body);
-            return step_failed(session, FERRY_CAUSE_MEMORY, result, err);
+            return step_failed(session, FERRY_CAUSE_MEMORY, result,
+                               err); /* unless the session failed before */
         }
         flags = WIRE_END_VERIFY;
     }
@@ -204,8 +213,7 @@ static int source_await_verdict(struct source *source, struct ferry_error *err)
     int result = session_fault(session, FAULT_SOURCE_BEFORE_VERDICT, err);
 
     if (result == 0)
-        result =
-            control_expect(&source->control, WIRE_VERDICT, &frame, session->settings.peer_timeout_ns, err);
+        result = control_expect(&source->control, WIRE_VERDICT, &frame, err);
     if (result < 0)
         return result;
     result = wire_verdict_decode(&frame.body, &verdict, &reason, &why);
@@ -279,7 +287,7 @@ static int source_await_running(struct source *source, struct timeline *timeline
 
     if (result < 0)
         return result;
-    result = control_receive(&source->control, &frame, session->settings.peer_timeout_ns, err);
+    result = control_receive(&source->control, &frame, err);
 
     uint64_t received = clock_now_ns();
 
@@ -407,7 +415,7 @@ enum ferry_outcome switchover_retake(struct source *source)
 static int destination_verify(struct destination *destination, uint64_t expected, struct ferry_error *err)
 {
     uint64_t checksum;
-    int result = page_map_checksum(&destination->map, &checksum, err);
+    int result = page_map_checksum(&destination->map, say_alive, &destination->control, &checksum, err);
 
     if (result < 0)
         return result;
@@ -426,6 +434,9 @@ static int destination_load(struct destination *destination, struct ferry_error 
         result = session->ops->load_section(session->guest, &destination->checkpoint.sections[i], err);
         if (result < 0)
             return error_prefix(err, result, "section %s", destination->checkpoint.sections[i].name);
+        result = control_tick(&destination->control, err);
+        if (result < 0)
+            return result;
     }
     return session->ops->load_finish(session->guest, err);
 }
@@ -493,8 +504,7 @@ static int destination_await_go(struct destination *destination, struct ferry_er
 {
     struct ferry_session *session = destination->session;
     struct frame frame;
-    int result =
-        control_expect(&destination->control, WIRE_GO, &frame, session->settings.peer_timeout_ns, err);
+    int result = control_expect(&destination->control, WIRE_GO, &frame, err);
 
     destination->go_ns = clock_now_ns();
     if (result == 0)

@@ -39,6 +39,11 @@
  *       KEEPALIVE, ABORT: both ways at any time. An ABORT or NOT_RUNNING of the destination also means that
  * the guest was not and will not be run there.
  *
+ * Signs of life. A side that is waited for says something on the control connection every 250 ms, KEEPALIVE
+ * when there is nothing else: the destination from START to END and between the parts of loading, the source
+ * during rounds, while outstanding I/O is finished (at most for the time it announced in START) and while it
+ * computes a checksum. Neither does between VERDICT and RUNNING, where the lock decides.
+ *
  *     source                  page connection                     destination
  *       HELLO, (PAGES*, FENCE)* ──────────▶   FENCE: everything before it is placed on all page connections
  *                                             before anything after it on any, so that an older copy of a

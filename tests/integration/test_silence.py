@@ -2,6 +2,7 @@
 and the next attempt works at once."""
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -14,17 +15,40 @@ from hosts import Refused, introduce, wait_until
 from test_meanwhile import assert_gone, console, goes_on, hosts, pid_of, pytestmark, run, stays  # noqa: F401
 
 PEER_TIMEOUT_S = 2
+# The peer timeout, the last words on either side, and plenty for a slow machine; less than it and the 10 s that outstanding
+# I/O may take, and less than the kernels' buffers take at VERY_SLOW.
+NOTICED_S = PEER_TIMEOUT_S + 6
 SLOW = 8 << 20  # bytes/s
+VERY_SLOW = SLOW >> 5
+
+
+def threads_stand(pid):
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in pathlib.Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state == "T" for state in states)
 
 
 @contextlib.contextmanager
 def stopped(pid):
     os.kill(pid, signal.SIGSTOP)
     try:
+        # A thread that is not asked to take the signal runs on for a moment.
+        wait_until(lambda: threads_stand(pid), "all threads to stop")
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def in_time(what):
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < NOTICED_S, f"{what} took {time.monotonic() - begin:.1f} s"
+
+
+def wait_given_up(host, migration):
+    """Until the VM process on HOST has ended MIGRATION: a guest that was frozen runs again."""
+    wait_until(lambda: host.get(f"/v1/migrations/{migration}")["error"], f"{host.name} to give up")
 
 
 @pytest.mark.parametrize("phase", [INIT, COPY, FROZEN, RESTORE], ids=phase_name)
@@ -34,6 +58,8 @@ def test_destination_that_is_stopped_before_go_gives_the_guest_back_at_once(host
     migration, side = hosts.start_held(phase, "web", a, b)
     with stopped(pid_of(b)):
         hosts.release(side)
+        with in_time("the source's patience"):
+            wait_given_up(a, migration)
         record = a.finish(migration)
         assert record["outcome"] == "failed" and record["cause"] == "network", record
         assert b.finish(migration)["outcome"] == "failed"
@@ -49,9 +75,24 @@ def test_source_that_is_stopped_before_go_goes_on_when_it_may(hosts, phase):  # 
     with stopped(pid):
         hosts.release(side)
         # the port and the memory there are free while the source is still silent
-        assert b.finish(migration)["outcome"] == "failed"
+        with in_time("the destination's patience"):
+            assert b.finish(migration)["outcome"] == "failed"
         assert b.vm("web") is None
     assert a.finish(migration)["outcome"] == "failed"
+    stays(hosts, a, b, pid)
+    assert a.move("web", b)["outcome"] == "completed"
+
+
+@pytest.mark.parametrize("who", ["source", "destination"])
+def test_side_that_is_stopped_in_the_middle_of_a_round_is_noticed(hosts, who):  # noqa: F811
+    a, b = hosts.pair("--peer-timeout", str(PEER_TIMEOUT_S))
+    pid = run(hosts, a)["pid"]
+    migration = a.migrate("web", b, bandwidth_limit=VERY_SLOW)
+    wait_until(lambda: a.get(f"/v1/migrations/{migration}")["wire_bytes"] > VERY_SLOW, "the first pages")
+    with stopped(pid if who == "source" else pid_of(b)), in_time("the other side's patience"):
+        wait_given_up(b if who == "source" else a, migration)
+    record = a.finish(migration)
+    assert record["outcome"] == b.finish(migration)["outcome"] == "failed" and record["cause"] == "network", record
     stays(hosts, a, b, pid)
     assert a.move("web", b)["outcome"] == "completed"
 

@@ -246,6 +246,7 @@ static void silent_source_is_given_up(void **state)
 
     small_migration(&m);
     m.destination_options.peer_timeout_ns = 50 * NS_PER_MS;
+    m.destination_options.connect_timeout_ns = 20 * NS_PER_S;
     migration_create(&m);
     migration_start_destination(&m);
     hello = peer_hello(&m, WIRE_CONNECTION_CONTROL);
@@ -257,10 +258,47 @@ static void silent_source_is_given_up(void **state)
     migration_free(&m);
 }
 
+/* A source that stops the guest, and from then on only lives. */
+static void source_that_takes_longer_than_it_announced_is_given_up(void **state)
+{
+    struct migration m;
+    struct link control;
+    struct link pages;
+    struct frame frame;
+    struct wire_hello hello;
+    struct buffer body = BUFFER_INIT;
+
+    small_migration(&m);
+    m.destination_options.peer_timeout_ns = NS_PER_S / 2;
+    m.destination_options.connect_timeout_ns = 20 * NS_PER_S;
+    migration_create(&m);
+    migration_start_destination(&m);
+    hello = peer_hello(&m, WIRE_CONNECTION_CONTROL);
+    peer_connect(&m, &control, &hello);
+    peer_send_regions(&m, &control);
+    assert_int_equal(peer_read_until(&control, WIRE_WELCOME, &frame), 0);
+    peer_send_start(&control);
+    hello = peer_hello(&m, WIRE_CONNECTION_PAGES);
+    peer_connect(&m, &pages, &hello);
+    wire_paused_encode(&body, true);
+    link_send(&control, WIRE_PAUSED, 0, &body, NULL);
+    for (int i = 0; i < 400 && link_send(&control, WIRE_KEEPALIVE, 0, NULL, NULL) == 0; i++)
+        poll(NULL, 0, 50);
+    migration_join_destination(&m);
+    assert_int_equal(m.destination_result, -ETIMEDOUT);
+    assert_non_null(strstr(m.destination_error.text, "longer than it said"));
+    assert_true(m.destination_progress.total_ns < 10 * NS_PER_S);
+    buffer_free(&body);
+    link_close(&pages);
+    link_close(&control);
+    migration_free(&m);
+}
+
 /* ---- a destination of our own making ---- */
 
 enum act {
     ACT_SILENT = 0,       /* accepts and says nothing */
+    ACT_SILENT_IN_ROUND,  /* or only says WELCOME */
     ACT_VERSION,          /* answers with a version that was not offered */
     ACT_CLOSE_AFTER_GO,   /* all well until GO, then gone */
     ACT_SILENT_AFTER_GO,  /* or mute */
@@ -411,7 +449,7 @@ static void *peer_main(void *opaque)
         link_send(&link, WIRE_WELCOME, 0, &body, NULL);
         if (peer->act == ACT_FUZZ)
             fuzz_link(&link, &peer->random);
-        else if (peer->act != ACT_VERSION)
+        else if (peer->act != ACT_VERSION && peer->act != ACT_SILENT_IN_ROUND)
             peer_migrate(peer, &link);
     }
     buffer_free(&body);
@@ -446,6 +484,24 @@ static void silent_destination_is_given_up(void **state)
     run_against(&m, ACT_SILENT, 0);
     assert_int_equal(m.source_result, -ETIMEDOUT);
     assert_int_equal(m.source_progress.cause, FERRY_CAUSE_NETWORK);
+    migration_assert_one(&m, true);
+    migration_free(&m);
+}
+
+/* Its kernel takes what is sent for a long while. */
+static void destination_that_falls_silent_in_a_round_is_given_up(void **state)
+{
+    const uint64_t four_mib = 4 * MIB;
+    struct migration m;
+
+    migration_init(&m, &four_mib, 1, true);
+    fake_guest_fill(&m.source, 0, 0, four_mib / FERRY_PAGE_SIZE, 1);
+    m.source_options.bandwidth_limit = MIB / 4;
+    m.source_options.peer_timeout_ns = NS_PER_S / 2;
+    run_against(&m, ACT_SILENT_IN_ROUND, 0);
+    assert_int_equal(m.source_result, -ETIMEDOUT);
+    assert_non_null(strstr(m.source_error.text, "silent for 0.5 s"));
+    assert_true(m.source_progress.total_ns < 6 * NS_PER_S);
     migration_assert_one(&m, true);
     migration_free(&m);
 }
@@ -562,7 +618,9 @@ int main(void)
         cmocka_unit_test(different_memory_is_refused_in_words),
         cmocka_unit_test(migration_between_other_hosts_is_refused_in_words),
         cmocka_unit_test(silent_source_is_given_up),
+        cmocka_unit_test(source_that_takes_longer_than_it_announced_is_given_up),
         cmocka_unit_test(silent_destination_is_given_up),
+        cmocka_unit_test(destination_that_falls_silent_in_a_round_is_given_up),
         cmocka_unit_test(version_that_was_not_offered_is_refused),
         cmocka_unit_test(no_running_after_go_asks_for_the_guest_back),
         cmocka_unit_test(not_running_gives_the_guest_back_without_an_arbiter),
