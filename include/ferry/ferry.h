@@ -279,7 +279,7 @@ struct ferry_source_options {
     uint64_t copy_time_limit_ns; /* estimated remaining copy time above which a diverging migration aborts; 0:
                                     100 s */
     bool no_throttle;            /* never slow the vCPUs */
-    unsigned throttle_max;       /* per cent they may be slowed by at most, up to 99; 0: default 80 */
+    unsigned throttle_max;       /* per cent they may be slowed by at most, up to 99; 0: that much */
     uint64_t quiesce_timeout_ns; /* 0: default 10 s */
     uint64_t peer_timeout_ns;    /* a silent peer is given up after this; 0: default 10 s */
     bool verify_memory;          /* compare a checksum of all memory before Restore-OK; costs downtime */

@@ -19,6 +19,17 @@ static void print_rates(struct fields *fields, const json_t *migration)
                       units_format_rate(object_number(migration, "dirty_rate"), text));
 }
 
+static void print_throttle(struct fields *fields, const json_t *migration)
+{
+    unsigned long long most = object_number(migration, "throttle_most");
+
+    if (most && migration_has_ended(migration))
+        fields_format(fields, "CPUs slowed", "by up to %llu %%", most);
+    else if (most)
+        fields_format(fields, "CPUs slowed", "by %llu %%, by up to %llu %% so far",
+                      (unsigned long long)object_number(migration, "throttle"), most);
+}
+
 static void print_what(struct fields *fields, const json_t *migration)
 {
     fields_text(fields, "id", object_text(migration, "id"));
@@ -57,6 +68,9 @@ static void print_numbers(struct fields *fields, const json_t *migration)
                   (unsigned long long)object_number(migration, "pages_zero"),
                   (unsigned long long)object_number(migration, "pages_skipped"));
     print_rates(fields, migration);
+    print_throttle(fields, migration);
+    if (object_number(migration, "state_bytes"))
+        fields_size(fields, "state", object_number(migration, "state_bytes"));
     if (!object_number(migration, "downtime_ns"))
         return;
     fields_text(fields, "downtime", units_format_duration(object_number(migration, "downtime_ns"), text));

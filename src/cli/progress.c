@@ -76,6 +76,8 @@ static void append_copy_details(FILE *line, const json_t *migration)
     }
     if (dirty)
         fprintf(line, "  changing %s", units_format_rate(dirty, text));
+    if (object_number(migration, "throttle"))
+        fprintf(line, "  CPUs slowed by %llu %%", (unsigned long long)object_number(migration, "throttle"));
     if (object_number(migration, "round"))
         fprintf(line, "  round %llu", (unsigned long long)object_number(migration, "round") + 1);
 }

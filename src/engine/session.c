@@ -13,10 +13,11 @@
 #include <unistd.h>
 
 /* Measured on two cores over loopback: 2 are a quarter faster than 1, and cost an idle guest nothing. */
-#define DEFAULT_STREAMS            2
-#define DEFAULT_DOWNTIME_NS        (50 * NS_PER_MS)
-#define DEFAULT_COPY_TIME_NS       (100 * NS_PER_S)
-#define DEFAULT_THROTTLE_MAX       80 /* per cent */
+#define DEFAULT_STREAMS      2
+#define DEFAULT_DOWNTIME_NS  (50 * NS_PER_MS)
+#define DEFAULT_COPY_TIME_NS (100 * NS_PER_S)
+/* Per cent. A guest at a hundredth of its speed for a round is better off than one stopped for as long. */
+#define DEFAULT_THROTTLE_MAX       POLICY_THROTTLE_MAX
 #define DEFAULT_QUIESCE_TIMEOUT_NS (10 * NS_PER_S)
 #define DEFAULT_PEER_TIMEOUT_NS    (10 * NS_PER_S)
 /* Longer ones are as good as this; keeps sums of deadlines far from overflow. */

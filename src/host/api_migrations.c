@@ -8,24 +8,30 @@
 
 #define SLICE_MS      1000 /* how often a quiet stream looks whether its client is still there */
 #define STREAMS_MAX   16
+#define THROTTLE_MAX  99 /* per cent */
 #define LINE_MAX_SIZE (256u << 10)
 
 int api_vm_migrate(struct api_request *request)
 {
-    struct migration_options options = {0};
+    struct migration_options options = {.throttle_max = MIGRATION_DEFAULT};
     const struct field fields[] = {
         {"destination", FIELD_STRING, true, &options.destination},
         {"downtime_limit", FIELD_UINT, false, &options.downtime_limit},
         {"bandwidth_limit", FIELD_UINT, false, &options.bandwidth_limit},
+        {"copy_time_limit", FIELD_UINT, false, &options.copy_time_limit},
+        {"throttle_max", FIELD_UINT, false, &options.throttle_max},
         {"streams", FIELD_UINT, false, &options.streams},
     };
     char id[MIGRATION_ID_SIZE];
-    int result = api_read_body(request, fields, 4);
+    int result = api_read_body(request, fields, sizeof(fields) / sizeof(fields[0]));
 
     if (result == 0 && !config_name_valid(options.destination))
         result = error_set(&request->err, HOST_USAGE, "\"%.80s\" is not a host's name", options.destination);
     if (result == 0 && options.streams > STREAMS_MAX)
         result = error_set(&request->err, HOST_USAGE, "\"streams\" must be 1 to %d", STREAMS_MAX);
+    if (result == 0 && options.throttle_max != MIGRATION_DEFAULT && options.throttle_max > THROTTLE_MAX)
+        result =
+            error_set(&request->err, HOST_USAGE, "\"throttle_max\" must be 0 to %d per cent", THROTTLE_MAX);
     if (result == 0)
         result = migration_start(request->host, request->arguments[0], &options, id, &request->err);
     return result < 0 ? result : api_answer(request, MHD_HTTP_ACCEPTED, json_pack("{s:s}", "id", id));

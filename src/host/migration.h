@@ -71,8 +71,12 @@ struct migration_options {
     const char *destination;
     uint64_t downtime_limit;  /* ns; 0: default */
     uint64_t bandwidth_limit; /* bytes/s; 0: none */
+    uint64_t copy_time_limit; /* ns; 0: default */
+    uint64_t throttle_max;    /* per cent, 0: never; MIGRATION_DEFAULT: as libferry has it */
     uint64_t streams;         /* 0: default */
 };
+
+#define MIGRATION_DEFAULT UINT64_MAX
 
 /* Both sides' checks, then the job. Returns when it is under way. */
 int migration_start(struct host *host, const char *vm, const struct migration_options *options,
@@ -165,6 +169,10 @@ int migration_check(struct migration *migration, const json_t *definition, json_
                     struct ferry_error *err);
 json_t *migration_offer_body(const struct migration *migration, const json_t *definition, bool check_only);
 const char *migration_peer_name(const struct migration *migration);
+
+/* What the newest move of VM, else any to DESTINATION, tells about the next one: {downtime_parts,
+ * state_bytes}. NULL: nothing. New reference. */
+json_t *migration_known_costs(struct host *host, const char *vm, const char *destination);
 
 void migration_run_source(struct migration *migration);      /* the job's thread */
 void migration_run_destination(struct migration *migration); /* the job's thread */

@@ -33,13 +33,21 @@ static int make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err)
     return 0;
 }
 
+static void set_number(json_t *object, const char *key, uint64_t value, uint64_t otherwise)
+{
+    if (value != otherwise)
+        json_object_set_new(object, key, json_integer((json_int_t)value));
+}
+
 /* The destination's answer becomes the parameters of migrate.send. */
 static int take_offer(struct migration *migration, const json_t *answer,
                       const struct migration_options *options, struct ferry_error *err)
 {
+    struct host *host = migration->host;
     const char *address = NULL;
     const char *token = NULL;
     uint64_t pid = 0;
+    json_t *known;
     const struct field fields[] = {
         {"address", FIELD_STRING, true, &address},
         {"token", FIELD_STRING, true, &token},
@@ -54,17 +62,15 @@ static int take_offer(struct migration *migration, const json_t *answer,
                          migration->destination);
     migration->send = json_pack("{s:s, s:s, s:s, s:I}", "id", migration->id, "token", token, "address",
                                 address, "destination_pid", (json_int_t)pid);
-    if (options->downtime_limit)
-        json_object_set_new(migration->send, "downtime_limit",
-                            json_integer((json_int_t)options->downtime_limit));
-    if (options->bandwidth_limit)
-        json_object_set_new(migration->send, "bandwidth_limit",
-                            json_integer((json_int_t)options->bandwidth_limit));
-    if (migration->host->config->peer_timeout_ns)
-        json_object_set_new(migration->send, "peer_timeout",
-                            json_integer((json_int_t)migration->host->config->peer_timeout_ns));
-    if (options->streams)
-        json_object_set_new(migration->send, "streams", json_integer((json_int_t)options->streams));
+    set_number(migration->send, "downtime_limit", options->downtime_limit, 0);
+    set_number(migration->send, "bandwidth_limit", options->bandwidth_limit, 0);
+    set_number(migration->send, "copy_time_limit", options->copy_time_limit, 0);
+    set_number(migration->send, "throttle_max", options->throttle_max, MIGRATION_DEFAULT);
+    set_number(migration->send, "streams", options->streams, 0);
+    set_number(migration->send, "peer_timeout", host->config->peer_timeout_ns, 0);
+    known = migration_known_costs(host, migration->vm_name, migration->destination);
+    if (known)
+        json_object_set_new(migration->send, "known", known);
     return 0;
 }
 

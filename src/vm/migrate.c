@@ -105,6 +105,9 @@ json_t *migration_json(const struct migration *migration, bool with_log)
     set_number(json, "pages_skipped", progress->pages_skipped);
     set_number(json, "bandwidth", progress->bandwidth_bytes_per_s);
     set_number(json, "dirty_rate", progress->dirty_bytes_per_s);
+    set_number(json, "throttle", progress->throttle_percent);
+    set_number(json, "throttle_most", progress->throttle_percent_most);
+    set_number(json, "state_bytes", progress->state_bytes);
     set_number(json, "total_ns", progress->total_ns);
     set_number(json, "setup_ns", progress->setup_ns);
     set_number(json, "downtime_ns", progress->downtime_ns);
@@ -420,6 +423,36 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     return 0;
 }
 
+/* What ferryd remembers of earlier moves. */
+static int source_known(struct ferry_source_options *options, const json_t *known, struct ferry_error *err)
+{
+    static const char *const names[] = {"downtime_parts", "state_bytes", NULL};
+    const json_t *parts = json_object_get(known, "downtime_parts");
+    int result;
+
+    if (!known)
+        return 0;
+    result = params_only(known, names, err);
+    if (!result)
+        result = params_number(known, "state_bytes", INT64_MAX, &options->known_state_bytes, err);
+    for (unsigned i = 0; i < FERRY_DOWNTIME_PARTS && parts && !result; i++)
+        result = params_number(parts, ferry_downtime_part_name(i), 3600 * NS_PER_S,
+                               &options->known_part_ns[i], err);
+    return result;
+}
+
+/* Absent: the default; 0: never. */
+static int source_throttle_max(struct ferry_source_options *options, const json_t *params,
+                               struct ferry_error *err)
+{
+    uint64_t percent = UINT64_MAX;
+    int result = params_number(params, "throttle_max", 99, &percent, err);
+
+    options->no_throttle = percent == 0;
+    options->throttle_max = percent == UINT64_MAX ? 0 : (unsigned)percent;
+    return result;
+}
+
 static int source_options(struct ferry_source_options *options, const struct migration *migration,
                           json_t *params, struct ferry_error *err)
 {
@@ -430,6 +463,9 @@ static int source_options(struct ferry_source_options *options, const struct mig
                                         "streams",
                                         "downtime_limit",
                                         "bandwidth_limit",
+                                        "copy_time_limit",
+                                        "throttle_max",
+                                        "known",
                                         "verify_memory",
                                         "peer_timeout",
                                         NULL};
@@ -453,6 +489,12 @@ static int source_options(struct ferry_source_options *options, const struct mig
         result = params_number(params, "downtime_limit", INT64_MAX, &options->downtime_limit_ns, err);
     if (!result)
         result = params_number(params, "bandwidth_limit", INT64_MAX, &options->bandwidth_limit, err);
+    if (!result)
+        result = params_number(params, "copy_time_limit", INT64_MAX, &options->copy_time_limit_ns, err);
+    if (!result)
+        result = source_throttle_max(options, params, err);
+    if (!result)
+        result = source_known(options, json_object_get(params, "known"), err);
     if (!result)
         result = params_number(params, "peer_timeout", INT64_MAX, &options->peer_timeout_ns, err);
     options->destination_pid = (int64_t)pid;

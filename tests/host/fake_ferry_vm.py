@@ -97,7 +97,7 @@ class FakeVm:
             "percent": 0, "outcome": "none", "cause": "", "error": "", "round": 0, "rounds": [],
             "memory_bytes": self.definition["memory"], "remaining_bytes": self.definition["memory"],
             "wire_bytes": 0, "pages_raw": 0, "pages_zero": 0, "pages_skipped": 0, "bandwidth": 0,
-            "dirty_rate": 0, "total_ns": 0, "setup_ns": 0, "downtime_ns": 0,
+            "dirty_rate": 0, "throttle": 0, "throttle_most": 0, "state_bytes": 4321, "total_ns": 0, "setup_ns": 0, "downtime_ns": 0,
             "downtime_parts": {part: 0 for part in PARTS},
         }
         self.cancelled.clear()
@@ -136,6 +136,7 @@ class FakeVm:
         self.progress(state="MIGRATE_TO_VMX_PRECOPY", state_number=2, phase="Copy")
         self.say(f"migration {params['id']} set up: destination {params['address']}, "
                  f"destination VM process id {params['destination_pid']}")
+        self.say("told to send with " + json.dumps({key: value for key, value in params.items() if key != "token"}))
         if "hang-send" in self.directives:
             self.cancelled.wait()
         if "fail-move" in self.directives:
@@ -170,6 +171,7 @@ class FakeVm:
             stream.flush()
             if stream.readline().strip() != "RUNNING":
                 raise RuntimeError("no RUNNING")
+        self.migration["downtime_parts"].update(pause=1200000, lock=3000000)
         self.migration.update(downtime_ns=4200000, total_ns=40000000, wire_bytes=614400)
 
     def run_destination(self):

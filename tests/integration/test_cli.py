@@ -422,10 +422,22 @@ def test_migrate_off_a_terminal_prints_a_line_a_phase_and_a_round(run):
 def test_migrate_sends_its_options_in_bytes_and_nanoseconds(run, fake):
     assert run("migrate", "web", "b", "--downtime", "1.5s", "--bandwidth", "1G", "--streams=3").returncode == 0
     assert run("migrate", "web", "b", "--bandwidth", "1Gbit").returncode == 0
+    assert run("migrate", "web", "b", "--throttle-max", "30", "--copy-time-limit", "2min").returncode == 0
+    assert run("migrate", "web", "b", "--no-throttle").returncode == 0
     assert fake.bodies("POST", "/v1/vms/web/migrate") == [
         {"destination": "b", "downtime_limit": 1_500_000_000, "bandwidth_limit": 1 << 30, "streams": 3},
         {"destination": "b", "bandwidth_limit": 125_000_000},
+        {"destination": "b", "throttle_max": 30, "copy_time_limit": 120_000_000_000},
+        {"destination": "b", "throttle_max": 0},
     ]
+
+
+@pytest.mark.parametrize("options, word", [(["--throttle-max", "100"], "0 to 99"),
+                                           (["--throttle-max", "9", "--no-throttle"], "exclude")])
+def test_migrate_refuses_nonsense_about_slowing(run, fake, options, word):
+    done = run("migrate", "web", "b", *options)
+    assert done.returncode == 2 and word in done.stderr
+    assert fake.bodies("POST", "/v1/vms/web/migrate") == []
 
 
 def test_migrate_json_prints_the_final_object_only(run):

@@ -643,6 +643,44 @@ def test_administrator_makes_a_vm_not_runnable(hosts):
     assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "x"}), 400, "usage", "force")
 
 
+def told_to_send(host, migration):
+    """The options ferryd gave its VM process for a move."""
+    lines = [line["text"] for line in host.get(f"/v1/migrations/{migration}?local=1")["log"]]
+    return json.loads(next(line.split(" ", 4)[4] for line in lines if line.startswith("told to send with")))
+
+
+def test_options_of_a_move_reach_the_vm(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    options = {"downtime_limit": 30_000_000, "bandwidth_limit": 1 << 20, "copy_time_limit": 5_000_000_000,
+               "throttle_max": 0, "streams": 3}
+    migration = a.migrate("web", b, **options)
+    a.finish(migration)
+    sent = told_to_send(a, migration)
+    assert {key: sent.get(key) for key in options} == options
+    migration = b.migrate("web", a)
+    b.finish(migration)
+    assert not options.keys() & told_to_send(b, migration).keys()
+
+
+def test_what_a_move_cost_is_known_to_the_next_one(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    a.run("db")
+    first = a.migrate("web", b)
+    a.finish(first)
+    assert "known" not in told_to_send(a, first)
+    b.move("web", a)
+    again = a.migrate("web", b)
+    a.finish(again)
+    known = told_to_send(a, again)["known"]
+    assert known["state_bytes"] == 4321 and known["downtime_parts"]["lock"] == 3_000_000
+    other = a.migrate("db", b)
+    a.finish(other)
+    known = told_to_send(a, other)["known"]
+    assert "state_bytes" not in known and known["downtime_parts"]["pause"] == 1_200_000
+
+
 def test_checks_refuse_before_anything_moves(hosts):
     a, b = hosts.pair()
     a.run("web")
@@ -652,6 +690,7 @@ def test_checks_refuse_before_anything_moves(hosts):
     assert_refused(lambda: a.post("/v1/vms/web/migrate", {"destination": "a"}), 409, "conflict", "already")
     assert_refused(lambda: a.post("/v1/vms/web/migrate", {}), 400, "usage", "destination")
     assert_refused(lambda: a.migrate("web", b, streams=99), 400, "usage", "streams")
+    assert_refused(lambda: a.migrate("web", b, throttle_max=100), 400, "usage", "throttle_max", "99")
     assert_refused(lambda: a.migrate("none", b), 404, "not_found", "none")
     assert_refused(lambda: a.migrate("off", b), 409, "conflict", "STOPPED")
     b.run("web")

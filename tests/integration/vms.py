@@ -267,18 +267,18 @@ class Vms:
     def start_incoming(self, name, definition):
         return self.start(name, definition, "--incoming")
 
-    def prepare(self, source, destination, token=None):
+    def prepare(self, source, destination, token=None, listen="127.0.0.1:0"):
         """Up to the word to start; returns the parameters of migrate.send."""
         name = {"source": source.directory.name, "destination": destination.directory.name}
         identity = {"id": str(uuid.uuid4()), "token": token or secrets.token_hex(32)}
         source.control.call("subscribe")
         source.control.call("migrate.prepare", id=identity["id"], **name)
-        address = destination.control.call("migrate.receive", listen="127.0.0.1:0", **identity, **name)["address"]
+        address = destination.control.call("migrate.receive", listen=listen, **identity, **name)["address"]
         return {**identity, "address": address, "destination_pid": destination.pid}
 
-    def begin(self, source, destination, **options):
+    def begin(self, source, destination, listen="127.0.0.1:0", **options):
         """Starts to move; returns the migration's id."""
-        send = self.prepare(source, destination)
+        send = self.prepare(source, destination, listen=listen)
         source.control.call("migrate.send", **send, **options)
         return send["id"]
 

@@ -1,0 +1,91 @@
+"""Moves of a guest that writes a lot: what is decided, what it costs the guest, and that nothing is lost."""
+import re
+import time
+
+import pytest
+
+from vms import MIB
+
+# Changes all of its 12 MiB again and again, three times as fast as the link below carries.
+WORK = "ferry.work=threads=2,mem=12M,rate=24M"
+LINK = 8 * MIB
+
+
+@pytest.fixture
+def writer(vms, guest):
+    vm = vms.start("a", guest.definition("web", WORK, memory=128 * MIB))
+    vm.wait_for_work(2, passes=1)
+    return vm
+
+
+def begin(vms, source, destination, **options):
+    """Over a Unix socket nothing tells how fast the path is beyond the limit: the guest outruns it."""
+    return vms.begin(source, destination, listen=str(destination.directory / "move.sock"), bandwidth_limit=LINK,
+                     known={"state_bytes": 20000}, **options)
+
+
+def decisions(vm):
+    return re.findall(r"Pre-copy decision: (.*)", vm.log())
+
+
+def assert_whole(vm):
+    assert vm.state() == "RUNNING"
+    vm.wait_for_work(3, passes=2)
+
+
+def speed_of(vm, seconds=2):
+    """MiB the guest verifies a second."""
+    def verified():
+        return int(re.findall(r"^work \d+ verified=(\d+)M", vm.console(), re.M)[-1])
+    begin, at = time.monotonic(), verified()
+    time.sleep(seconds)  # a span of time to measure in, not a wait for something
+    return (verified() - at) / (time.monotonic() - begin)
+
+
+def test_writing_guest_is_slowed_until_it_fits_and_not_afterwards(vms, writer):
+    moved = vms.start_incoming("b", writer.definition)
+    begin(vms, writer, moved)
+    report = writer.control.wait_for("migration.finished")
+    assert report["outcome"] == "completed", report
+    assert 20 <= report["throttle_most"] <= 99 and report["throttle"] == 0
+    assert report["downtime_ns"] < 300e6  # a hundred would do; the machine may be busy
+    log = decisions(writer)
+    assert any("the vCPUs are slowed by" in line and "(at most 99 %)" in line for line in log), log
+    assert log[-1].startswith("stop: ") and "within the limit of 50.0 ms" in log[-1], log
+    assert_whole(moved)
+
+
+def test_guest_that_may_not_be_slowed_is_stopped_and_finished(vms, writer):
+    moved = vms.start_incoming("b", writer.definition)
+    begin(vms, writer, moved, throttle_max=0)
+    report = writer.control.wait_for("migration.finished")
+    assert (report["outcome"], report["throttle_most"]) == ("completed", 0), report
+    assert "stop and finish" in decisions(writer)[-1]
+    # What is left would take seconds at the limit, but that is not for a guest that is stopped.
+    assert report["downtime_ns"] < 1e9
+    assert_whole(moved)
+
+
+def test_copying_that_would_take_too_long_is_given_up_at_full_speed(vms, writer):
+    before = speed_of(writer)
+    moved = vms.start_incoming("b", writer.definition)
+    begin(vms, writer, moved, throttle_max=30, copy_time_limit=100_000_000)
+    report = writer.control.wait_for("migration.finished")
+    assert (report["outcome"], report["cause"]) == ("failed", "convergence"), report
+    assert "above the limit of 0.1 s" in report["error"]
+    assert report["throttle_most"] == 30 and report["throttle"] == 0
+    assert moved.wait()["reason"] == "failed"
+    assert speed_of(writer) > 0.5 * before
+    assert_whole(writer)
+
+
+def test_cancelled_guest_is_let_go_at_once(vms, writer):
+    before = speed_of(writer)
+    moved = vms.start_incoming("b", writer.definition)
+    identity = begin(vms, writer, moved, downtime_limit=20_000_000)
+    writer.control.wait_for("migration.progress", lambda progress: progress["throttle"] >= 20)
+    writer.control.call("migrate.cancel", id=identity)
+    assert writer.control.wait_for("migration.finished")["outcome"] == "cancelled"
+    moved.wait()
+    assert speed_of(writer) > 0.5 * before
+    assert_whole(writer)
