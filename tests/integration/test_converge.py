@@ -29,7 +29,7 @@ def decisions(vm):
 
 
 def assert_whole(vm):
-    assert vm.state() == "RUNNING"
+    vm.wait_for_state("RUNNING")
     vm.wait_for_work(3, passes=2)
 
 
