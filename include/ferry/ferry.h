@@ -48,6 +48,7 @@ extern "C" {
 #define FERRY_SECTIONS_MAX     256
 #define FERRY_ROUNDS_MAX       64 /* rounds kept one by one in a report */
 #define FERRY_STREAMS_MAX      16
+#define FERRY_VCPUS_MAX        256 /* that are told apart when slowing them */
 
 /* Transition states; numbers and names are those in the logs. 6 is unused. */
 enum ferry_state {
@@ -151,6 +152,11 @@ struct ferry_guest_ops {
 
     /* [source] Slow the vCPUs to (100 - percent) % of their speed. May be NULL. */
     void (*throttle)(void *guest, unsigned percent);
+    /* [source] To slow only those that write: fills pages[i] with the number of pages vCPU i was the first to
+     * write since each dirty_fetch, summed up from dirty_start on; returns the number of vCPUs, at most MAX,
+     * 0 when that is not known. Then slows vCPU i by percent[i]. Both may be NULL. */
+    size_t (*vcpu_writes)(void *guest, uint64_t *pages, size_t max);
+    void (*throttle_vcpus)(void *guest, const unsigned *percent, size_t count);
 
     /* [source] After Restore-OK, before GO: give the guest to the destination. On failure the guest stays
      * here. */

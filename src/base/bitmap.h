@@ -34,11 +34,14 @@ static inline void bitmap_clear(uint64_t *map, size_t bit)
 /*
  * Sets the bit; release order, so that whoever takes it sees what was written to the page before. The
  * read-modify-write is unconditional: were it skipped when the bit looks set already, that look could
- * overtake the page's store, and a taker in between would clear the bit and read the old page.
+ * overtake the page's store, and a taker in between would clear the bit and read the old page. Returns
+ * whether it was clear.
  */
-static inline void bitmap_set_atomic(uint64_t *map, size_t bit)
+static inline bool bitmap_set_atomic(uint64_t *map, size_t bit)
 {
-    __atomic_fetch_or(&map[bit / 64], UINT64_C(1) << (bit % 64), __ATOMIC_ACQ_REL);
+    uint64_t mask = UINT64_C(1) << (bit % 64);
+
+    return !(__atomic_fetch_or(&map[bit / 64], mask, __ATOMIC_ACQ_REL) & mask);
 }
 
 /* NULL when out of memory; all zero; free() it. */

@@ -66,6 +66,7 @@ static int precopy_begin(struct source *source, uint64_t *pages, struct ferry_er
         return error_set(err, result, "%s", why.text);
     }
     source->dirty_tracking = true;
+    throttle_begin(&source->throttle, session);
 
     /* Looked at after tracking began: a hole filled from now on is in the next round. */
     *pages = page_set_fill_present(&source->set, &source->map);
@@ -161,7 +162,7 @@ static int precopy_round(struct source *source, struct policy *policy, uint64_t 
     precopy_costs(source, clock_now_ns() - end, &numbers.costs);
     *decision = policy_decide(policy, &numbers);
     source->bandwidth = decision->bandwidth;
-    source_throttle(source, decision->throttle);
+    throttle_set(&source->throttle, decision->throttle);
     precopy_record(source, &round, decision);
     return 0;
 }

@@ -293,21 +293,6 @@ int source_fetch_dirty(struct source *source, uint64_t *found, struct ferry_erro
     return 0;
 }
 
-void source_throttle(struct source *source, unsigned percent)
-{
-    struct ferry_session *session = source->session;
-
-    if (source->throttle == percent)
-        return;
-    source->throttle = percent;
-    session->ops->throttle(session->guest, percent);
-    pthread_mutex_lock(&session->lock);
-    session->progress.throttle_percent = percent;
-    if (percent > session->progress.throttle_percent_most)
-        session->progress.throttle_percent_most = percent;
-    pthread_mutex_unlock(&session->lock);
-}
-
 /* After a failure: the guest is put back as it was, or what retake_ownership says. */
 static enum ferry_outcome source_restore(struct source *source)
 {
@@ -315,7 +300,7 @@ static enum ferry_outcome source_restore(struct source *source)
     enum ferry_outcome outcome = FERRY_OUTCOME_FAILED;
     struct ferry_error why = {0};
 
-    source_throttle(source, 0);
+    throttle_end(&source->throttle);
     if (source->handed_over)
         outcome = switchover_retake(source);
     if (source->dirty_tracking)
@@ -352,7 +337,7 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
         result = switchover_source(source, err);
     if (result == 0) {
         *outcome = FERRY_OUTCOME_COMPLETED;
-        source_throttle(source, 0);
+        throttle_end(&source->throttle);
         session->ops->dirty_stop(session->guest);
     } else {
         *outcome = source_restore(source); /* first: the guest waits */

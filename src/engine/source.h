@@ -11,6 +11,7 @@
 #include "engine/pulse.h"
 #include "engine/sender.h"
 #include "engine/session.h"
+#include "engine/throttle.h"
 
 struct source {
     struct ferry_session *session;
@@ -20,10 +21,10 @@ struct source {
     struct pulse pulse;
     struct sender sender;
     struct pace pace;
-    uint64_t rtt_ns;         /* of the greeting */
-    uint32_t round;          /* the last one sent by the page connections */
-    uint64_t bandwidth;      /* measured, bytes of memory a second; 0 unknown */
-    unsigned throttle;       /* per cent the vCPUs are slowed by */
+    uint64_t rtt_ns;    /* of the greeting */
+    uint32_t round;     /* the last one sent by the page connections */
+    uint64_t bandwidth; /* measured, bytes of memory a second; 0 unknown */
+    struct throttle throttle;
     bool dirty_tracking;     /* is on */
     bool paused;             /* the guest was stopped by us */
     bool was_running;        /* what it was before */
@@ -35,9 +36,6 @@ struct source {
 /* Has the page connections send `set` as the next round and waits for them; the other side's words and
  * failures end the wait. */
 int source_send_round(struct source *source, struct ferry_error *err);
-
-/* Slows the vCPUs by so many per cent; 0: full speed again. */
-void source_throttle(struct source *source, unsigned percent);
 
 /* Asks the guest which pages were written and adds them to `set`. *found is the number of pages in it then.
  */

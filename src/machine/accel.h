@@ -118,6 +118,10 @@ struct accel_ops {
 
     /* Slows the vCPUs: they run (100 - PERCENT) % of the time. 0 is full speed, 99 the most. Any thread. */
     void (*throttle)(struct accel *accel, unsigned percent);
+    /* The same for one vCPU, and how many pages it was the first to write since each dirty_fetch, summed up:
+     * a count that only grows while dirty tracking is on. Any thread. Both NULL when it cannot tell. */
+    void (*vcpu_throttle)(struct accel *accel, unsigned index, unsigned percent);
+    uint64_t (*vcpu_dirtied)(struct accel *accel, unsigned index);
 };
 
 extern const struct accel_ops accel_soft; /* src/machine/riscv64/soft.c */

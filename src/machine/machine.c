@@ -591,3 +591,21 @@ void machine_throttle(struct machine *machine, unsigned percent)
 {
     machine->accel->ops->throttle(machine->accel, percent);
 }
+
+size_t machine_vcpus_dirtied(const struct machine *machine, uint64_t *pages, size_t max)
+{
+    const struct accel_ops *ops = machine->accel->ops;
+    size_t count = machine->config.vcpus < max ? machine->config.vcpus : max;
+
+    if (!ops->vcpu_dirtied || !ops->vcpu_throttle)
+        return 0;
+    for (unsigned i = 0; i < count; i++)
+        pages[i] = ops->vcpu_dirtied(machine->accel, i);
+    return count;
+}
+
+void machine_throttle_vcpus(struct machine *machine, const unsigned *percent, size_t count)
+{
+    for (unsigned i = 0; i < count; i++)
+        machine->accel->ops->vcpu_throttle(machine->accel, i, percent[i]);
+}

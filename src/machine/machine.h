@@ -134,5 +134,10 @@ int machine_dirty_start(struct machine *machine, struct ferry_error *err);
 int machine_dirty_fetch(struct machine *machine, size_t region, uint64_t *bitmap, struct ferry_error *err);
 void machine_dirty_stop(struct machine *machine);
 void machine_throttle(struct machine *machine, unsigned percent);
+/* Fills pages[i] with what vCPU i was the first to write (accel.h); the number of vCPUs, at most MAX. 0: the
+ * accelerator cannot tell, nor slow single vCPUs. */
+size_t machine_vcpus_dirtied(const struct machine *machine, uint64_t *pages, size_t max);
+/* percent[i] for vCPU i, of COUNT as machine_vcpus_dirtied said. */
+void machine_throttle_vcpus(struct machine *machine, const unsigned *percent, size_t count);
 
 #endif

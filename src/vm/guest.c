@@ -196,6 +196,16 @@ static void guest_throttle(void *guest, unsigned percent)
     machine_throttle(((struct vm *)guest)->machine, percent);
 }
 
+static size_t guest_vcpu_writes(void *guest, uint64_t *pages, size_t max)
+{
+    return machine_vcpus_dirtied(((struct vm *)guest)->machine, pages, max);
+}
+
+static void guest_throttle_vcpus(void *guest, const unsigned *percent, size_t count)
+{
+    machine_throttle_vcpus(((struct vm *)guest)->machine, percent, count);
+}
+
 static int guest_release(void *guest, const struct ferry_handover *handover, struct ferry_error *err)
 {
     struct vm *vm = guest;
@@ -248,6 +258,8 @@ const struct ferry_guest_ops vm_guest_ops = {
     .load_finish = guest_load_finish,
     .advance_clock = guest_advance_clock,
     .throttle = guest_throttle,
+    .vcpu_writes = guest_vcpu_writes,
+    .throttle_vcpus = guest_throttle_vcpus,
     .release_ownership = guest_release,
     .acquire_ownership = guest_acquire,
     .retake_ownership = guest_retake,

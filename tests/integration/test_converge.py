@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vms import MIB
+from vms import GUESTS, MIB
 
 # Changes all of its 12 MiB again and again, three times as fast as the link below carries.
 WORK = "ferry.work=threads=2,mem=12M,rate=24M"
@@ -53,6 +53,23 @@ def test_writing_guest_is_slowed_until_it_fits_and_not_afterwards(vms, writer):
     assert any("the vCPUs are slowed by" in line and "(at most 99 %)" in line for line in log), log
     assert log[-1].startswith("stop: ") and "within the limit of 50.0 ms" in log[-1], log
     assert_whole(moved)
+
+
+def test_only_the_vcpu_that_writes_is_slowed(vms):
+    stress = GUESTS / "stress-riscv64.elf"
+    if not stress.exists():
+        pytest.skip(f"{stress} is not built (make guests)")
+    line = r"^work (\d+) verified=\d+M errors=0 .*pass=(\d+)"
+    vm = vms.start("a", {"name": "stress", "memory": 64 * MIB, "vcpus": 2, "kernel": str(stress),
+                         "cmdline": "mem=12M rate=24M harts=1"})
+    vm.wait_for_console(r"^work .*pass=1")
+    moved = vms.start_incoming("b", vm.definition)
+    begin(vms, vm, moved)
+    assert vm.control.wait_for("migration.finished")["outcome"] == "completed"
+    assert "1 of 2 vCPUs write and are slowed by 25 %" in vm.log()
+    passes = int(re.findall(line, moved.console(), re.M)[-1][1])
+    moved.wait_for_console(rf"^work .*pass={passes + 2}")
+    assert not re.search(r"errors=[1-9]|WORK ERROR", moved.console())
 
 
 def test_guest_that_may_not_be_slowed_is_stopped_and_finished(vms, writer):

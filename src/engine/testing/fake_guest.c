@@ -429,6 +429,27 @@ static void fake_throttle(void *opaque, unsigned percent)
     step(guest, FAKE_STEP_NONE, "throttle", NULL);
 }
 
+static size_t fake_vcpu_writes(void *opaque, uint64_t *pages, size_t max)
+{
+    struct fake_guest *guest = opaque;
+
+    for (unsigned i = 0; i < guest->vcpus && i < max; i++)
+        pages[i] = i == 0 ? fake_guest_count(guest) : 0;
+    return guest->vcpus;
+}
+
+static void fake_throttle_vcpus(void *opaque, const unsigned *percent, size_t count)
+{
+    struct fake_guest *guest = opaque;
+
+    assert(count == guest->vcpus);
+    for (size_t i = 1; i < count; i++) {
+        if (percent[i] > guest->throttle_others)
+            guest->throttle_others = percent[i];
+    }
+    fake_throttle(opaque, percent[0]);
+}
+
 static int fake_release(void *opaque, const struct ferry_handover *handover, struct ferry_error *err)
 {
     struct fake_guest *guest = opaque;
@@ -521,6 +542,8 @@ const struct ferry_guest_ops fake_guest_ops = {
     .load_finish = fake_load_finish,
     .advance_clock = fake_advance_clock,
     .throttle = fake_throttle,
+    .vcpu_writes = fake_vcpu_writes,
+    .throttle_vcpus = fake_throttle_vcpus,
     .release_ownership = fake_release,
     .acquire_ownership = fake_acquire,
     .retake_ownership = fake_retake,

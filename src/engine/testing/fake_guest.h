@@ -94,6 +94,8 @@ struct fake_guest {
     unsigned announced;
     unsigned throttle; /* atomic; per cent */
     unsigned throttle_most;
+    unsigned vcpus; /* setting: that can be told apart; the first one does all the writing. 0: none can */
+    unsigned throttle_others; /* per cent the others were slowed by at most */
     bool quiesced;
 };
 

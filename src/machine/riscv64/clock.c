@@ -106,7 +106,7 @@ void hart_timer_disarm(struct hart *hart)
 void hart_throttle_begin(struct hart *hart)
 {
     struct soft_clock *clock = &hart->soft->clock;
-    bool throttled = __atomic_load_n(&hart->soft->throttle, __ATOMIC_RELAXED) != 0;
+    bool throttled = __atomic_load_n(&hart->throttle, __ATOMIC_RELAXED) != 0;
 
     set_deadline(clock, &clock->run_until[hart->index],
                  throttled ? clock_now_ns() + THROTTLE_TURN_NS : CLOCK_NEVER);
@@ -114,7 +114,7 @@ void hart_throttle_begin(struct hart *hart)
 
 void hart_throttle_pause(struct hart *hart)
 {
-    unsigned percent = __atomic_load_n(&hart->soft->throttle, __ATOMIC_RELAXED);
+    unsigned percent = __atomic_load_n(&hart->throttle, __ATOMIC_RELAXED);
 
     if (percent)
         hart_sleep(hart, REQUEST_KICK, clock_now_ns() + THROTTLE_TURN_NS * percent / (100 - percent), false);

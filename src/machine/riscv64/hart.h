@@ -250,9 +250,11 @@ struct hart {
     pthread_cond_t wake;           /* the hart waits here when it sleeps */
     pthread_cond_t served_changed; /* others wait here for running or served */
     bool running;
-    bool may_be_held; /* it sleeps, and nothing of it is anywhere else than here */
-    bool held;        /* it sleeps on, whatever comes */
-    bool kicked;      /* hart thread's own: a kick was served, vcpu_run returns */
+    bool may_be_held;  /* it sleeps, and nothing of it is anywhere else than here */
+    bool held;         /* it sleeps on, whatever comes */
+    bool kicked;       /* hart thread's own: a kick was served, vcpu_run returns */
+    unsigned throttle; /* shared, atomic; per cent of the time not to run */
+    uint64_t dirtied;  /* shared, atomic; pages it was the first to write, while dirty tracking is on */
     uint64_t tickets, served;
     fenv_t host_fenv; /* the thread's floating-point environment outside vcpu_run */
 
@@ -298,8 +300,7 @@ struct soft {
     const void *const *handlers; /* exec.c's labels by enum op_id */
     struct plic plic;
     struct soft_clock clock;
-    unsigned throttle; /* atomic; per cent of the time not to run */
-    bool ended;        /* atomic; the guest switched itself off: harts sleep until reset */
+    bool ended; /* atomic; the guest switched itself off: harts sleep until reset */
     unsigned hart_count;
     struct hart *harts[RISCV64_HARTS_MAX];
 };

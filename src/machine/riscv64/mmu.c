@@ -180,6 +180,13 @@ static struct tlb_entry *tlb_entry_of(struct hart *hart, uint64_t addr)
     return &hart->tlb[addr >> PAGE_SHIFT & (TLB_ENTRIES - 1)];
 }
 
+static void note_dirty(struct hart *hart, const struct soft_ram *ram, uint64_t guest_page)
+{
+    bool first = bitmap_set_atomic(ram->dirty, (size_t)((guest_page - ram->guest_addr) >> PAGE_SHIFT));
+
+    __atomic_store_n(&hart->dirtied, hart->dirtied + first, __ATOMIC_RELAXED);
+}
+
 /*
  * Finds the host address of ADDR (of one page) for ACCESS, through the TLB, filling it. *HOST is NULL for
  * what is not RAM; *GUEST_ADDR is set then only.
@@ -210,7 +217,7 @@ static bool resolve(struct hart *hart, uint64_t addr, enum mmu_access access, ui
         note_large(hart, addr, found.large_size);
     tracking = memory_tracking(hart->soft->memory);
     if (tracking && access == MMU_STORE) /* before the tag is there: see above */
-        bitmap_set_atomic(ram->dirty, (size_t)((found.guest_page - ram->guest_addr) >> PAGE_SHIFT));
+        note_dirty(hart, ram, found.guest_page);
     entry->addend = (uint64_t)(uintptr_t)host_page - page;
     entry->load_tag = found.readable ? page : TLB_EMPTY;
     entry->store_tag = access == MMU_STORE || (found.writable && !tracking) ? page : TLB_EMPTY;

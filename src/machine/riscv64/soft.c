@@ -355,13 +355,23 @@ static void soft_dirty_stop(struct accel *accel)
     memory_set_tracking(soft_of(accel)->memory, false);
 }
 
+static void soft_vcpu_throttle(struct accel *accel, unsigned index, unsigned percent)
+{
+    struct hart *hart = soft_of(accel)->harts[index];
+
+    __atomic_store_n(&hart->throttle, percent > 99 ? 99 : percent, __ATOMIC_RELAXED);
+    hart_post(hart, REQUEST_THROTTLE);
+}
+
 static void soft_throttle(struct accel *accel, unsigned percent)
 {
-    struct soft *soft = soft_of(accel);
+    for (unsigned i = 0; i < soft_of(accel)->hart_count; i++)
+        soft_vcpu_throttle(accel, i, percent);
+}
 
-    __atomic_store_n(&soft->throttle, percent > 99 ? 99 : percent, __ATOMIC_RELAXED);
-    for (unsigned i = 0; i < soft->hart_count; i++)
-        hart_post(soft->harts[i], REQUEST_THROTTLE);
+static uint64_t soft_vcpu_dirtied(struct accel *accel, unsigned index)
+{
+    return __atomic_load_n(&soft_of(accel)->harts[index]->dirtied, __ATOMIC_RELAXED);
 }
 
 uint8_t *soft_ram_ptr(const struct soft *soft, uint64_t addr, uint64_t size, const struct soft_ram **ram)
@@ -542,4 +552,6 @@ const struct accel_ops accel_soft = {
     .dirty_fetch = soft_dirty_fetch,
     .dirty_stop = soft_dirty_stop,
     .throttle = soft_throttle,
+    .vcpu_throttle = soft_vcpu_throttle,
+    .vcpu_dirtied = soft_vcpu_dirtied,
 };

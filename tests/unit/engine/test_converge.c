@@ -73,6 +73,21 @@ static void fast_writer_is_slowed_and_let_go_at_the_end(void **state)
     writer_free(&m);
 }
 
+static void only_the_vcpu_that_writes_is_slowed(void **state)
+{
+    struct migration m;
+
+    writer_init(&m, tamed_writer);
+    m.source.vcpus = 3;
+    migration_run(&m);
+    migration_assert_completed(&m);
+    assert_in_range(m.source.throttle_most, 50, 75);
+    assert_int_equal(m.source.throttle_others, 0);
+    assert_int_equal(m.source.throttle, 0);
+    assert_non_null(strstr(m.source_witness.log, "1 of 3 vCPUs write and are slowed by 25 %"));
+    writer_free(&m);
+}
+
 static void operators_bound_and_refusal_hold(void **state)
 {
     for (unsigned i = 0; i < 2; i++) {
@@ -202,6 +217,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fast_writer_is_slowed_and_let_go_at_the_end),
+        cmocka_unit_test(only_the_vcpu_that_writes_is_slowed),
         cmocka_unit_test(operators_bound_and_refusal_hold),
         cmocka_unit_test(too_high_a_bound_is_refused),
         cmocka_unit_test(guest_that_cannot_be_slowed_is_not),

@@ -54,6 +54,38 @@ static void a_throttled_guest_still_ends(void **state)
     soft_guest_free(&guest);
 }
 
+/* Two harts that write as fast as they can, one of them slowed: who writes is seen, and slowed alone. */
+static void one_slowed_hart_writes_less(void **state)
+{
+    size_t pages = SOFT_GUEST_MEMORY / MEMORY_PAGE_SIZE;
+    uint64_t *dirty = bitmap_new(pages);
+    struct ferry_error err = {0};
+    struct soft_guest guest;
+    uint64_t begin[2];
+
+    assert_non_null(dirty);
+    soft_guest_new(&guest, 2);
+    soft_guest_boot(&guest, guest_writers, guest_writers_size, 0, 1);
+    soft_guest_start(&guest);
+    assert_ok(accel_soft.dirty_start(guest.accel, &err), err);
+    while (accel_soft.vcpu_dirtied(guest.accel, 0) == 0 || accel_soft.vcpu_dirtied(guest.accel, 1) == 0)
+        assert_ok(accel_soft.dirty_fetch(guest.accel, 0, dirty, &err), err);
+    accel_soft.vcpu_throttle(guest.accel, 1, 99);
+    for (unsigned i = 0; i < 2; i++)
+        begin[i] = accel_soft.vcpu_dirtied(guest.accel, i);
+    while (accel_soft.vcpu_dirtied(guest.accel, 0) - begin[0] < 200000)
+        assert_ok(accel_soft.dirty_fetch(guest.accel, 0, dirty, &err), err);
+    assert_true(accel_soft.vcpu_dirtied(guest.accel, 1) - begin[1] < 100000);
+    accel_soft.throttle(guest.accel, 0);
+    begin[1] = accel_soft.vcpu_dirtied(guest.accel, 1);
+    while (accel_soft.vcpu_dirtied(guest.accel, 1) - begin[1] < 50000)
+        assert_ok(accel_soft.dirty_fetch(guest.accel, 0, dirty, &err), err);
+    accel_soft.dirty_stop(guest.accel);
+    soft_guest_stop(&guest);
+    soft_guest_free(&guest);
+    free(dirty);
+}
+
 static void check_results(struct soft_guest *guest, struct soft_guest *expected)
 {
     for (uint64_t at = RESULTS; at < RESULTS + 32; at += 8)
@@ -395,6 +427,7 @@ int main(void)
         cmocka_unit_test(a_sleeping_hart_wakes_when_its_timer_is_due),
         cmocka_unit_test(a_stopped_hart_can_be_started_again),
         cmocka_unit_test(a_throttled_guest_still_ends),
+        cmocka_unit_test(one_slowed_hart_writes_less),
         cmocka_unit_test(a_guest_moved_while_it_computes_goes_on_exactly),
         cmocka_unit_test(every_page_that_is_written_is_reported),
         cmocka_unit_test(dirty_pages_of_a_region_that_is_not_there_are_refused),
