@@ -162,8 +162,14 @@ int migration_check_outcome(const json_t *migration, struct ferry_error *err)
     const char *destination = object_text(migration, "destination");
     const char *reason = object_text(migration, "error");
 
-    if (strcmp(outcome, "completed") == 0)
+    if (strcmp(outcome, "completed") == 0 && !*reason)
         return 0;
+    if (strcmp(outcome, "completed") == 0)
+        return error_set(
+            err, -EIO,
+            "%s moved to %s and did not live on there: %s; look on %s, and start it anew from its "
+            "disks with: ferry run %s",
+            vm, destination, reason, destination, vm);
     if (strcmp(outcome, "cancelled") == 0)
         return error_set(err, -EIO, "the migration of %s to %s was cancelled; %s is on %s as before", vm,
                          destination, vm, source);

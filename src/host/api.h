@@ -96,7 +96,7 @@ api_handler api_vms_list, api_vms_create, api_vm_show, api_vm_start, api_vm_paus
 api_handler api_console, api_console_log;
 /* api_migrations.c */
 api_handler api_vm_migrate, api_vm_check, api_migrations_list, api_migration_show, api_migration_watch,
-    api_migration_cancel, api_incoming, api_incoming_withdraw;
+    api_migration_cancel, api_migration_end, api_incoming, api_incoming_withdraw;
 /* api_events.c */
 api_handler api_events, api_events_take;
 

@@ -1,6 +1,7 @@
 #include "host/api.h"
 
 #include "base/error.h"
+#include "host/agreement.h"
 #include "host/migration.h"
 
 #include <stdlib.h>
@@ -89,6 +90,24 @@ int api_migration_cancel(struct api_request *request)
     if (result == 0)
         result = migration_cancel(request->host, request->arguments[0], &object, &request->err);
     return result < 0 ? result : api_answer(request, MHD_HTTP_OK, object);
+}
+
+int api_migration_end(struct api_request *request)
+{
+    const char *from = NULL, *outcome = NULL, *cause = NULL, *error = NULL;
+    json_t *answer = NULL;
+    const struct field fields[] = {
+        {"host", FIELD_STRING, true, &from},
+        {"outcome", FIELD_STRING, true, &outcome},
+        {"cause", FIELD_STRING, false, &cause},
+        {"error", FIELD_STRING, false, &error},
+    };
+    int result = api_read_body(request, fields, 4);
+
+    if (result == 0)
+        result =
+            agreement_told(request->host, request->arguments[0], from, request->body, &answer, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, answer);
 }
 
 struct watch_stream {

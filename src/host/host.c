@@ -4,6 +4,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/thread.h"
+#include "host/agreement.h"
 #include "host/api.h"
 #include "host/certificate.h"
 #include "host/definition.h"
@@ -320,6 +321,8 @@ int host_new(struct host **out, const struct config *config, struct loop *loop, 
         vms_drop_leftovers(host);
         result = api_serve(host, err);
     }
+    if (result == 0)
+        result = agreement_start(host, err);
     if (result < 0) {
         host_free(host);
         return result;
@@ -351,6 +354,7 @@ void host_free(struct host *host)
         return;
     announce_stop(host);
     api_free(host);
+    agreement_stop(host);
     migrations_reap(host, true);
     vms_free(host);
     peers_free(host);

@@ -50,6 +50,7 @@ struct peer;
 struct migration;
 struct events;
 struct api;
+struct agreement_thread;
 struct ferry_credentials;
 
 struct host {
@@ -60,6 +61,7 @@ struct host {
     struct store *store;
     struct events *events;
     struct api *api;
+    struct agreement_thread *agreement;
     int stop_fd;
     int pid_fd; /* locked: one ferryd a state directory */
     char started[CLOCK_TEXT_SIZE];

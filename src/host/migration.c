@@ -1,6 +1,7 @@
 #include "host/migration.h"
 
 #include "base/error.h"
+#include "host/agreement.h"
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/peers.h"
@@ -312,7 +313,9 @@ json_t *migration_final_word(struct migration *migration)
         const char *id = json_string_value(json_object_get(left, "migration"));
         json_t *report = json_object_get(left, "report");
 
-        if (id && strcmp(id, migration->id) == 0 && json_is_object(report))
+        const char *outcome = json_string_value(json_object_get(report, "outcome"));
+
+        if (id && strcmp(id, migration->id) == 0 && outcome && strcmp(outcome, "none") != 0)
             word = json_incref(report);
     }
     if (word && word != migration->progress) {
@@ -369,7 +372,8 @@ json_t *migration_object(const struct migration *migration)
     json_object_set_new(object, "machine", json_string(migration->machine));
     migration_set_time(object, "started", migration->started_ns);
     migration_set_time(object, "ended", migration->ended_ns);
-    if (migration->ended) {
+    json_object_set_new(object, "agreed", json_boolean(migration->agreed));
+    if (migration->ended_ns) {
         json_object_set_new(object, "cause", json_string(migration->cause));
         json_object_set_new(object, "error", fields_text(migration->error));
     }
@@ -417,16 +421,19 @@ void migration_end(struct migration *migration, const char *outcome, const char 
 {
     struct host *host = migration->host;
 
-    migration_release_vm(migration);
     host_lock(host);
     migration->outcome = outcome;
     migration->cause = cause;
     snprintf(migration->error, sizeof(migration->error), "%s", error);
+    agreement_join(migration);
     migration->ended_ns = clock_realtime_ns();
-    migration->ended = true;
     host_unlock(host);
+    /* Before the VM is free: what a next ferryd finds must not be a VM that has gone on and a record that has
+     * not. */
     migration_record(migration);
+    migration_release_vm(migration);
     host_lock(host);
+    migration->ended = true;
     touch(migration);
     host_unlock(host);
 }
@@ -510,7 +517,7 @@ void migrations_reap(struct host *host, bool all)
     for (link = &host->migrations; *link;) {
         struct migration *migration = *link;
 
-        if (!all && !(migration->ended && migration->final_recorded)) {
+        if (!all && !(migration->ended && migration->final_recorded && migration->agreed)) {
             link = &migration->next;
             continue;
         }

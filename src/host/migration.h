@@ -16,7 +16,7 @@
  *       failed:    DELETE /v1/incoming/ID           ->    failed: VM, process and directory are gone
  *
  * One id on both sides, in every record and log line. A record is written when the migration has passed all
- * checks, and again when it has ended.
+ * checks, and again when it has ended; both hosts' records then come to say the same (agreement.h).
  */
 #ifndef FERRY_HOST_MIGRATION_H
 #define FERRY_HOST_MIGRATION_H
@@ -58,6 +58,16 @@ struct migration {
     char error[FERRY_ERROR_TEXT_SIZE];
     uint64_t ended_ns;
     json_t *lines; /* [{time_ns, level, host, text}], at most MIGRATION_LINES_MAX */
+
+    /* host lock; agreement.c's */
+    const char *their_outcome; /* how it ended, as the other host says; NULL: it has not said */
+    const char *their_cause;
+    char their_error[FERRY_ERROR_TEXT_SIZE];
+    bool in_doubt;          /* the VM is kept here until it is known how it ended */
+    bool agreed;            /* the other host's record says the same, or it has none */
+    bool contradicted;      /* by the other host, which knows as well as this one */
+    uint64_t agree_at;      /* when it is tried again (clock_now_ns) */
+    uint64_t agree_wait_ns; /* how long after that, when it fails again */
 
     /* the job's own */
     struct thread thread;
@@ -156,7 +166,7 @@ bool migration_wait(struct migration *migration);
 json_t *migration_final_word(struct migration *migration);
 /* Lets go of the VM: it is no longer moving. */
 void migration_release_vm(struct migration *migration);
-/* The record becomes final. */
+/* The record becomes final, with what the other host knows better (agreement.h). */
 void migration_end(struct migration *migration, const char *outcome, const char *cause, const char *error);
 /* CAUSE as one of libferry's names for it, a constant; "" when it is none. */
 const char *migration_known_cause(const char *cause);
@@ -173,6 +183,9 @@ const char *migration_peer_name(const struct migration *migration);
 /* What the newest move of VM, else any to DESTINATION, tells about the next one: {downtime_parts,
  * state_bytes}. NULL: nothing. New reference. */
 json_t *migration_known_costs(struct host *host, const char *vm, const char *destination);
+/* What a destination that died while it took over has left here is dropped: the source has the VM. True when
+ * there was something. */
+bool migration_drop_remains(struct host *host, const char *id);
 
 void migration_run_source(struct migration *migration);      /* the job's thread */
 void migration_run_destination(struct migration *migration); /* the job's thread */

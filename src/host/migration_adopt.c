@@ -2,6 +2,7 @@
 #include "host/migration.h"
 
 #include "base/error.h"
+#include "host/agreement.h"
 #include "host/definition.h"
 #include "host/fields.h"
 #include "host/peers.h"
@@ -59,6 +60,10 @@ static void take_up(struct migration *migration, struct vm *vm, json_t *word)
         migration->told_final = final;
     }
     migration_register(migration, vm);
+    host_lock(migration->host);
+    if (vm && !migration->outgoing && !vm->process)
+        vm->state = VM_STATE_SETUP; /* until the job has found out what became of it */
+    host_unlock(migration->host);
     migration_log(migration, LOG_LEVEL_INFO, "ferryd was restarted; it takes the migration up again");
     if (vm && prepared && !final)
         cancel_prepared(migration);
@@ -66,7 +71,7 @@ static void take_up(struct migration *migration, struct vm *vm, json_t *word)
         migration_end(migration, "failed", "internal", err.text);
 }
 
-/* A VM that is gone from here: it had moved away (OUTCOME, as its ban has it), or it had not arrived. */
+/* The VM has left, or may have (OUTCOME, as its ban has it): all but the record was done. */
 static void close_record(struct migration *migration, const char *outcome)
 {
     static const char *const known[] = {"lost", "unknown"};
@@ -76,23 +81,31 @@ static void close_record(struct migration *migration, const char *outcome)
         if (strcmp(outcome, known[i]) == 0)
             ended = known[i];
     }
-
     migration->fresh = false;
     migration->recorded = true;
+    migration->in_doubt = strcmp(ended, "completed") != 0;
     migration_register(migration, NULL);
     migration_log(migration, LOG_LEVEL_INFO, "ferryd was restarted; the VM is not here any more");
-    if (migration->outgoing)
-        migration_end(migration, ended, "", "");
-    else
-        migration_end(migration, strcmp(outcome, "unknown") == 0 ? "unknown" : "failed", "internal",
-                      "the VM did not arrive; its process is gone");
+    migration_end(migration, ended, "", "");
 }
 
-static void adopt_record(struct host *host, const json_t *row)
+/* As it is on record, without its lines. */
+static struct migration *read_record(struct host *host, const json_t *row)
 {
     struct migration *migration =
         migration_new(host, text_of(row, "id"), text_of(row, "vm"), text_of(row, "machine"),
                       text_of(row, "source"), text_of(row, "destination"));
+
+    if (!migration)
+        return NULL;
+    migration->started_ns = (uint64_t)json_integer_value(json_object_get(row, "started_ns"));
+    snprintf(migration->peer_address, sizeof(migration->peer_address), "%s", text_of(row, "peer_address"));
+    return migration;
+}
+
+static void adopt_record(struct host *host, json_t *row)
+{
+    struct migration *migration = read_record(host, row);
     struct vm *vm = vm_get(host, text_of(row, "vm"), NULL);
     json_t *word = vm ? ask(host, vm) : NULL;
 
@@ -101,21 +114,49 @@ static void adopt_record(struct host *host, const json_t *row)
         json_decref(word);
         return;
     }
-    migration->started_ns = (uint64_t)json_integer_value(json_object_get(row, "started_ns"));
-    snprintf(migration->peer_address, sizeof(migration->peer_address), "%s", text_of(row, "peer_address"));
     if (word && strcmp(text_of(word, "id"), migration->id) != 0) {
+        /* A later life of the VM's: the process that made this migration is gone. */
+        vm_unref(host, vm);
+        vm = NULL;
         json_decref(word);
         word = NULL;
     }
-    if (vm && !vm->process && strcmp(vm->ban.migration, migration->id) == 0) {
-        close_record(migration, vm->ban.outcome); /* all but the record was done */
+    if (vm && !vm->process && migration->outgoing && strcmp(vm->ban.migration, migration->id) == 0) {
+        close_record(migration, vm->ban.outcome);
         vm_unref(host, vm);
-    } else if (vm) {
-        take_up(migration, vm, word);
     } else {
-        close_record(migration, "");
+        take_up(migration, vm, word);
     }
     json_decref(word);
+    migration_unref(migration);
+}
+
+/* One that has ended, and the other host may tell otherwise (agreement.h). */
+static void adopt_open(struct host *host, json_t *row)
+{
+    struct migration *migration = read_record(host, row);
+    struct ferry_error err;
+    json_t *lines = NULL;
+
+    if (!migration)
+        return;
+    if (host->store->ops->line_list(host->store, migration->id, &lines, &err) < 0)
+        host_record_failed(host, &err);
+    if (lines) {
+        json_decref(migration->lines);
+        migration->lines = lines;
+    }
+    migration->progress = json_incref(row);
+    migration->fresh = false;
+    migration->recorded = true;
+    migration->final_recorded = true;
+    migration->ended = true;
+    migration->in_doubt = true;
+    migration->ended_ns = migration_parse_time(text_of(row, "ended"));
+    migration->outcome = agreement_outcome(text_of(row, "outcome"));
+    migration->cause = migration_known_cause(text_of(row, "cause"));
+    snprintf(migration->error, sizeof(migration->error), "%s", text_of(row, "error"));
+    migration_register(migration, NULL);
     migration_unref(migration);
 }
 
@@ -163,16 +204,22 @@ static void adopt_unrecorded_all(struct host *host)
     json_decref(list);
 }
 
-void migrations_adopt(struct host *host)
+static void adopt_view(struct host *host, enum store_view view, void (*adopt)(struct host *host, json_t *row))
 {
     struct ferry_error err;
     json_t *rows = NULL;
     json_t *row;
     size_t i;
 
-    if (host->store->ops->migration_list(host->store, STORE_VIEW_ACTIVE, LIST_MAX, &rows, &err) < 0)
+    if (host->store->ops->migration_list(host->store, view, LIST_MAX, &rows, &err) < 0)
         host_record_failed(host, &err);
-    json_array_foreach(rows, i, row) adopt_record(host, row);
+    json_array_foreach(rows, i, row) adopt(host, row);
     json_decref(rows);
+}
+
+void migrations_adopt(struct host *host)
+{
+    adopt_view(host, STORE_VIEW_OPEN, adopt_open); /* first: what is adopted now may end at once */
+    adopt_view(host, STORE_VIEW_ACTIVE, adopt_record);
     adopt_unrecorded_all(host);
 }

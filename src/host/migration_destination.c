@@ -1,12 +1,14 @@
 #include "host/migration.h"
 
 #include "base/error.h"
+#include "host/agreement.h"
 #include "host/checks.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
+#include "host/vm_owner.h"
 #include "host/vm_runnable.h"
 
 #include <string.h>
@@ -16,6 +18,7 @@
 #define LISTEN_TIMEOUT_MS  5000
 #define END_TIMEOUT_MS     10000
 #define HANG_TIMEOUT_MS    2000
+#define ASK_TIMEOUT_MS     2000
 #define TOKEN_SIZE         32
 #define TOKEN_TEXT_SIZE    (2 * TOKEN_SIZE + 1)
 
@@ -223,8 +226,7 @@ static struct vm *find_arriving(struct host *host, const char *id, bool *moving)
     return found;
 }
 
-/* A VM that died while it was arriving, kept because it might have run; the source says it did not. */
-static bool drop_remains(struct host *host, const char *id)
+bool migration_drop_remains(struct host *host, const char *id)
 {
     json_t *list = vms_list(host);
     json_t *object;
@@ -291,7 +293,7 @@ int migration_withdraw(struct host *host, const char *id, bool force, struct fer
     if (!vm) {
         char whole[MIGRATION_ID_SIZE];
 
-        if (force && drop_remains(host, id))
+        if (force && migration_drop_remains(host, id))
             return 0;
         if (migration_resolve(host, id, whole, err) < 0)
             return HOST_NOT_FOUND;
@@ -318,7 +320,7 @@ int migration_withdraw(struct host *host, const char *id, bool force, struct fer
         json_decref(object);
     }
     if (ended && force && result == 0)
-        drop_remains(host, id);
+        migration_drop_remains(host, id);
     if (!ended && result == 0)
         result = error_set(err, -ETIMEDOUT, "migration %s does not end on host %s", id, host->config->name);
     return result;
@@ -334,10 +336,9 @@ static void finish_completed(struct migration *migration)
     if (vm) {
         vm_directory_arrived(vm);
         vm_lift_ban(host, vm);
-    }
-    migration_release_vm(migration);
-    if (vm)
+        vm_note_end(host, vm);
         vms_refresh(host, vm);
+    }
     events_emit(host, EVENT_VM_CONTINUED, migration->vm_name, migration->machine, migration->id,
                 "VM %s continued on host %s", migration->vm_name, migration->destination);
     events_emit(host, EVENT_MIGRATION_IN_COMPLETED, migration->vm_name, migration->machine, migration->id,
@@ -376,37 +377,73 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
     migration_end(migration, outcome, cause, error);
 }
 
-/*
- * ferry-vm died without a last word. Before its checkpoint was restored it cannot have run. Afterwards it may
- * have, if only for a moment: then what is left is kept, and cannot be started until the source has said what
- * is true (DELETE /v1/incoming) or a person removes it.
- */
-static void finish_silent(struct migration *migration)
+/* The guest ran here, and its process is gone: a VM like any other that has crashed. */
+static void finish_ended(struct migration *migration, const char *why)
 {
     struct host *host = migration->host;
+    struct vm *vm = migration->vm;
     char error[FERRY_ERROR_TEXT_SIZE];
+
+    snprintf(error, sizeof(error), "the guest was taken over by host %s, and its process is gone: %.300s",
+             migration->destination, why);
+    migration_log(migration, LOG_LEVEL_ERROR, "%s", error);
+    vm_directory_arrived(vm);
+    vm_lift_ban(host, vm);
+    vm_note_end(host, vm);
+    events_emit(host, EVENT_MIGRATION_IN_COMPLETED, migration->vm_name, migration->machine, migration->id,
+                "migration of VM %s from host %s to host %s completed", migration->vm_name, migration->source,
+                migration->destination);
+    events_emit(host, EVENT_VM_CRASHED, migration->vm_name, migration->machine, NULL, "VM %s crashed: %s",
+                migration->vm_name, why);
+    migration_end(migration, "completed", "internal", error);
+}
+
+/* What is left is kept, and cannot be started until it is known that the source does not have it. */
+static void finish_doubted(struct migration *migration, const char *outcome, const char *why)
+{
+    struct host *host = migration->host;
     char reason[FERRY_ERROR_TEXT_SIZE];
     struct vm_ban ban;
 
-    host_lock(host);
-    snprintf(error, sizeof(error), "%s", migration->vm ? migration->vm->why : "the VM is gone");
-    host_unlock(host);
-    if (migration->vm && !vm_directory_handed_over(host, migration->vm)) {
-        finish_failed(migration, "failed", "internal", error);
-        return;
-    }
-    if (migration->vm) {
-        snprintf(reason, sizeof(reason),
-                 "%.200s while it was taking over from host %s; decide with: ferry recover %s", error,
-                 migration->source, migration->vm_name);
-        vm_ban_by_migration(&ban, migration->source, migration->id, "unknown", reason);
-        vm_retire(host, migration->vm, &ban);
-    }
-    migration_release_vm(migration);
+    snprintf(reason, sizeof(reason),
+             "%.200s while it was taking over from host %s; decide with: ferry recover %s", why,
+             migration->source, migration->vm_name);
+    vm_ban_by_migration(&ban, migration->source, migration->id, "unknown", reason);
+    vm_retire(host, migration->vm, &ban);
+    migration->in_doubt = true;
     events_emit(host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine, migration->id,
                 "migration of VM %s from host %s to host %s failed: %s", migration->vm_name,
-                migration->source, migration->destination, error);
-    migration_end(migration, "unknown", "internal", error);
+                migration->source, migration->destination, why);
+    migration_end(migration, outcome, "internal", why);
+}
+
+/*
+ * ferry-vm died without a last word. Before its checkpoint was restored it cannot have run. Afterwards the
+ * lock tells whether it had come to run the guest, and with nothing shared the source may know.
+ */
+static void finish_silent(struct migration *migration)
+{
+    char why[FERRY_ERROR_TEXT_SIZE];
+    enum vm_owner_word word;
+    const char *there;
+
+    host_lock(migration->host);
+    snprintf(why, sizeof(why), "%s", migration->vm ? migration->vm->why : "the VM is gone");
+    host_unlock(migration->host);
+    if (!migration->vm || !vm_directory_handed_over(migration->host, migration->vm)) {
+        finish_failed(migration, "failed", "internal", why);
+        return;
+    }
+    word = vm_owner_of_migration(migration->host, migration->vm, migration->id);
+    /* Without a lock to go by the source may need a moment to know. */
+    there = word == VM_OWNER_STARTED ? NULL
+                                     : agreement_ask(migration, word == VM_OWNER_SILENT ? ASK_TIMEOUT_MS : 0);
+    if (word == VM_OWNER_STARTED || (there && strcmp(there, "completed") == 0))
+        finish_ended(migration, why);
+    else if (word == VM_OWNER_TAKEN_BACK || (there && agreement_stayed(there)))
+        finish_failed(migration, "failed", "internal", why);
+    else
+        finish_doubted(migration, word == VM_OWNER_GIVEN ? "failed" : "unknown", why);
 }
 
 void migration_run_destination(struct migration *migration)

@@ -1,22 +1,27 @@
 #include "host/migration.h"
 
 #include "base/error.h"
+#include "host/agreement.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
+#include "host/vm_owner.h"
 #include "host/vm_runnable.h"
 
 #include <string.h>
 #include <sys/random.h>
 
-#define PREPARE_TIMEOUT_MS  5000
-#define RESERVE_TIMEOUT_MS  55000 /* ferry-vm waits a minute for MIGRATE_START */
-#define SEND_TIMEOUT_MS     10000
-#define END_TIMEOUT_MS      30000
-#define WITHDRAW_TIMEOUT_MS 20000
-#define FINAL_TIMEOUT_MS    10000
+#define PREPARE_TIMEOUT_MS   5000
+#define RESERVE_TIMEOUT_MS   55000 /* ferry-vm waits a minute for MIGRATE_START */
+#define SEND_TIMEOUT_MS      10000
+#define END_TIMEOUT_MS       30000
+#define WITHDRAW_TIMEOUT_MS  20000
+#define FINAL_TIMEOUT_MS     10000
+#define ASK_TIMEOUT_MS       2000
+#define END_THERE_TIMEOUT_MS 5000
+#define RECOVER_TIMEOUT_MS   10000
 
 /* A version 4 UUID. */
 static int make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err)
@@ -191,43 +196,6 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
 
 /* --- the job --- */
 
-/* What the other side's record says of its end, as a constant; NULL when it does not answer. */
-static const char *outcome_there(struct migration *migration)
-{
-    static const char *const known[] = {"completed", "failed", "cancelled", "unknown", "none"};
-    struct host *host = migration->host;
-    char path[96];
-    json_t *object = NULL;
-    const char *outcome;
-    const char *found = NULL;
-
-    if (!migration->peer_address[0])
-        return NULL;
-    snprintf(path, sizeof(path), "/v1/migrations/%s?local=1", migration->id);
-    if (peer_call(host, migration->peer_address, "GET", path, NULL, PEER_TIMEOUT_MS, &object, NULL) < 0)
-        return NULL;
-    outcome = json_string_value(json_object_get(object, "outcome"));
-    for (size_t i = 0; outcome && i < sizeof(known) / sizeof(known[0]); i++) {
-        if (strcmp(outcome, known[i]) == 0)
-            found = known[i];
-    }
-    json_decref(object);
-    return found;
-}
-
-/* Returns once the other side's record is final, so that who asks there next sees how it is. */
-static void wait_there(struct migration *migration)
-{
-    char path[96];
-    json_t *lines = NULL;
-
-    if (!migration->peer_address[0])
-        return;
-    snprintf(path, sizeof(path), "/v1/migrations/%s/watch", migration->id);
-    peer_lines(migration->host, migration->peer_address, path, FINAL_TIMEOUT_MS, &lines, NULL);
-    json_decref(lines);
-}
-
 static const char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -270,6 +238,7 @@ static void finish_completed(struct migration *migration)
     struct vm *vm = migration->vm;
     struct vm_ban ban;
 
+    agreement_tell(migration, "completed", "", "");
     if (vm) {
         if (!vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS))) {
             struct vm_process *process = vm_process_get(host, vm);
@@ -296,79 +265,138 @@ static void finish_completed(struct migration *migration)
     events_emit(host, EVENT_MIGRATION_OUT_COMPLETED, migration->vm_name, migration->machine, migration->id,
                 "migration of VM %s from host %s to host %s completed", migration->vm_name, migration->source,
                 migration->destination);
-    wait_there(migration);
+    agreement_await(migration, FINAL_TIMEOUT_MS);
     migration_exchange_events(migration);
     migration_end(migration, "completed", "", "");
 }
 
-/* OURS: the VM is known to be here, or to be nowhere. */
-static void finish_failed(struct migration *migration, const char *outcome, const char *cause,
-                          const char *error, bool ours)
+static void tell_failed(struct migration *migration, const char *outcome, const char *error)
 {
-    struct host *host = migration->host;
-    struct vm_ban ban;
-
     migration_log(migration, LOG_LEVEL_ERROR, "migration of VM %s to host %s %s: %s", migration->vm_name,
                   migration->destination, outcome, error);
-    if (ours && strcmp(outcome, "lost") != 0 && strcmp(outcome, "unknown") != 0)
-        withdraw(migration, true);
-    if (strcmp(outcome, "lost") == 0 && migration->vm &&
-        vm_wait_gone(host, migration->vm, clock_deadline(END_TIMEOUT_MS))) {
-        make_ban(migration, "lost", &ban); /* the destination owns it: it must not be startable here */
-        vm_retire(host, migration->vm, &ban);
-    } else if (strcmp(outcome, "unknown") == 0 && migration->vm) {
-        make_ban(migration, "unknown", &ban);
-        vm_set_ban(host, migration->vm, &ban);
-    }
-    events_emit(host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine, migration->id,
-                "migration of VM %s from host %s to host %s %s: %s", migration->vm_name, migration->source,
-                migration->destination, outcome, error);
+    events_emit(migration->host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine,
+                migration->id, "migration of VM %s from host %s to host %s %s: %s", migration->vm_name,
+                migration->source, migration->destination, outcome, error);
+}
+
+/* OUTCOME "failed" or "cancelled": the VM is known to be here, or to be nowhere. */
+static void finish_failed(struct migration *migration, const char *outcome, const char *cause,
+                          const char *error)
+{
+    agreement_tell(migration, outcome, cause, error);
+    withdraw(migration, true);
+    tell_failed(migration, outcome, error);
     migration_exchange_events(migration);
     migration_end(migration, outcome, cause, error);
 }
 
+/* OUTCOME "lost" or "unknown": the VM must not be started here, until more is known. */
+static void finish_doubted(struct migration *migration, const char *outcome, const char *cause,
+                           const char *error)
+{
+    struct host *host = migration->host;
+    struct vm *vm = migration->vm;
+    struct vm_ban ban;
+
+    make_ban(migration, outcome, &ban);
+    if (vm && strcmp(outcome, "unknown") == 0)
+        vm_set_ban(host, vm, &ban);
+    else if (vm && vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS)))
+        vm_retire(host, vm, &ban);
+    migration->in_doubt = true;
+    tell_failed(migration, outcome, error);
+    migration_exchange_events(migration);
+    migration_end(migration, outcome, cause, error);
+}
+
+/* ferry-vm has said "lost" or "unknown". The other host may know more. */
+static void finish_unsure(struct migration *migration, const char *outcome, const char *cause,
+                          const char *error)
+{
+    struct ferry_error err;
+    const char *there = agreement_ask(migration, ASK_TIMEOUT_MS);
+
+    if (!there || strcmp(there, "completed") != 0) {
+        finish_doubted(migration, outcome, cause, error);
+        return;
+    }
+    migration_log(migration, LOG_LEVEL_WARN, "%s, but host %s has taken the VM over", error,
+                  migration->destination);
+    /* It keeps the guest's memory: for nothing, now. */
+    if (strcmp(outcome, "unknown") == 0 &&
+        call_vm(migration, "recover", json_pack("{s:b}", "here", 0), RECOVER_TIMEOUT_MS, &err) < 0)
+        migration_log(migration, LOG_LEVEL_DEBUG, "giving the VM up: %s", err.text);
+    finish_completed(migration);
+}
+
+static bool has_started_there(struct migration *migration, const char *there)
+{
+    return (there && strcmp(there, "completed") == 0) ||
+           (migration->vm &&
+            vm_owner_of_migration(migration->host, migration->vm, migration->id) == VM_OWNER_STARTED);
+}
+
+/* Without a word of ours the destination could not, or cannot, take the VM over. */
+static bool has_not_left(struct migration *migration, const char *there)
+{
+    return (there && agreement_stayed(there)) ||
+           (migration->vm &&
+            (!vm_directory_handed_over(migration->host, migration->vm) ||
+             vm_owner_of_migration(migration->host, migration->vm, migration->id) == VM_OWNER_TAKEN_BACK));
+}
+
 /*
- * ferry-vm ended without a last word about the migration: once it has handed the VM over, only the other side
- * can know how it ended.
+ * ferry-vm ended without a last word about the migration: once it has handed the VM over, only the lock and
+ * the other side can know how it ended.
  */
 static void finish_silent(struct migration *migration)
 {
     char why[FERRY_ERROR_TEXT_SIZE];
     char error[FERRY_ERROR_TEXT_SIZE + 128];
-    const char *there;
-    bool known;
+    const char *there = NULL;
 
-    there = outcome_there(migration);
-    /* Either it had not said GO, and this ends what waits there; or this is too late, and it runs there. */
-    if (!there || strcmp(there, "completed") != 0) {
-        withdraw(migration, false);
-        there = outcome_there(migration);
-    }
-    known = (there && (strcmp(there, "failed") == 0 || strcmp(there, "cancelled") == 0)) ||
-            (migration->vm && !vm_directory_handed_over(migration->host, migration->vm));
-    if (there && strcmp(there, "completed") == 0) {
-        migration_log(migration, LOG_LEVEL_WARN, "ferry-vm ended without a word, but host %s runs the VM",
-                      migration->destination);
-        finish_completed(migration);
-        return;
-    }
     host_lock(migration->host);
     snprintf(why, sizeof(why), "%s", migration->vm ? migration->vm->why : "the VM is gone");
     host_unlock(migration->host);
     snprintf(error, sizeof(error), "the VM ended on host %s meanwhile: %s", migration->source, why);
-    finish_failed(migration, known ? "failed" : "unknown", "guest", error, false);
+    if (!has_started_there(migration, NULL) && !has_not_left(migration, NULL)) {
+        /* Its connections are closed: the destination goes on if it was told GO, and ends if not. */
+        there = agreement_ask(migration, END_THERE_TIMEOUT_MS);
+        if (!there) {
+            withdraw(migration, false);
+            there = agreement_ask(migration, ASK_TIMEOUT_MS);
+        }
+    }
+    if (has_started_there(migration, there)) {
+        migration_log(migration, LOG_LEVEL_WARN,
+                      "ferry-vm ended without a word, but host %s has taken the VM over",
+                      migration->destination);
+        finish_completed(migration);
+    } else if (has_not_left(migration, there)) {
+        finish_failed(migration, "failed", "guest", error);
+    } else {
+        finish_doubted(migration, "unknown", "guest", error);
+    }
 }
 
-/* The outcomes of libferry that are not success, as constants. */
-static const char *failed_outcome(const char *outcome)
+static void finish_as_told(struct migration *migration, const json_t *word)
 {
-    static const char *const known[] = {"cancelled", "unknown", "lost"};
+    static const char *const unsure[] = {"lost", "unknown"};
+    const char *outcome = text_of(word, "outcome");
+    const char *cause = migration_known_cause(text_of(word, "cause"));
+    const char *error = text_of(word, "error");
 
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-        if (strcmp(outcome, known[i]) == 0)
-            return known[i];
+    if (strcmp(outcome, "completed") == 0) {
+        finish_completed(migration);
+        return;
     }
-    return "failed";
+    for (size_t i = 0; i < sizeof(unsure) / sizeof(unsure[0]); i++) {
+        if (strcmp(outcome, unsure[i]) == 0) {
+            finish_unsure(migration, unsure[i], cause, error);
+            return;
+        }
+    }
+    finish_failed(migration, strcmp(outcome, "cancelled") == 0 ? "cancelled" : "failed", cause, error);
 }
 
 void migration_run_source(struct migration *migration)
@@ -387,18 +415,15 @@ void migration_run_source(struct migration *migration)
     }
     if (result < 0 && result != -ESTALE && result != -EPIPE && result != -ETIMEDOUT) {
         cancel_vm(migration);
-        finish_failed(migration, "failed", "internal", err.text, true);
+        finish_failed(migration, "failed", "internal", err.text);
         return;
     }
     if (!migration_wait(migration))
         return; /* ferryd is stopping; the VM processes go on, the next ferryd takes it up */
     word = migration_final_word(migration);
-    if (!word)
-        finish_silent(migration);
-    else if (strcmp(text_of(word, "outcome"), "completed") == 0)
-        finish_completed(migration);
+    if (word)
+        finish_as_told(migration, word);
     else
-        finish_failed(migration, failed_outcome(text_of(word, "outcome")),
-                      migration_known_cause(text_of(word, "cause")), text_of(word, "error"), true);
+        finish_silent(migration);
     json_decref(word);
 }

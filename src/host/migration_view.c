@@ -24,6 +24,8 @@ static bool in_view(enum store_view view, const json_t *object)
         return ended;
     case STORE_VIEW_FAILED:
         return ended && outcome && strcmp(outcome, "completed") != 0;
+    case STORE_VIEW_OPEN:
+        return ended && json_is_false(json_object_get(object, "agreed"));
     }
     return false;
 }

@@ -25,6 +25,7 @@ enum store_view {
     STORE_VIEW_ACTIVE,  /* not ended */
     STORE_VIEW_HISTORY, /* ended */
     STORE_VIEW_FAILED,  /* ended, and not as completed */
+    STORE_VIEW_OPEN,    /* ended, and "agreed" in the object is false: the other host may tell otherwise */
 };
 
 struct store_migration {

@@ -214,6 +214,9 @@ static int migration_list(struct store *store, enum store_view view, unsigned li
                                " ORDER BY started_ns DESC, rowid DESC LIMIT ?",
         [STORE_VIEW_FAILED] = "SELECT object FROM migrations WHERE ended_ns != 0 AND outcome != 'completed'"
                               " ORDER BY started_ns DESC, rowid DESC LIMIT ?",
+        [STORE_VIEW_OPEN] = "SELECT object FROM migrations WHERE ended_ns != 0"
+                            " AND json_valid(object) AND json_extract(object, '$.agreed') = 0"
+                            " ORDER BY started_ns DESC, rowid DESC LIMIT ?",
     };
 
     *out = json_array();

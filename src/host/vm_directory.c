@@ -133,6 +133,24 @@ json_t *vm_directory_exit(const struct vm *vm)
     return word;
 }
 
+int vm_directory_leave_exit(const struct vm *vm, const char *why, struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    json_t *json = json_pack("{s:s, s:o}", "reason", "killed", "why", fields_text(why));
+    char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
+    int result = -ENAMETOOLONG;
+
+    if (!text)
+        result = error_set(err, -ENOMEM, "out of memory");
+    else if (file_path(vm, "exit.json", path) < 0)
+        error_set(err, result, "the path of VM %s is too long", vm->name);
+    else
+        result = host_write_file(path, text, err);
+    free(text);
+    json_decref(json);
+    return result;
+}
+
 int vm_directory_mark_incoming(const struct vm *vm, const char *id, const char *source,
                                struct ferry_error *err)
 {

@@ -22,6 +22,8 @@ void vm_directory_retire(const struct vm *vm);
 void vm_directory_log_tail(struct host *host, const struct vm *vm);
 /* exit.json, or NULL when there is none (or it is no JSON). */
 json_t *vm_directory_exit(const struct vm *vm);
+/* Writes exit.json for a VM whose process left none: it has ended, for this reason, and can be started. */
+int vm_directory_leave_exit(const struct vm *vm, const char *why, struct ferry_error *err);
 
 /* incoming.json: {"id", "source"}. */
 int vm_directory_mark_incoming(const struct vm *vm, const char *id, const char *source,

@@ -44,6 +44,19 @@ static void set_ended(struct vm *vm, const json_t *word, const char *last_words)
         snprintf(vm->why, sizeof(vm->why), "%s", reason[0] ? reason : last_words);
 }
 
+void vm_note_end(struct host *host, struct vm *vm)
+{
+    char why[FERRY_ERROR_TEXT_SIZE];
+
+    host_lock(host);
+    if (!vm->process && vm->state == VM_STATE_SETUP) {
+        snprintf(why, sizeof(why), "%s", vm->why);
+        set_ended(vm, vm->exit, why);
+        host_changed(host);
+    }
+    host_unlock(host);
+}
+
 /* The migration is over and its job gone: what it left behind goes too. True when the VM is not one of this
  * host's any more. */
 static bool drop_leftover(struct host *host, struct vm *vm, const json_t *word)

@@ -1,15 +1,14 @@
 #include "host/vm_runnable.h"
 
 #include "base/error.h"
-#include "disk/vm_lock.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/migration.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
+#include "host/vm_owner.h"
 
 #include <string.h>
-#include <unistd.h>
 
 #define RECOVER_TIMEOUT_MS 10000
 #define END_TIMEOUT_MS     10000
@@ -147,8 +146,9 @@ struct doubt {
     char other[HOST_NAME_SIZE];
     char migration[40];
     char address[SOCK_ADDRESS_SIZE]; /* of the other; empty when not known */
-    char lock_path[PATH_MAX];        /* empty: nothing shared */
+    struct vm_owner owner;           /* what its lock says */
     bool other_was_destination;      /* it says so itself */
+    bool bystander;                  /* the move is one between two other hosts */
     bool lock_decides; /* the lock was handed over for this migration, and nobody ran it since */
 };
 
@@ -158,44 +158,6 @@ enum where {
     WHERE_THERE,
     WHERE_UNCLEAR, /* err says why */
 };
-
-static const char *first_writable_disk(const json_t *definition)
-{
-    json_t *disk;
-    size_t i;
-
-    json_array_foreach(definition_disks(definition), i, disk)
-    {
-        if (!json_is_true(json_object_get(disk, "readonly")))
-            return text_of(disk, "path");
-    }
-    return NULL;
-}
-
-/* The record of the VM's lock; state VM_LOCK_NEW when there is none. */
-static int read_lock(struct doubt *doubt, struct vm_lock_record *record, struct ferry_error *err)
-{
-    const struct config *config = doubt->host->config;
-    struct vm_lock *lock = NULL;
-    int result = vm_lock_place(doubt->lock_path, first_writable_disk(doubt->vm->definition), config->lock_dir,
-                               doubt->vm->name, err);
-
-    memset(record, 0, sizeof(*record));
-    if (result <= 0 || access(doubt->lock_path, F_OK) < 0) {
-        doubt->lock_path[0] = '\0';
-        return result < 0 ? result : 0;
-    }
-    result = vm_lock_open(&lock, doubt->lock_path, err);
-    if (result == 0)
-        result = vm_lock_read(lock, record, err);
-    vm_lock_close(lock);
-    return result;
-}
-
-static bool is_moving(const struct vm_lock_record *record)
-{
-    return record->state == VM_LOCK_HANDOVER || record->state == VM_LOCK_ACQUIRED;
-}
 
 static void set_other(struct doubt *doubt, const char *other, const char *migration)
 {
@@ -207,7 +169,7 @@ static void set_other(struct doubt *doubt, const char *other, const char *migrat
 static int find_doubt(struct doubt *doubt, struct ferry_error *err)
 {
     struct host *host = doubt->host;
-    struct vm_lock_record record;
+    const struct vm_lock_record *record = &doubt->owner.record;
     struct vm_ban ban;
     enum vm_state state;
     int result = 0;
@@ -227,21 +189,22 @@ static int find_doubt(struct doubt *doubt, struct ferry_error *err)
             "VM %s is not runnable because an administrator said so (%.300s); ferry runnable %s on lifts "
             "that",
             doubt->vm->name, ban.reason, doubt->vm->name);
-    result = read_lock(doubt, &record, err);
+    result = vm_owner_read(host, doubt->vm, &doubt->owner, err);
     if (doubt->process) {
+        bool moving = result == 0 && vm_owner_is_moving(record);
         json_t *status = NULL;
 
         result = vm_process_call(doubt->process, "migrate.status", NULL, RECOVER_TIMEOUT_MS, &status, err);
         set_other(doubt, text_of(status, "destination"), text_of(status, "id"));
         json_decref(status);
-        doubt->lock_decides =
-            result == 0 && is_moving(&record) && strcmp(record.migration, doubt->migration) == 0;
+        doubt->lock_decides = result == 0 && moving && strcmp(record->migration, doubt->migration) == 0;
     } else if (ban.by[0]) {
         set_other(doubt, ban.host, ban.migration);
-    } else if (result == 0 && is_moving(&record)) {
-        bool was_source = strcmp(record.source, host->config->name) == 0;
+    } else if (result == 0 && vm_owner_is_moving(record)) {
+        bool was_source = strcmp(record->source, host->config->name) == 0;
 
-        set_other(doubt, was_source ? record.destination : record.source, record.migration);
+        doubt->bystander = !was_source && strcmp(record->destination, host->config->name) != 0;
+        set_other(doubt, was_source ? record->destination : record->source, record->migration);
     } else if (result == 0) {
         result =
             error_set(err, HOST_CONFLICT, "VM %s is %s: there is nothing to recover; ferry run %s starts it",
@@ -343,41 +306,35 @@ static void clear_other(const struct doubt *doubt)
                  doubt->vm->name, doubt->other, err.text);
 }
 
-/* Nobody may settle the lock but this host now: the next start finds it held by somebody who is gone. */
-static int settle_lock(struct doubt *doubt, struct ferry_error *err)
+/* There is no process, and nothing that one left: what the next ferryd finds must look like a VM that has
+ * ended, not like one that was never started. */
+static int leave_startable(struct doubt *doubt, struct ferry_error *err)
 {
-    struct vm_lock_record record;
-    struct vm_lock *lock = NULL;
-    int result;
+    static const char why[] = "recovered without its memory: it starts anew from its disks";
+    struct vm *vm = doubt->vm;
+    int result = vm_directory_leave_exit(vm, why, err);
 
-    if (!doubt->lock_path[0])
-        return 0;
-    result = vm_lock_open(&lock, doubt->lock_path, err);
-    if (result == 0)
-        result = vm_lock_take(lock, err);
-    if (result == 0)
-        result = vm_lock_read(lock, &record, err);
-    if (result == 0 && is_moving(&record)) {
-        record.state = VM_LOCK_HELD;
-        record.generation += 2;
-        record.pid = getpid();
-        snprintf(record.holder, sizeof(record.holder), "%s", doubt->host->config->name);
-        result = vm_lock_write(lock, &record, err);
-    }
-    vm_lock_close(lock);
-    return result;
+    if (result < 0)
+        return result;
+    host_lock(doubt->host);
+    vm->state = VM_STATE_STOPPED;
+    snprintf(vm->why, sizeof(vm->why), "%s", why);
+    host_unlock(doubt->host);
+    return 0;
 }
 
 static int recover_here(struct doubt *doubt, struct ferry_error *err)
 {
     struct host *host = doubt->host;
-    int result;
+    int result = 0;
 
     if (doubt->process)
         result = vm_process_call(doubt->process, "recover", json_pack("{s:b}", "here", 1), RECOVER_TIMEOUT_MS,
                                  NULL, err);
-    else
-        result = settle_lock(doubt, err);
+    else if (doubt->owner.path[0])
+        result = vm_owner_settle(host, doubt->owner.path, err);
+    if (result == 0 && !doubt->process)
+        result = leave_startable(doubt, err);
     if (result < 0)
         return error_prefix(err, result == -EBUSY ? HOST_CONFLICT : result, "VM %s cannot be recovered here",
                             doubt->vm->name);
@@ -416,6 +373,12 @@ static int refuse(const struct doubt *doubt, const struct ferry_error *why, stru
 {
     const char *vm = doubt->vm->name;
 
+    if (doubt->bystander)
+        return error_set(
+            err, HOST_REFUSED,
+            "%s is being moved from %s to %s, and ferry recover %s on either of them decides; --force-here "
+            "lets it be started here from its disks: should one of them still keep its memory, that is lost",
+            vm, doubt->owner.record.source, doubt->owner.record.destination, vm);
     if (doubt->process)
         return error_set(
             err, HOST_REFUSED,
@@ -438,6 +401,8 @@ static int recover(struct doubt *doubt, enum recover_force force, struct ferry_e
 
     if (result < 0)
         return result;
+    if (doubt->bystander && force != RECOVER_HERE)
+        return refuse(doubt, &why, err);
     if (peers_find(doubt->host, doubt->other, doubt->address, NULL) < 0)
         doubt->address[0] = '\0';
     if (force == RECOVER_ASK && doubt->lock_decides) {
@@ -456,7 +421,7 @@ static int recover(struct doubt *doubt, enum recover_force force, struct ferry_e
             "VM %s cannot be recovered here: host %s says that it runs there; look there with ferry show %s",
             doubt->vm->name, doubt->other, doubt->vm->name);
     /* Neither host has a process of it: the lock, when it can be taken, keeps out whoever comes late. */
-    if (where == WHERE_UNCLEAR && force == RECOVER_ASK && !doubt->process && doubt->lock_path[0] &&
+    if (where == WHERE_UNCLEAR && force == RECOVER_ASK && !doubt->process && doubt->owner.path[0] &&
         gone_there(doubt))
         return recover_here(doubt, err);
     if (where == WHERE_UNCLEAR && force == RECOVER_ASK)

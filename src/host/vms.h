@@ -103,6 +103,8 @@ bool vm_runs(const struct vm *vm); /* RUNNING or PAUSED. Under the lock. */
 /* What a process told about its VM: `vm.state`, or the result of `status`. */
 void vms_state_told(struct host *host, struct vm *vm, const json_t *params);
 void vms_refresh(struct host *host, struct vm *vm); /* asks the process; its silence changes nothing */
+/* If VM has no process any more: STOPPED or CRASHED, as that said, though it was still arriving. */
+void vm_note_end(struct host *host, struct vm *vm);
 /* The process has ended: on the loop's thread. */
 void vms_process_ended(struct vm_process *process);
 

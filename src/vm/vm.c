@@ -482,11 +482,11 @@ static int vm_write_exit(struct vm *vm)
         [VM_EXIT_NONE] = "failed",   [VM_EXIT_POWERED_OFF] = "powered-off", [VM_EXIT_CRASHED] = "crashed",
         [VM_EXIT_KILLED] = "killed", [VM_EXIT_MIGRATED] = "migrated",       [VM_EXIT_FAILED] = "failed",
     };
-    bool moved = vm->migration && (vm->exit == VM_EXIT_MIGRATED || vm->exit == VM_EXIT_FAILED);
+    /* The last one, whatever became of the VM since: its ferryd may not have heard how it ended. */
+    const struct migration *last = vm->migration;
     json_t *json = json_pack("{s:s, s:s, s:s?, s:s?, s:o}", "reason", reasons[vm->exit], "why", vm->exit_why,
-                             "migration", moved ? migration_id(vm->migration) : NULL, "destination",
-                             moved ? migration_destination(vm->migration) : NULL, "report",
-                             moved ? migration_json(vm->migration, true) : json_null());
+                             "migration", last ? migration_id(last) : NULL, "destination",
+                             last ? migration_destination(last) : NULL, "report", migration_json(last, true));
     struct ferry_error err = {0};
     int result = files_write_json("exit.json", json, &err);
 

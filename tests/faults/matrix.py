@@ -9,7 +9,7 @@ import random
 import re
 import time
 
-from world import NAME, World, Wrong
+from world import NAME, Refused, World, Wrong, wait
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 KINDS = ["crash", "hang", "error", "drop"]
@@ -31,6 +31,8 @@ def cases():
 
 # A thread of a test that hangs stands for a process that never goes on: nobody waits for it for ever.
 HANG_S = 8
+# The hosts ask each other again every second at first, and seldom later.
+AGREED_S = 20
 
 # The steps within the ownership lock's functions have no connection to lose; the steps around them do.
 OWNERSHIP = ["source-before-handover", "source-after-handover", "source-before-retake", "source-after-retake",
@@ -87,23 +89,27 @@ class Case:
         return f"{self.point}:{self.kind}"
 
 
-def outcome_of(world, migration):
-    """What both hosts' records say, once final: "completed/completed"."""
-    words = []
-    for host in world.pair:
-        try:
-            words.append(host.get(f"/v1/migrations/{migration}?local=1")["outcome"])
-        except Exception:  # noqa: BLE001 - a migration that did not get that far is in no record
-            words.append("none")
-    return words
+def record_of(host, migration):
+    try:
+        return host.get(f"/v1/migrations/{migration}?local=1")
+    except Refused:
+        return None  # a migration that did not get that far
 
 
-def check_story(source_is_a, words):
-    """Both hosts must tell the same. A host whose VM process died without a word may say that it does not know."""
-    source, destination = words if source_is_a else reversed(words)
-    if ((source == "completed") != (destination == "completed") and source not in ("lost", "unknown")
-            and destination != "unknown"):
-        raise Wrong(f"the source's record says {source}, the destination's {destination}")
+def story(world, migration):
+    """The outcome, as both hosts' records come to tell it by themselves: it must be one."""
+    def told():
+        records = [record_of(host, migration) for host in world.pair]
+        return records if all(record is None or record["agreed"] for record in records) else None
+
+    try:
+        outcomes = {record["outcome"] for record in wait(told, "the hosts to agree", AGREED_S) if record}
+    except Wrong as wrong:
+        words = [record and record["outcome"] for record in map(lambda h: record_of(h, migration), world.pair)]
+        raise Wrong(f"{wrong}: a says {words[0]}, b says {words[1]}") from None
+    if len(outcomes) != 1:
+        raise Wrong(f"the hosts' records of one migration say {outcomes}")
+    return outcomes.pop()
 
 
 def run_case(world, case, source):
@@ -130,8 +136,7 @@ def run_case(world, case, source):
             raise Wrong(f"the guest did not live through it without help: {', '.join(commands)}")
         world.verify(host)
     world.check_leaks(host)
-    words = outcome_of(world, migration)
-    check_story(source is world.a, words)
+    story(world, migration)
     where = "source" if host is source else "dest"
     case.cell = where if not commands else f"{where}*" if any(c.startswith("run") for c in commands) else f"{where}+"
     case.commands = commands

@@ -250,6 +250,22 @@ def introduce(a, b):
     b.post("/v1/hosts", {"name": a.name, "address": a.address})
 
 
+def record_of(host, migration):
+    """What HOST alone has on record of a migration."""
+    return host.get(f"/v1/migrations/{migration}?local=1")
+
+
+def agreed_records(a, b, migration):
+    """Both hosts' records, once each is known to say what the other says; they must have the same outcome."""
+    def agreed():
+        records = [record_of(host, migration) for host in (a, b)]
+        return records if all(record["agreed"] for record in records) else None
+
+    records = wait_until(agreed, f"{a.name} and {b.name} to agree about {migration}")
+    assert records[0]["outcome"] == records[1]["outcome"], records
+    return records
+
+
 def assert_refused(call, status, error_class, *words):
     """CALL must be answered with this error, its sentence holding all WORDS."""
     try:

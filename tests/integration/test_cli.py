@@ -458,6 +458,7 @@ def test_migrate_detached_prints_the_id(run, fake):
         ("cancelled", "the migration of web to b was cancelled; web is on a as before"),
         ("unknown", "nobody can say whether web runs on b"),
         ("lost", "web belongs to b now"),
+        ("completed", "web moved to b and did not live on there: the network is gone"),
     ],
 )
 def test_migrate_that_does_not_complete_fails_with_the_reason(outcome, sentence, run, fake):

@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from hosts import BUILD, DEADLINE, FAKE_VM, Hosts, Refused, assert_refused, introduce, wait_until
+from hosts import (BUILD, DEADLINE, FAKE_VM, Hosts, Refused, agreed_records, assert_refused, introduce, record_of,
+                   wait_until)
 
 
 @pytest.fixture
@@ -583,14 +584,46 @@ def test_destination_that_died_restored_is_not_started_while_the_source_cannot_s
 
 def test_lost_vm_is_not_startable_at_the_source(hosts):
     a, b = hosts.pair()
-    a.run("web", cmdline="lost-move")
-    assert a.move("web", b)["outcome"] == "lost"
-    assert not a.has_left("web", b) and b.vm("web")["state"] == "RUNNING"
-    assert "owns the guest" in a.vm("web")["why"]
+    a.run("web", cmdline="lost-move slow-move")
+    migration = a.migrate("web", b)
+    wait_until(lambda: a.get(f"/v1/migrations/{migration}")["round"] > 0, "the first round")
+    b.stop(signal.SIGKILL)
+    record = a.finish(migration)
+    assert (record["outcome"], record["agreed"]) == ("lost", False)
+    assert not a.has_left("web", b) and "owns the guest" in a.vm("web")["why"]
     assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "not runnable on host a", "set by Migrate")
-    assert a.post("/v1/vms/web/recover")["not_runnable"]["reason"] == "the guest has migrated to b"
-    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "host b", "runs there")
     assert len(a.get("/v1/migrations?view=failed")) == 1
+    a.restart(signal.SIGKILL)
+    b.start()
+    assert agreed_records(a, b, migration)[0]["outcome"] == "completed"
+    wait_until(lambda: a.has_left("web", b), "a to know that web has moved")
+    assert b.vm("web")["state"] == "RUNNING" and a.get("/v1/migrations?view=failed") == []
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "host b", "runs there")
+
+
+def test_running_that_was_lost_on_the_way_is_asked_for(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="lost-move")
+    record = a.move("web", b)
+    assert (record["outcome"], record["error"], record["agreed"]) == ("completed", "", True), record
+    assert a.has_left("web", b) and b.vm("web")["state"] == "RUNNING"
+    assert b.move("web", a)["outcome"] == "completed"
+
+
+def test_end_of_a_migration_is_told_by_its_other_host_only(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    record = a.move("web", b)
+    path = f"/v1/migrations/{record['id']}/end"
+    agreed_records(a, b, record["id"])
+    assert b.post(path, {"host": "a", "outcome": "completed"})["outcome"] == "completed"
+    assert_refused(lambda: b.post(path, {"host": "z", "outcome": "failed"}), 409, "conflict", "host z")
+    for body in ({"host": "a"}, {"host": "a", "outcome": "none"}, {"host": "a", "outcome": "failed", "x": 1}):
+        assert_refused(lambda: b.post(path, body), 400, "usage")
+    assert_refused(lambda: b.post("/v1/migrations/11111111-1111-4111-8111-111111111111/end",
+                                  {"host": "a", "outcome": "failed"}), 404, "not_found")
+    assert b.post(path, {"host": "a", "outcome": "failed"})["outcome"] == "completed"
+    assert record_of(b, record["id"])["outcome"] == "completed"
 
 
 def test_vm_that_left_is_not_runnable_until_it_comes_back_or_is_removed(hosts):

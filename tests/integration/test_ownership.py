@@ -5,10 +5,11 @@ import signal
 
 import pytest
 
-from hosts import BUILD, Hosts, assert_refused, introduce, wait_until
+from hosts import BUILD, Hosts, agreed_records, assert_refused, introduce, wait_until
 
 GUEST = BUILD / "guest" / "stress-riscv64.elf"
 MIB = 1 << 20
+SLOW = 20 * MIB  # bytes/s: slow enough to do something in the middle of a move
 
 pytestmark = pytest.mark.skipif(not GUEST.exists() or not (BUILD / "ferry-vm").exists(),
                                 reason="needs ferry-vm and the bare-metal guests (make guests)")
@@ -153,15 +154,14 @@ def test_destination_that_fails_before_started_leaves_the_source_running(hosts, 
 def test_destination_that_dies_after_started_is_a_host_failure(hosts):
     a, b = pair(hosts, "destination-after-started:crash")
     run(a, disks=[make_disk(hosts)])
-    record = a.move("web", b)
-    assert record["outcome"] == "lost", record
-    wait_until(lambda: b.vm("web")["state"] == "NOT_RUNNABLE", "the end of web on b")
-    assert hosts.vm_processes() == []
-    assert not a.has_left("web", b) and "owns the guest" in a.vm("web")["why"]
+    migration = a.migrate("web", b)
+    assert a.finish(migration)["outcome"] == "completed"
+    for record in agreed_records(a, b, migration):
+        assert record["outcome"] == "completed" and "signal 9" in record["error"], record
+    assert hosts.vm_processes() == [] and b.vm("web")["state"] == "CRASHED"
+    assert a.has_left("web", b)
     assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "host b")
-    assert_refused(lambda: b.post("/v1/vms/web/start"), 409, "conflict", "taking over from host a", "recover web")
     heal(a, b)
-    assert b.post("/v1/vms/web/recover")["state"] == "STOPPED"
     assert b.post("/v1/vms/web/start")["state"] == "RUNNING"
     assert_one_runs(hosts, b, a)
 
@@ -191,9 +191,14 @@ def test_source_that_dies_after_go_has_moved_the_vm(hosts):
 def test_lost_running_is_known_from_the_lock(hosts):
     a, b = pair(hosts, "destination-before-running:drop")
     run(a, disks=[make_disk(hosts)])
-    assert a.move("web", b)["outcome"] == "lost"
+    migration = a.migrate("web", b, bandwidth_limit=SLOW)
+    b.stop(signal.SIGKILL)
+    assert a.finish(migration)["outcome"] == "lost"
+    assert "owns the guest" in a.vm("web")["why"]
+    b.start()
+    assert agreed_records(a, b, migration)[0]["outcome"] == "completed"
+    assert a.has_left("web", b)
     assert_one_runs(hosts, b, a)
-    assert a.post("/v1/vms/web/recover")["not_runnable"]["reason"] == "the guest has migrated to b"
     heal(a, b)
     assert b.move("web", a)["outcome"] == "completed"
     assert_one_runs(hosts, a, b)
@@ -208,9 +213,8 @@ def test_destination_that_hangs_with_the_lock_is_waited_for_and_then_decided_abo
     assert_refused(lambda: a.post("/v1/vms/web/recover"), 422, "refused", "still going on")
     assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "lock")
     os.kill(b.vm("web")["pid"], signal.SIGKILL)
-    wait_until(lambda: b.vm("web")["pid"] is None, "the end of web on b")
-    assert a.post("/v1/vms/web/recover", {"force": "here"})["state"] == "RUNNING"
-    wait_until(lambda: b.vm("web") is None, "the end of what was left on b")
+    assert agreed_records(a, b, record["id"])[0]["outcome"] == "failed"
+    assert b.vm("web") is None
     assert_one_runs(hosts, a, b)
 
 
@@ -218,12 +222,14 @@ def test_destination_that_hangs_with_the_lock_is_waited_for_and_then_decided_abo
 
 
 def doubtful(hosts, fault):
-    """A VM that stays stopped on a because nobody can say whether it runs on b."""
+    """A VM that stays stopped on a because nobody can say whether it runs on b, whose ferryd is gone."""
     a, b = pair(hosts, fault)
     run(a)
     wait_for_ticks(a)
-    record = a.move("web", b)
-    assert record["outcome"] == "unknown", record
+    migration = a.migrate("web", b, bandwidth_limit=SLOW)
+    b.stop(signal.SIGKILL)
+    record = a.finish(migration)
+    assert (record["outcome"], record["agreed"]) == ("unknown", False), record
     vm = a.vm("web")
     assert vm["state"] == "NOT_RUNNABLE" and vm["pid"] and vm["not_runnable"]["set_by"] == "Migrate"
     assert "ferry recover web" in vm["not_runnable"]["reason"]
@@ -231,33 +237,45 @@ def doubtful(hosts, fault):
         assert_refused(lambda: a.post(f"/v1/vms/web/{verb}"), 409, "conflict", "web")
     a.restart(signal.SIGKILL)
     assert a.vm("web")["pid"] == vm["pid"] and a.vm("web")["not_runnable"] == vm["not_runnable"]
-    return a, b
+    assert_refused(lambda: a.post("/v1/vms/web/recover"), 422, "refused", "host b", "--force-here", "--force-there",
+                   "its memory is lost")
+    return a, b, migration
 
 
-def test_doubt_is_settled_by_the_other_host(hosts):
-    a, b = doubtful(hosts, "destination-before-running:drop")
-    assert a.post("/v1/vms/web/recover")["state"] == "NOT_RUNNABLE"
+def test_doubt_ends_when_the_other_host_says_that_it_runs_there(hosts):
+    a, b, migration = doubtful(hosts, "destination-before-running:drop")
+    b.start()
+    assert agreed_records(a, b, migration)[0]["outcome"] == "completed"
     assert a.has_left("web", b)
     assert_one_runs(hosts, b, a)
 
 
+def test_doubt_ends_when_the_other_host_says_that_it_did_not_run_there(hosts):
+    a, b, migration = doubtful(hosts, "source-after-go:drop,destination-before-acquire:error")
+    b.start()
+    assert agreed_records(a, b, migration)[0]["outcome"] == "failed"
+    assert a.vm("web")["not_runnable"] is None and b.vm("web") is None
+    assert_one_runs(hosts, a, b)
+
+
 def test_doubt_is_settled_by_force_here(hosts):
-    a, b = doubtful(hosts, "destination-before-acquire:crash")
-    assert_refused(lambda: a.post("/v1/vms/web/recover"), 422, "refused", "host b", "--force-here", "--force-there")
-    wait_until(lambda: b.vm("web")["pid"] is None, "the end of web on b")
+    a, b, migration = doubtful(hosts, "destination-before-acquire:crash")
+    b.start()
+    assert agreed_records(a, b, migration)[0]["outcome"] == "unknown"
+    for host in (a, b):
+        assert_refused(lambda: host.post("/v1/vms/web/recover"), 422, "refused", "--force-here", "--force-there")
     assert a.post("/v1/vms/web/recover", {"force": "here"})["state"] == "RUNNING"
     assert a.vm("web")["not_runnable"] is None and b.vm("web") is None
     assert_one_runs(hosts, a, b)
 
 
 def test_doubt_is_settled_by_force_there(hosts):
-    a, b = doubtful(hosts, "destination-before-acquire:crash")
-    b.stop()
-    assert_refused(lambda: a.post("/v1/vms/web/recover"), 422, "refused", "host b", "its memory is lost")
+    a, b, migration = doubtful(hosts, "destination-before-acquire:crash")
     assert a.post("/v1/vms/web/recover", {"force": "there"})["state"] == "NOT_RUNNABLE"
     assert a.has_left("web", b) and hosts.vm_processes() == []
     b.environment.clear()
     b.start()
+    agreed_records(a, b, migration)
     assert b.vm("web")["state"] == "NOT_RUNNABLE"
     assert b.post("/v1/vms/web/recover", {"force": "here"})["state"] == "STOPPED"
     assert b.post("/v1/vms/web/start")["state"] == "RUNNING"
@@ -266,8 +284,45 @@ def test_doubt_is_settled_by_force_there(hosts):
 
 
 def test_running_elsewhere_is_not_overruled(hosts):
-    a, b = doubtful(hosts, "destination-before-running:drop")
-    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "host b", "runs there")
-    assert a.vm("web")["state"] == "NOT_RUNNABLE"
-    assert a.post("/v1/vms/web/recover")["pid"] is None
+    a, b, migration = doubtful(hosts, "destination-before-running:drop")
+    b.start()
+    refused = assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "web")
+    assert "runs there" in refused.message or "being recovered" in refused.message, refused.message
+    agreed_records(a, b, migration)
+    assert a.has_left("web", b)
     assert_one_runs(hosts, b, a)
+
+
+# --- what is recovered ---
+
+
+def test_recovered_vm_without_a_process_outlives_ferryd(hosts):
+    a, b = pair(hosts, "source-after-go:crash,destination-before-acquired:crash")
+    run(a, disks=[make_disk(hosts)])
+    migration = a.migrate("web", b)
+    assert agreed_records(a, b, migration)[0]["outcome"] == "failed"
+    assert hosts.vm_processes() == []
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "recover web")
+    heal(a, b)
+    assert a.post("/v1/vms/web/recover")["state"] == "STOPPED"
+    a.restart(signal.SIGKILL)
+    vm = a.vm("web")
+    assert vm["state"] == "STOPPED" and "from its disks" in vm["why"], vm
+    assert a.post("/v1/vms/web/start")["state"] == "RUNNING"
+    assert_one_runs(hosts, a, b)
+
+
+def test_third_host_does_not_decide_about_a_move_of_two_others(hosts):
+    a, b = pair(hosts, "source-after-handover:crash")
+    disk = make_disk(hosts)
+    c = hosts.start("c")
+    run(c, disks=[disk])
+    c.post("/v1/vms/web/kill")
+    run(a, disks=[disk])
+    a.move("web", b)
+    assert_refused(lambda: c.post("/v1/vms/web/start"), 409, "conflict", "web is being moved from a to b")
+    for force in ({}, {"force": "there"}):
+        assert_refused(lambda: c.post("/v1/vms/web/recover", force), 422, "refused", "from a to b", "--force-here")
+    assert c.post("/v1/vms/web/recover", {"force": "here"})["state"] == "STOPPED"
+    assert c.post("/v1/vms/web/start")["state"] == "RUNNING"
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "web runs on host c")

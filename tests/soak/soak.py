@@ -115,9 +115,7 @@ class Soak:
             if commands and not (fault and matrix.allowed(commands, *fault)):
                 raise Wrong(f"the guest did not live through it without help: {commands}")
             world.verify(host)
-        words = matrix.outcome_of(world, migration)
-        matrix.check_story(source is world.a, words)
-        self.outcomes[words[0] if source is world.a else words[1]] += 1
+        self.outcomes[matrix.story(world, migration)] += 1
         self.endings["booted anew" if any(word.startswith("run") for word in commands) else
                      "after a command" if commands else
                      "at the destination" if host is destination else "at the source"] += 1

@@ -128,6 +128,33 @@ static void migrations_are_listed_newest_first_in_their_views(void **state)
     assert_ids(fixture->store, STORE_VIEW_FAILED, "bb3 aa2 ");
 }
 
+static void put_agreed(struct store *store, const char *id, uint64_t ended, const char *agreed)
+{
+    json_t *object = json_pack("{s:s}", "id", id);
+    const struct store_migration row = {
+        .id = id, .vm = "web", .outcome = "failed", .started_ns = 1, .ended_ns = ended, .object = object};
+    struct ferry_error err;
+
+    if (agreed)
+        json_object_set_new(object, "agreed", json_boolean(strcmp(agreed, "yes") == 0));
+    assert_ok(store->ops->migration_put(store, &row, &err), err);
+    json_decref(object);
+}
+
+static void records_that_the_other_host_may_tell_otherwise_are_listed(void **state)
+{
+    struct fixture *fixture = *state;
+
+    put_agreed(fixture->store, "aa1", 2, "yes");
+    put_agreed(fixture->store, "aa2", 2, "no");
+    put_agreed(fixture->store, "aa3", 0, "no");
+    put_agreed(fixture->store, "aa4", 2, NULL); /* an older Ferry's */
+    reopen(fixture);
+    assert_ids(fixture->store, STORE_VIEW_OPEN, "aa2 ");
+    put_agreed(fixture->store, "aa2", 2, "yes");
+    assert_ids(fixture->store, STORE_VIEW_OPEN, "");
+}
+
 static void migration_is_found_by_prefix(void **state)
 {
     struct fixture *fixture = *state;
@@ -273,6 +300,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(settings_survive, set_up, tear_down),
         cmocka_unit_test_setup_teardown(hosts_survive_and_can_go, set_up, tear_down),
         cmocka_unit_test_setup_teardown(migrations_are_listed_newest_first_in_their_views, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(records_that_the_other_host_may_tell_otherwise_are_listed, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(migration_is_found_by_prefix, set_up, tear_down),
         cmocka_unit_test_setup_teardown(lines_keep_their_order, set_up, tear_down),
         cmocka_unit_test_setup_teardown(events_come_back_whole_from_a_number_on, set_up, tear_down),
