@@ -8,6 +8,9 @@
  * Agents (ferryd) are not in the model because no step of the switchover waits for one: that is the design, and the
  * code's tests kill them to show it.
  *
+ * With passed memory (PASSED: both processes on one host) nothing is copied: the two have one memory. Whoever is not the owner
+ * must not have written to it: a source that takes the guest back finds what its vCPUs and devices left.
+ *
  * What is checked:
  *   never two running            RUNNING_COUNT never exceeds one
  *   no acknowledged write lost   a copy that runs has in its memory every write that was acknowledged to disk or client
@@ -15,7 +18,8 @@
  *
  * Mutants, each of which must be caught: MUTANT_GO_EARLY (GO before the lock is released, and the destination trusts it),
  * MUTANT_NO_REACQUIRE (the source resumes without taking the lock back), MUTANT_IGNORE_STARTED (the source resumes
- * although the lock says `started`).
+ * although the lock says `started`), MUTANT_LOAD_WRITES (with passed memory, the destination writes to it before it has written
+ * `started`).
  */
 
 mtype = { HELD, HANDOVER, ACQUIRED, STARTED };        /* lock content: state */
@@ -34,8 +38,17 @@ byte generation = 1;
 
 /* What exists where. "version" counts acknowledged guest writes. */
 byte acknowledged = 0; /* on disk and at clients */
+#ifdef PASSED
+byte memory = 0;
+#define source_memory      memory
+#define destination_memory memory
+#else
 byte source_memory = 0;
 byte destination_memory = 0;
+#endif
+/* What vCPUs and devices here belong to. */
+byte source_state_of = 0;
+byte destination_state_of = 0;
 bool source_runs = true;
 bool destination_runs = false;
 bool third_runs = false;
@@ -63,12 +76,19 @@ inline check_one_running()
     assert(RUNNING_COUNT <= 1);
 }
 
-/* A copy that starts to execute must hold every acknowledged write. */
+/* A copy that starts to execute must hold every acknowledged write, and nothing that its vCPUs and devices know nothing of. */
 inline source_resumes()
 {
     source_runs = true;
     check_one_running();
-    assert(source_memory == acknowledged)
+    assert(source_memory >= acknowledged && source_state_of == source_memory)
+}
+
+inline destination_resumes()
+{
+    destination_runs = true;
+    check_one_running();
+    assert(destination_memory >= acknowledged && destination_state_of == destination_memory)
 }
 
 /* ---- the guest: wherever it runs, it writes and is acknowledged ---- */
@@ -77,9 +97,10 @@ active proctype guest()
 end_guest:
     do
     :: atomic { source_runs && source_alive && acknowledged < WRITES_MAX ->
-           acknowledged++; source_memory = acknowledged }
+           acknowledged++; source_memory = acknowledged; source_state_of = acknowledged }
     :: atomic { destination_runs && destination_alive && acknowledged < WRITES_MAX ->
-           acknowledged++; destination_memory = acknowledged }
+           acknowledged++; destination_memory = acknowledged;
+           destination_state_of = acknowledged }
     od
 }
 
@@ -207,8 +228,17 @@ active proctype destination()
     destination_state = FROM_CHECKPT;
     /* Restore-OK only when the pages and the checkpoint are both here, in whichever order they came. */
     do
-    :: atomic { destination_alive && !have_pages && nempty(pages_to) -> pages_to?version; destination_memory = version; have_pages = true }
-    :: atomic { destination_alive && !have_checkpoint && control_to?[CHECKPOINT,_] -> control_to?CHECKPOINT,version; have_checkpoint = true }
+    :: atomic { destination_alive && !have_pages && nempty(pages_to) -> pages_to?version; have_pages = true;
+#ifndef PASSED
+           destination_memory = version
+#endif
+       }
+    :: atomic { destination_alive && !have_checkpoint && control_to?[CHECKPOINT,_] -> control_to?CHECKPOINT,version; have_checkpoint = true;
+           destination_state_of = version;
+#ifdef MUTANT_LOAD_WRITES
+           destination_memory++; destination_state_of = destination_memory /* a device does what it finds in its queue */
+#endif
+       }
     :: have_pages && have_checkpoint -> break
     :: destination_alive && !connection_up && empty(pages_to) && empty(control_to) -> goto discard
     :: !destination_alive -> goto dead
@@ -233,7 +263,7 @@ active proctype destination()
     /* trusts GO alone */
     if
     :: atomic { destination_alive ->
-           destination_runs = true; check_one_running(); assert(destination_memory == acknowledged); goto finished }
+           destination_resumes(); goto finished }
     :: !destination_alive -> goto dead
     fi;
 #endif
@@ -257,7 +287,7 @@ active proctype destination()
     fi;
     if
     :: atomic { destination_alive ->
-           destination_runs = true; check_one_running(); assert(destination_memory == acknowledged) }
+           destination_resumes() }
     :: atomic { destination_alive && destination_storage ->
            lock_state = ACQUIRED; goto give_back } /* it cannot be resumed here: nothing ran, and the lock says so */
     :: atomic { destination_alive && !destination_storage -> lock_holder = NOBODY; goto discard } /* the same, with no storage to say so */
