@@ -19,6 +19,11 @@
  *       GO                          ───────────────▶       acquire_ownership, resume
  *                                   ◀─── RUNNING ───                                downtime ends
  *
+ * When both are processes of one machine the memory can be passed instead of copied (pass_memory,
+ * memory_passed): the destination gets its descriptors by a Unix socket before the guest is paused, and there
+ * are no rounds. The two then share it, and neither may write to it but while the guest is its own: the
+ * destination not before its resume succeeds, the source not after quiesce, unless it takes the guest back.
+ *
  * Until GO is sent any failure, on either side or of the network, leaves the source running as if nothing had
  * been asked. After GO was sent the source never runs the guest again unless retake_ownership says it may.
  *
@@ -121,9 +126,17 @@ enum ferry_retake {
  */
 struct ferry_guest_ops {
     /* Fills at most FERRY_REGIONS_MAX regions. Valid for the session's life. At the destination all of it
-     * reads as zeros when the session starts: pages the source never touched are not sent. */
+     * reads as zeros when the session starts: pages the source never touched are not sent. Where memory is to
+     * be passed it need not be there yet. */
     int (*list_regions)(void *guest, struct ferry_ram_region *regions, size_t *count,
                         struct ferry_error *err);
+
+    /*
+     * [destination] The source passes the memory of region INDEX. On success FD is the guest's: the region's
+     * memory is what is behind it from now on, at the same host_ptr, and the memory it had is dropped. FD was
+     * checked to be of the region's size and not to shrink. May be NULL: memory cannot be passed here.
+     */
+    int (*adopt_memory)(void *guest, size_t index, int fd, struct ferry_error *err);
 
     /* [source] From dirty_start on every write to guest memory, by vCPUs and devices, is recorded. */
     int (*dirty_start)(void *guest, struct ferry_error *err);
@@ -138,7 +151,8 @@ struct ferry_guest_ops {
     /* [source] Outstanding I/O finished and flushed, new requests stay queued in guest memory. */
     int (*quiesce)(void *guest, uint64_t timeout_ns, struct ferry_error *err);
     /* [source] Undoes pause and quiesce (resume only if it was running). [destination] starts the guest: RUN
-     * false leaves it paused; on failure not one guest instruction was executed. */
+     * false leaves it paused; on failure not one guest instruction was executed, and memory that was
+     * passed is as it was. */
     int (*resume)(void *guest, bool run, struct ferry_error *err);
 
     /* [source] Paused and quiesced: calls ferry_sink_section for each section. */
@@ -279,6 +293,8 @@ struct ferry_source_options {
     char destination[FERRY_NAME_SIZE];
     char address[128];           /* where the destination listens, "ADDR:PORT" */
     int64_t destination_pid;     /* the destination's VM process, for the log */
+    bool pass_memory;            /* `address` is a Unix socket's; every region must have a memfd that is
+                                    sealed against shrinking */
     unsigned streams;            /* page connections, at most FERRY_STREAMS_MAX; 0: default */
     uint64_t downtime_limit_ns;  /* 0: default 50 ms */
     uint64_t bandwidth_limit;    /* bytes/s, while the guest runs; 0: none */
@@ -300,6 +316,7 @@ struct ferry_destination_options {
     char source[FERRY_NAME_SIZE];
     char destination[FERRY_NAME_SIZE];
     int listen_fd;               /* listening socket; stays the caller's */
+    bool memory_passed;          /* expected; listen_fd is a Unix socket's */
     uint64_t connect_timeout_ns; /* how long to wait for the source to come; 0: peer_timeout_ns */
     uint64_t peer_timeout_ns;    /* a silent source is given up after this; 0: default 10 s */
 };

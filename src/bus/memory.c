@@ -82,15 +82,30 @@ static int check_placement(const struct memory *memory, const char *name, uint64
     return 0;
 }
 
+/* At ADDRESS, in the place of what is mapped there; NULL: anywhere. */
+static int map_memfd(const struct memory_region *region, int memfd, void *address, uint8_t **out,
+                     struct ferry_error *err)
+{
+    void *mapped = mmap(address, region->size, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_NORESERVE | (address ? MAP_FIXED : 0), memfd, 0);
+
+    if (mapped == MAP_FAILED)
+        return error_set_errno(err, -errno, "cannot map %" PRIu64 " MiB of guest memory %s",
+                               region->size / MIB, region->name);
+    /* A core dump is for Ferry's own state, and must not hold a guest's secrets. */
+    madvise(mapped, region->size, MADV_DONTDUMP);
+    *out = mapped;
+    return 0;
+}
+
 /* Makes the memfd and maps it. On failure nothing is left behind. */
 static int map_region(struct memory_region *region, struct ferry_error *err)
 {
     char memfd_name[32];
-    void *mapped;
     int result;
 
     snprintf(memfd_name, sizeof(memfd_name), "ferry-%s", region->name);
-    region->memfd = memfd_create(memfd_name, MFD_CLOEXEC);
+    region->memfd = memfd_create(memfd_name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (region->memfd < 0)
         return error_set_errno(err, -errno, "cannot create guest memory %s", region->name);
     if (ftruncate(region->memfd, (off_t)region->size) < 0) {
@@ -98,15 +113,14 @@ static int map_region(struct memory_region *region, struct ferry_error *err)
                                  region->size / MIB);
         goto fail;
     }
-    mapped = mmap(NULL, region->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, region->memfd, 0);
-    if (mapped == MAP_FAILED) {
-        result = error_set_errno(err, -errno, "cannot map %" PRIu64 " MiB of guest memory %s",
-                                 region->size / MIB, region->name);
+    /* For the process that it may be passed to. */
+    if (fcntl(region->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0) {
+        result = error_set_errno(err, -errno, "cannot seal guest memory %s", region->name);
         goto fail;
     }
-    /* A core dump is for Ferry's own state, and must not hold a guest's secrets. */
-    madvise(mapped, region->size, MADV_DONTDUMP);
-    region->host_ptr = mapped;
+    result = map_memfd(region, region->memfd, NULL, &region->host_ptr, err);
+    if (result)
+        goto fail;
     return 0;
 
 fail:
@@ -133,6 +147,18 @@ int memory_add_region(struct memory *memory, const char *name, uint64_t guest_ad
         return result;
     }
     memory->count++;
+    return 0;
+}
+
+int memory_adopt(struct memory *memory, size_t index, int memfd, struct ferry_error *err)
+{
+    struct memory_region *region = &memory->regions[index];
+    int result = map_memfd(region, memfd, region->host_ptr, &region->host_ptr, err);
+
+    if (result)
+        return result;
+    close(region->memfd);
+    region->memfd = memfd;
     return 0;
 }
 

@@ -45,6 +45,12 @@ void memory_free(struct memory *memory); /* NULL allowed */
 /* Adds RAM. Refuses overlaps, unaligned or zero sizes, and more than MEMORY_REGIONS_MAX regions. */
 int memory_add_region(struct memory *memory, const char *name, uint64_t guest_addr, uint64_t size,
                       struct ferry_error *err);
+/*
+ * MEMFD, of the region's size, becomes the memory of a region that there is: at the same host_ptr, at once
+ * whatever its size. Another process may have it mapped, too. What was there before is dropped. On success
+ * MEMFD is the memory's. Before anything runs.
+ */
+int memory_adopt(struct memory *memory, size_t index, int memfd, struct ferry_error *err);
 /* Has the kernel allocate every page now (fallocate), so that it cannot run out later. -ENOMEM in words,
  * before anything is allocated when the host has too little available. */
 int memory_reserve(struct memory *memory, struct ferry_error *err);

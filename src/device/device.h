@@ -28,6 +28,8 @@ struct device;
 struct device_ops {
     /* Guest-visible reset: all registers as after power-on. Only while quiesced or before start. */
     void (*reset)(struct device *device);
+    /* What can fail is done at creation, where possible: other devices have started then, and may have
+     * written to memory that another process wants back. */
     int (*start)(struct device *device, struct ferry_error *err);
     /* Returns -ETIMEDOUT naming the device when outstanding I/O does not end before the deadline; then it
      * goes on. */

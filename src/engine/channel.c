@@ -51,9 +51,13 @@ void channel_init_socket(struct channel *channel, int fd, int cancel_fd, uint64_
 
 void channel_close(struct channel *channel)
 {
+    int fds[CHANNEL_DESCRIPTORS_MAX];
+
     if (channel->ops && channel->fd >= 0)
         close(channel->fd);
     channel->fd = -1;
+    for (size_t i = channel_take_descriptors(channel, fds); i-- > 0;)
+        close(fds[i]);
 }
 
 void channel_shutdown(struct channel *channel)
@@ -77,7 +81,7 @@ static int poll_ms(uint64_t deadline)
     return ms > INT_MAX ? INT_MAX : (int)ms;
 }
 
-static int channel_wait(struct channel *channel, short events, uint64_t timeout_ns, struct ferry_error *err)
+int channel_wait(struct channel *channel, short events, uint64_t timeout_ns, struct ferry_error *err)
 {
     uint64_t deadline = timeout_ns == CHANNEL_FOREVER ? CHANNEL_FOREVER : clock_now_ns() + timeout_ns;
 

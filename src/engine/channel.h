@@ -17,7 +17,8 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#define CHANNEL_FOREVER UINT64_MAX
+#define CHANNEL_FOREVER         UINT64_MAX
+#define CHANNEL_DESCRIPTORS_MAX 8
 
 struct channel;
 
@@ -38,12 +39,19 @@ struct channel {
     uint64_t write_ns;  /* the same for writes */
     uint64_t bytes_in;  /* atomic; use channel_bytes_in */
     uint64_t bytes_out; /* atomic */
+
+    int descriptors[CHANNEL_DESCRIPTORS_MAX]; /* that came with the bytes read so far, owned; the reader's */
+    unsigned descriptor_count;
 };
 
 extern const struct channel_ops channel_socket_ops; /* TCP and Unix stream sockets */
+extern const struct channel_ops channel_unix_ops;   /* Unix stream sockets that descriptors may come by */
 
 /* Takes FD over (it becomes non-blocking). Cannot fail. */
 void channel_init_socket(struct channel *channel, int fd, int cancel_fd, uint64_t timeout_ns);
+/* Before anything was read: from now on descriptors may come by CHANNEL, a Unix socket. Until then, and by
+ * other sockets, what comes is closed. */
+void channel_accept_descriptors(struct channel *channel);
 /* Closes it. A zeroed or closed channel is allowed when fd is -1. */
 void channel_close(struct channel *channel);
 /* Both directions end, waiting readers and writers included. */
@@ -58,6 +66,16 @@ int channel_read(struct channel *channel, void *data, size_t size, uint64_t time
 int channel_writev(struct channel *channel, struct iovec *iov, int count, struct ferry_error *err);
 /* Waits until there is something to read, or the end; looks at least once. -ETIMEDOUT after timeout_ns. */
 int channel_await(struct channel *channel, uint64_t timeout_ns, struct ferry_error *err);
+
+/* Writes SIZE bytes, at least one, by a Unix socket; copies of FDS (at most CHANNEL_DESCRIPTORS_MAX) arrive
+ * no later than the first of them. */
+int channel_pass(struct channel *channel, const void *data, size_t size, const int *fds, size_t count,
+                 struct ferry_error *err);
+/* The descriptors that have come so far; they are the caller's then. Returns their number. */
+size_t channel_take_descriptors(struct channel *channel, int fds[static CHANNEL_DESCRIPTORS_MAX]);
+
+/* For the ops' own files: waits for EVENTS (poll's) on the descriptor. -ETIMEDOUT, -ECANCELED. */
+int channel_wait(struct channel *channel, short events, uint64_t timeout_ns, struct ferry_error *err);
 
 uint64_t channel_bytes_in(const struct channel *channel);
 uint64_t channel_bytes_out(const struct channel *channel);

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/sock.h"
+#include "engine/passed.h"
 #include "engine/switchover.h"
 
 #include <errno.h>
@@ -29,6 +30,11 @@ static int destination_refuse(struct destination *destination, int code, const s
     return error_set(err, code, "%s", words.text);
 }
 
+static uint64_t features_here(const struct ferry_session *session)
+{
+    return session->settings.pass_memory ? WIRE_FEATURE_MEMORY : 0;
+}
+
 /* Is this a migration that can be taken here? */
 static int hello_check(const struct ferry_session *session, const struct wire_hello *hello,
                        enum ferry_cause *cause, struct ferry_error *err)
@@ -37,10 +43,13 @@ static int hello_check(const struct ferry_session *session, const struct wire_he
     if (hello->page_size != FERRY_PAGE_SIZE)
         return error_set(err, -EPROTONOSUPPORT, "the source's pages have %u bytes, this host's %d",
                          hello->page_size, FERRY_PAGE_SIZE);
-    if (hello->required != 0)
+    if (hello->required & ~features_here(session))
         return error_set(err, -EPROTONOSUPPORT,
                          "the source requires features (0x%llx) that this host does not have",
-                         (unsigned long long)hello->required);
+                         (unsigned long long)(hello->required & ~features_here(session)));
+    if (session->settings.pass_memory && !(hello->features & WIRE_FEATURE_MEMORY))
+        return error_set(err, -EPROTONOSUPPORT,
+                         "the source would copy memory; this process waits for it to be passed");
     *cause = FERRY_CAUSE_NETWORK;
     if (strcmp(hello->source, session->handover.source) != 0 ||
         strcmp(hello->destination, session->handover.destination) != 0)
@@ -71,7 +80,10 @@ static int destination_admit_control(struct destination *destination, struct wir
     control_open(&destination->control, session, fd);
     destination->control.link.received = 1;
     destination->streams = hello->streams;
-    return 0;
+    if (!session->settings.pass_memory)
+        return 0;
+    channel_accept_descriptors(&destination->control.link.channel);
+    return passed_check_peer(session, fd, err);
 }
 
 /* REGIONS come right after HELLO; WELCOME goes back, START comes. */
@@ -81,7 +93,8 @@ static int destination_greet(struct destination *destination, const struct wire_
     struct ferry_session *session = destination->session;
     struct control *control = &destination->control;
     struct wire_region regions[FERRY_REGIONS_MAX];
-    struct wire_welcome welcome = {.version = hello->version};
+    struct wire_welcome welcome = {.version = hello->version,
+                                   .features = hello->features & features_here(session)};
     struct wire_start start;
     struct buffer body = BUFFER_INIT;
     struct frame frame;
@@ -121,7 +134,8 @@ static int destination_greet(struct destination *destination, const struct wire_
     /* Bounded: the peer must not make us wait for ever. */
     destination->quiesce_timeout_ns =
         start.quiesce_timeout_ns < 3600 * NS_PER_S ? start.quiesce_timeout_ns : 3600 * NS_PER_S;
-    result = page_place_prepare(&destination->place, err);
+    if (!session->settings.pass_memory)
+        result = page_place_prepare(&destination->place, err);
     if (result < 0)
         return destination_failed(session, FERRY_CAUSE_MEMORY, result, err);
     return session_fault(session, FAULT_DESTINATION_AFTER_WELCOME, err);
@@ -329,12 +343,13 @@ static int destination_frame(struct destination *destination, struct frame *fram
 {
     struct ferry_error why = {0};
     bool paused = destination->paused;
+    bool copied = !destination->session->settings.pass_memory;
 
-    if (frame->type == WIRE_ROUND_END)
+    if (frame->type == WIRE_ROUND_END && copied)
         return destination_round_end(destination, frame, err);
     if (frame->type == WIRE_PAUSED)
         return destination_paused(destination, frame, err);
-    if (frame->type == WIRE_PAGES && paused)
+    if (frame->type == WIRE_PAGES && paused && copied)
         return destination_pages(destination, frame, err);
     if (frame->type == WIRE_SECTION && paused)
         return destination_section(destination, frame, err);
@@ -372,7 +387,8 @@ static int destination_receive(struct destination *destination, struct wire_end 
                       end->sections, end->fence, destination->checkpoint.count, destination->round);
     if (result < 0)
         return destination_refuse(destination, result, &why, err);
-    receiver_finish(&destination->receiver);
+    if (!session->settings.pass_memory)
+        receiver_finish(&destination->receiver);
     return session_check(session, err);
 }
 
@@ -399,7 +415,8 @@ static int destination_begin(struct destination *destination, struct ferry_error
                 destination->streams);
     result = destination_greet(destination, &hello, err);
     if (result == 0)
-        result = destination_admit_streams(destination, err);
+        result = session->settings.pass_memory ? passed_take(destination, err)
+                                               : destination_admit_streams(destination, err);
     return result;
 }
 

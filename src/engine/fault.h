@@ -67,9 +67,18 @@
     X(FAULT_DESTINATION_BEFORE_STARTED, "destination-before-started")                                        \
     X(FAULT_DESTINATION_AFTER_STARTED, "destination-after-started")
 
+/* Only where memory is passed instead of copied; there the points of rounds and last pages are not reached.
+ */
+#define FAULT_MEMORY_POINTS(X)                                                                               \
+    X(FAULT_SOURCE_BEFORE_MEMORY, "source-before-memory")                                                    \
+    X(FAULT_SOURCE_AFTER_MEMORY, "source-after-memory")                                                      \
+    X(FAULT_DESTINATION_BEFORE_MEMORY, "destination-before-memory")                                          \
+    X(FAULT_DESTINATION_AFTER_MEMORY, "destination-after-memory")
+
 #define FAULT_POINTS(X)                                                                                      \
     FAULT_SESSION_POINTS(X)                                                                                  \
-    FAULT_OWNERSHIP_POINTS(X)
+    FAULT_OWNERSHIP_POINTS(X)                                                                                \
+    FAULT_MEMORY_POINTS(X)
 
 enum fault_point {
     FAULT_NONE = 0,

@@ -44,6 +44,21 @@ int link_send(struct link *link, enum wire_type type, uint8_t flags, const struc
     return link_flush(link, err);
 }
 
+int link_pass(struct link *link, enum wire_type type, const struct buffer *body, const int *fds, size_t count,
+              struct ferry_error *err)
+{
+    int result = link_flush(link, err);
+
+    if (result < 0)
+        return result;
+    link_queue(link, type, 0, body);
+    if (buffer_failed(&link->out))
+        return error_set(err, -ENOMEM, "out of memory for a message to the other side");
+    result = channel_pass(&link->channel, link->out.data, link->out.size, fds, count, err);
+    buffer_clear(&link->out);
+    return result;
+}
+
 int link_send_data(struct link *link, enum wire_type type, const struct buffer *body, struct iovec *iov,
                    int count, uint32_t data, struct ferry_error *err)
 {

@@ -38,6 +38,10 @@ void link_queue(struct link *link, enum wire_type type, uint8_t flags, const str
 int link_flush(struct link *link, struct ferry_error *err);
 int link_send(struct link *link, enum wire_type type, uint8_t flags, const struct buffer *body,
               struct ferry_error *err);
+/* A frame with BODY and copies of FDS (at most CHANNEL_DESCRIPTORS_MAX), by a Unix socket. They have come
+ * when the other side has received the frame. */
+int link_pass(struct link *link, enum wire_type type, const struct buffer *body, const int *fds, size_t count,
+              struct ferry_error *err);
 /* A PAGES frame: queued frames, header and body, then the data of IOV[2..count), in one go. IOV[0] and IOV[1]
  * are for the link's use. */
 int link_send_data(struct link *link, enum wire_type type, const struct buffer *body, struct iovec *iov,

@@ -109,7 +109,10 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
         .peer_timeout_ns = setting(options->peer_timeout_ns, DEFAULT_PEER_TIMEOUT_NS),
         .verify_memory = options->verify_memory || getenv("FERRY_VERIFY_MEMORY"),
         .destination_pid = options->destination_pid,
-        .streams = options->streams ? options->streams : DEFAULT_STREAMS,
+        .pass_memory = options->pass_memory,
+        .streams = options->pass_memory ? 1
+                   : options->streams   ? options->streams
+                                        : DEFAULT_STREAMS,
         .downtime_limit_ns = setting(options->downtime_limit_ns, DEFAULT_DOWNTIME_NS),
         .bandwidth_limit = options->bandwidth_limit,
         .copy_time_limit_ns = setting(options->copy_time_limit_ns, DEFAULT_COPY_TIME_NS),
@@ -149,6 +152,7 @@ int ferry_destination_new(struct ferry_session **out, const struct ferry_destina
     struct session_settings settings = {
         .peer_timeout_ns = setting(options->peer_timeout_ns, DEFAULT_PEER_TIMEOUT_NS),
         .listen_fd = options->listen_fd,
+        .pass_memory = options->memory_passed,
     };
 
     settings.connect_timeout_ns = setting(options->connect_timeout_ns, settings.peer_timeout_ns);
@@ -156,6 +160,8 @@ int ferry_destination_new(struct ferry_session **out, const struct ferry_destina
     if (!ops->list_regions || !ops->load_section || !ops->load_finish || !ops->resume ||
         !ops->acquire_ownership)
         return error_set(err, -EINVAL, "the guest lacks a function that a destination needs");
+    if (options->memory_passed && !ops->adopt_memory)
+        return error_set(err, -EINVAL, "the guest cannot take memory that is passed to it");
     memcpy(settings.token, options->token, sizeof(settings.token));
     memcpy(handover.migration_id, options->migration_id, sizeof(handover.migration_id));
     memcpy(handover.source, options->source, sizeof(handover.source));

@@ -30,6 +30,7 @@ struct session_settings {
     /* Source. */
     char address[128];
     int64_t destination_pid;
+    bool pass_memory; /* on either side: memory is passed, not copied */
     unsigned streams;
     uint64_t downtime_limit_ns;
     uint64_t bandwidth_limit;

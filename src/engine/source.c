@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/sock.h"
+#include "engine/passed.h"
 #include "engine/precopy.h"
 #include "engine/switchover.h"
 
@@ -40,6 +41,8 @@ static void source_hello(const struct source *source, struct wire_hello *hello)
         .connection = WIRE_CONNECTION_CONTROL,
         .streams = (uint16_t)session->settings.streams,
         .page_size = FERRY_PAGE_SIZE,
+        .features = session->settings.pass_memory ? WIRE_FEATURE_MEMORY : 0,
+        .required = session->settings.pass_memory ? WIRE_FEATURE_MEMORY : 0,
     };
     memcpy(hello->migration_id, session->handover.migration_id, sizeof(hello->migration_id));
     memcpy(hello->token, session->settings.token, sizeof(hello->token));
@@ -57,6 +60,12 @@ static int source_connect(struct source *source, struct ferry_error *err)
         return source_failed(session, FERRY_CAUSE_NETWORK, fd, err);
     sock_local_address(fd, local, NULL);
     control_open(&source->control, session, fd);
+    if (session->settings.pass_memory) {
+        int result = passed_check_peer(session, fd, err);
+
+        if (result < 0)
+            return result;
+    }
     session_log(session, FERRY_LOG_INFO,
                 "Migration %s set up: source ip %s, destination ip %s, destination VM process id %lld",
                 session->handover.migration_id, local, session->settings.address,
@@ -92,9 +101,12 @@ static int source_greet(struct source *source, struct ferry_error *err)
     source->rtt_ns = clock_now_ns() - sent;
     result = wire_welcome_decode(&frame.body, &welcome, &why);
     if (result == 0 && (welcome.version < WIRE_VERSION_MIN || welcome.version > WIRE_VERSION_MAX ||
-                        (welcome.features & ~hello.features)))
-        result = error_set(&why, -EBADMSG, "WELCOME frame with version %u or features that were not offered",
-                           welcome.version);
+                        (welcome.features & ~hello.features) || (hello.required & ~welcome.features)))
+        result = error_set(
+            &why, -EBADMSG,
+            "WELCOME frame with version %u, or features that were not offered, or without those that were "
+            "required",
+            welcome.version);
     if (result < 0) {
         result = control_refuse(control, result, &why);
         error_set(err, result, "%s", why.text);
@@ -179,7 +191,7 @@ static int source_begin(struct source *source, struct ferry_error *err)
     if (result == 0)
         result = source_greet(source, err);
     if (result == 0)
-        result = source_open_streams(source, err);
+        result = session->settings.pass_memory ? passed_send(source, err) : source_open_streams(source, err);
     return result;
 }
 
@@ -332,13 +344,14 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
     if (result == 0)
         result = source_begin(source, err);
     if (result == 0)
-        result = precopy_run(source, err);
+        result = session->settings.pass_memory ? passed_run(source, err) : precopy_run(source, err);
     if (result == 0)
         result = switchover_source(source, err);
     if (result == 0) {
         *outcome = FERRY_OUTCOME_COMPLETED;
         throttle_end(&source->throttle);
-        session->ops->dirty_stop(session->guest);
+        if (source->dirty_tracking)
+            session->ops->dirty_stop(session->guest);
     } else {
         *outcome = source_restore(source); /* first: the guest waits */
         /* After GO there is nothing to say: the destination acts on that, or on the lock. */

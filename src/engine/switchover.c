@@ -357,7 +357,8 @@ int switchover_source(struct source *source, struct ferry_error *err)
     session_enter_phase(session, FERRY_PHASE_FROZEN);
     /* The limit spares others while a move takes its time. Now the guest waits. */
     pace_set_rate(&source->pace, 0);
-    result = source_last_pages(source, err);
+    if (!session->settings.pass_memory)
+        result = source_last_pages(source, err);
     timeline_part(&timeline, FERRY_DOWNTIME_LAST_PAGES);
     session_set_percent(session, 1, 3);
     if (result == 0)

@@ -40,6 +40,8 @@ static const struct frame_kind frame_kinds[] = {
     [WIRE_NOT_RUNNING] = {"NOT_RUNNING", 5, WIRE_REASON_MAX, 0, 0},
     [WIRE_ABORT] = {"ABORT", 5, WIRE_REASON_MAX, 0, 0},
     [WIRE_KEEPALIVE] = {"KEEPALIVE", 0, 0, 0, 0},
+    [WIRE_MEMORY] = {"MEMORY", 1, 1, 0, 0},
+    [WIRE_MEMORY_TAKEN] = {"MEMORY_TAKEN", 0, 0, 0, 0},
 };
 
 #define FRAME_KINDS (sizeof(frame_kinds) / sizeof(frame_kinds[0]))
@@ -259,6 +261,23 @@ int wire_start_decode(struct reader *in, struct wire_start *start, struct ferry_
 {
     start->quiesce_timeout_ns = reader_get_u64(in);
     return decode_finish(in, WIRE_START, err);
+}
+
+void wire_memory_encode(struct buffer *out, size_t count)
+{
+    buffer_put_u8(out, (uint8_t)count);
+}
+
+int wire_memory_decode(struct reader *in, size_t *count, struct ferry_error *err)
+{
+    *count = reader_get_u8(in);
+
+    int result = decode_finish(in, WIRE_MEMORY, err);
+
+    if (result == 0 && (*count == 0 || *count > FERRY_REGIONS_MAX))
+        result = error_set(err, -EBADMSG, "MEMORY frame with %zu descriptors, must be 1 to %d", *count,
+                           FERRY_REGIONS_MAX);
+    return result;
 }
 
 void wire_batch_encode(struct buffer *out, uint32_t round, const struct wire_run *runs, size_t count)

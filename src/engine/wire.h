@@ -36,6 +36,12 @@
  *       GO                  ──────────────▶
  *                           ◀──────────────   RUNNING, or NOT_RUNNING (not one instruction was executed)
  *
+ *     Memory is passed, not copied (feature WIRE_FEATURE_MEMORY; both sides on one machine, the control
+ *     connection a Unix socket, no page connections): no rounds and no PAGES, but before the guest is paused
+ *
+ *       MEMORY              ──────────────▶   with it come the descriptors of all REGIONS, in their order
+ *                           ◀──────────────   MEMORY_TAKEN: they are mapped
+ *
  *       KEEPALIVE, ABORT: both ways at any time. An ABORT or NOT_RUNNING of the destination also means that
  * the guest was not and will not be run there.
  *
@@ -91,9 +97,14 @@ enum wire_type {
     WIRE_NOT_RUNNING = 15,
     WIRE_ABORT = 16,
     WIRE_KEEPALIVE = 17,
+    WIRE_MEMORY = 40,
+    WIRE_MEMORY_TAKEN = 41,
 };
 
 #define WIRE_END_VERIFY 0x01 /* flag of END: the memory checksum is there and must be compared */
+
+/* Features of HELLO and WELCOME. */
+#define WIRE_FEATURE_MEMORY (UINT64_C(1) << 16) /* memory is passed */
 
 const char *wire_type_name(uint8_t type); /* "HELLO"; "unknown" */
 
@@ -169,6 +180,10 @@ struct wire_start {
 
 void wire_start_encode(struct buffer *out, const struct wire_start *start);
 int wire_start_decode(struct reader *in, struct wire_start *start, struct ferry_error *err);
+
+/* MEMORY: how many descriptors come with it, 1 to FERRY_REGIONS_MAX. */
+void wire_memory_encode(struct buffer *out, size_t count);
+int wire_memory_decode(struct reader *in, size_t *count, struct ferry_error *err);
 
 enum wire_page_kind {
     WIRE_PAGE_RAW = 1,  /* PAGES × FERRY_PAGE_SIZE bytes of data */

@@ -32,7 +32,7 @@ struct net_backend_ops {
     /* Would a start find on this host what it needs, just now? */
     int (*check)(const char *options, struct ferry_error *err);
     /* Things of the host that are missing or taken are a warning in the log; only what makes the network
-     * unusable is an error. */
+     * unusable is an error (but see device.h: threads and memory are had at creation). */
     int (*start)(struct net_backend *backend, struct ferry_error *err);
     void (*stop)(struct net_backend *backend); /* idempotent */
     /* Between start and stop; one thread at a time. May drop. */

@@ -1,6 +1,7 @@
 /*
- * libslirp and the thread that polls its sockets ("net-user"). The thread runs between start and stop: `stop`
- * sets `running` to false, writes to the eventfd and joins it.
+ * libslirp and the thread that polls its sockets ("net-user"). The thread is there from creation on and works
+ * between start and stop, so that a start cannot fail when the guest's other devices have started. `stop`
+ * sets `running` to false, writes to the eventfd and waits until the thread is parked.
  */
 #include "net/user.h"
 
@@ -17,7 +18,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define TIMERS_MAX 4 /* libslirp has one kind, used for IPv6 only */
+#define TIMERS_MAX     4 /* libslirp has one kind, used for IPv6 only */
+#define POLLS_AT_FIRST 16
 
 /*
  * libslirp keeps things in file scope (its list of instances, a cache of the name server's address), so all
@@ -40,6 +42,9 @@ struct user_net {
     Slirp *slirp; /* this and all below: under libslirp_lock */
     int event_fd;
     bool running;
+    bool parked; /* the thread is outside of libslirp and delivers nothing */
+    bool ending;
+    pthread_cond_t changed; /* these three have */
     bool bound[USER_NET_FORWARDS_MAX];
     struct user_timer timers[TIMERS_MAX];
     struct pollfd *polls; /* the thread's own */
@@ -134,7 +139,7 @@ static int add_poll(int fd, int events, void *opaque)
                            (events & SLIRP_POLL_PRI ? POLLPRI : 0));
 
     if (user->poll_count == user->poll_capacity) {
-        unsigned capacity = user->poll_capacity ? 2 * user->poll_capacity : 16;
+        unsigned capacity = 2 * user->poll_capacity;
         struct pollfd *polls = realloc(user->polls, capacity * sizeof(*polls));
 
         if (!polls)
@@ -179,14 +184,19 @@ static void *user_main(void *argument)
     struct user_net *user = argument;
 
     pthread_mutex_lock(&libslirp_lock);
-    while (user->running) {
+    while (!user->ending) {
         uint32_t timeout = UINT32_MAX;
         eventfd_t events;
         int result;
 
+        user->parked = !user->running;
+        if (user->parked) {
+            pthread_cond_broadcast(&user->changed);
+            pthread_cond_wait(&user->changed, &libslirp_lock);
+            continue;
+        }
         user->poll_count = 0;
-        if (add_poll(user->event_fd, SLIRP_POLL_IN, user) < 0)
-            break;
+        (void)add_poll(user->event_fd, SLIRP_POLL_IN, user); /* which has room for one */
         slirp_pollfds_fill(user->slirp, &timeout, add_poll, user);
         timeout = run_timers(user, timeout);
         pthread_mutex_unlock(&libslirp_lock);
@@ -227,6 +237,25 @@ static int create_slirp(struct user_net *user, struct ferry_error *err)
     return user->slirp ? 0 : error_set(err, -ENOMEM, "libslirp cannot be started");
 }
 
+/* Stopped, or not made completely. */
+static void user_free(struct user_net *user)
+{
+    pthread_mutex_lock(&libslirp_lock);
+    user->ending = true;
+    pthread_cond_broadcast(&user->changed);
+    pthread_mutex_unlock(&libslirp_lock);
+    thread_join(&user->thread);
+    pthread_mutex_lock(&libslirp_lock);
+    if (user->slirp)
+        slirp_cleanup(user->slirp);
+    pthread_mutex_unlock(&libslirp_lock);
+    if (user->event_fd >= 0)
+        close(user->event_fd);
+    pthread_cond_destroy(&user->changed);
+    free(user->polls);
+    free(user);
+}
+
 static int user_create(struct net_backend **out, const char *options, struct log *log,
                        struct ferry_error *err)
 {
@@ -238,18 +267,26 @@ static int user_create(struct net_backend **out, const char *options, struct log
     user->backend.ops = &net_backend_user;
     user->log = log;
     user->event_fd = -1;
+    user->parked = true;
+    pthread_cond_init(&user->changed, NULL);
     result = user_net_parse(&user->options, options, err);
     if (result == 0) {
         user->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (user->event_fd < 0)
             result = error_set_errno(err, -errno, "cannot make an eventfd");
     }
+    if (result == 0) {
+        user->polls = calloc(POLLS_AT_FIRST, sizeof(*user->polls));
+        user->poll_capacity = POLLS_AT_FIRST;
+        if (!user->polls)
+            result = error_set(err, -ENOMEM, "out of memory");
+    }
     if (result == 0)
         result = create_slirp(user, err);
+    if (result == 0)
+        result = thread_start(&user->thread, "net-user", user_main, user, err);
     if (result < 0) {
-        if (user->event_fd >= 0)
-            close(user->event_fd);
-        free(user);
+        user_free(user);
         return result;
     }
     *out = &user->backend;
@@ -304,26 +341,25 @@ static void user_stop(struct net_backend *backend)
         user->running = false;
         release_forwards(user);
         (void)eventfd_write(user->event_fd, 1);
+        while (!user->parked)
+            pthread_cond_wait(&user->changed, &libslirp_lock);
     }
     pthread_mutex_unlock(&libslirp_lock);
-    thread_join(&user->thread);
 }
 
 static int user_start(struct net_backend *backend, struct ferry_error *err)
 {
     struct user_net *user = from_backend(backend);
-    int result;
 
-    if (user->thread.started)
-        return 0;
     pthread_mutex_lock(&libslirp_lock);
-    user->running = true;
-    bind_forwards(user);
+    if (!user->running) {
+        user->running = true;
+        user->parked = false;
+        bind_forwards(user);
+        pthread_cond_broadcast(&user->changed);
+    }
     pthread_mutex_unlock(&libslirp_lock);
-    result = thread_start(&user->thread, "net-user", user_main, user, err);
-    if (result < 0)
-        user_stop(backend);
-    return result;
+    return 0;
 }
 
 static void user_send(struct net_backend *backend, const void *packet, size_t size)
@@ -348,12 +384,7 @@ static void user_destroy(struct net_backend *backend)
     struct user_net *user = from_backend(backend);
 
     user_stop(backend);
-    pthread_mutex_lock(&libslirp_lock);
-    slirp_cleanup(user->slirp);
-    pthread_mutex_unlock(&libslirp_lock);
-    close(user->event_fd);
-    free(user->polls);
-    free(user);
+    user_free(user);
 }
 
 const struct net_backend_ops net_backend_user = {

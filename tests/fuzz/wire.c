@@ -54,6 +54,10 @@ static int decode(const struct wire_header *header, struct reader *in, union mes
         if (result == 0)
             wire_batch_encode(out, round, message->runs, count);
         break;
+    case WIRE_MEMORY:
+        result = wire_memory_decode(in, &count, NULL);
+        wire_memory_encode(out, count);
+        break;
     case WIRE_FENCE:
     case WIRE_ROUND_END:
     case WIRE_ROUND_DONE:

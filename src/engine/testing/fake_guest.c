@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -154,8 +155,9 @@ static int region_init(struct fake_guest *guest, size_t index, uint64_t size, bo
     region->host_ptr = MAP_FAILED;
     guest->dirty[index] = bitmap_new(size / FERRY_PAGE_SIZE);
     if (memfd) {
-        region->memfd = memfd_create(region->name, MFD_CLOEXEC);
-        if (region->memfd < 0 || ftruncate(region->memfd, (off_t)size) < 0)
+        region->memfd = memfd_create(region->name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        if (region->memfd < 0 || ftruncate(region->memfd, (off_t)size) < 0 ||
+            fcntl(region->memfd, F_ADD_SEALS, F_SEAL_SHRINK) < 0)
             return error_set_errno(err, -errno, "cannot make guest memory");
     }
     region->host_ptr = mmap(NULL, size, PROT_READ | PROT_WRITE,
@@ -273,6 +275,23 @@ static int fake_list_regions(void *opaque, struct ferry_ram_region *regions, siz
 
     memcpy(regions, guest->regions, guest->region_count * sizeof(regions[0]));
     *count = guest->region_count;
+    return 0;
+}
+
+static int fake_adopt_memory(void *opaque, size_t index, int fd, struct ferry_error *err)
+{
+    struct fake_guest *guest = opaque;
+    struct ferry_ram_region *region = &guest->regions[index];
+    int result = step(guest, FAKE_STEP_ADOPT, "adopt", err);
+
+    if (result < 0)
+        return result;
+    if (mmap(region->host_ptr, region->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
+        MAP_FAILED)
+        return error_set_errno(err, -errno, "cannot map passed memory");
+    if (region->memfd >= 0)
+        close(region->memfd);
+    region->memfd = fd;
     return 0;
 }
 
@@ -531,6 +550,7 @@ static void fake_give_back(void *opaque, const struct ferry_handover *handover)
 
 const struct ferry_guest_ops fake_guest_ops = {
     .list_regions = fake_list_regions,
+    .adopt_memory = fake_adopt_memory,
     .dirty_start = fake_dirty_start,
     .dirty_fetch = fake_dirty_fetch,
     .dirty_stop = fake_dirty_stop,

@@ -4,7 +4,9 @@
 #include "bus/memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define PAGE UINT64_C(4096)
 #define LOW  UINT64_C(0x80000000)
@@ -263,6 +265,61 @@ static void reserving_more_than_the_host_has_is_refused(void **state)
     assert_int_equal(allocated(memory, 3), 0);
 }
 
+/* Another process's memory in the place of our own: seen at the addresses that are known already. */
+static void adopted_memory_takes_the_place_of_the_own(void **state)
+{
+    struct memory *memory = *state;
+    struct memory *former;
+    uint8_t *host_ptr = memory_region(memory, 1)->host_ptr;
+    struct ferry_error err;
+    char out[6] = "";
+    int memfd;
+
+    assert_ok(memory_new(&former, &err), err);
+    assert_ok(memory_add_region(former, "ram1", HIGH, 4 * PAGE, &err), err);
+    assert_true(memory_write(former, HIGH + PAGE, "older", 6));
+    assert_true(memory_write(memory, HIGH + PAGE, "dropped", 8));
+    memfd = dup(memory_region(former, 0)->memfd);
+    assert_ok(memory_adopt(memory, 1, memfd, &err), err);
+    assert_int_equal(memory_region(memory, 1)->memfd, memfd);
+    assert_ptr_equal(memory_region(memory, 1)->host_ptr, host_ptr);
+    assert_true(memory_read(memory, HIGH + PAGE, out, 6));
+    assert_string_equal(out, "older");
+    /* Shared, and there when the other one is gone. */
+    assert_true(memory_write(former, HIGH + PAGE, "newer", 6));
+    memory_free(former);
+    assert_true(memory_read(memory, HIGH + PAGE, out, 6));
+    assert_string_equal(out, "newer");
+    /* Its neighbours are their own. */
+    assert_true(memory_write(memory, HIGH + 4 * PAGE, "third", 6));
+    assert_true(memory_read(memory, HIGH + 4 * PAGE, out, 6));
+    assert_string_equal(out, "third");
+    assert_int_equal(allocated(memory, 2), PAGE);
+}
+
+static void memory_that_cannot_be_adopted_changes_nothing(void **state)
+{
+    struct memory *memory = *state;
+    int fd = open("/dev/null", O_RDONLY);
+    struct ferry_error err;
+    char out[6] = "";
+
+    assert_true(memory_write(memory, LOW, "stays", 6));
+    assert_true(memory_adopt(memory, 0, fd, &err) < 0);
+    assert_contains(err.text, "cannot map");
+    assert_true(memory_read(memory, LOW, out, 6));
+    assert_string_equal(out, "stays");
+    close(fd);
+}
+
+static void memory_cannot_shrink_under_its_user(void **state)
+{
+    struct memory *memory = *state;
+
+    assert_int_equal(ftruncate(memory_region(memory, 0)->memfd, PAGE), -1);
+    assert_int_equal(errno, EPERM);
+}
+
 static void free_of_nothing_is_allowed(void **state)
 {
     memory_free(NULL);
@@ -283,6 +340,9 @@ int main(void)
         MEMORY_TEST(marks_cover_every_page_touched_and_no_other),
         MEMORY_TEST(nothing_is_allocated_until_reserved),
         MEMORY_TEST(reserving_more_than_the_host_has_is_refused),
+        MEMORY_TEST(adopted_memory_takes_the_place_of_the_own),
+        MEMORY_TEST(memory_that_cannot_be_adopted_changes_nothing),
+        MEMORY_TEST(memory_cannot_shrink_under_its_user),
         cmocka_unit_test(free_of_nothing_is_allowed),
     };
 

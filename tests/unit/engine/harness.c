@@ -199,6 +199,18 @@ void migration_init(struct migration *m, const uint64_t *sizes, size_t count, bo
                      0);
 }
 
+void migration_pass_memory(struct migration *m)
+{
+    static unsigned number; /* tests have one thread */
+
+    close(m->destination_options.listen_fd);
+    snprintf(m->socket_path, sizeof(m->socket_path), "/tmp/ferry-passed-%d-%u", (int)getpid(), number++);
+    m->destination_options.listen_fd = sock_listen(m->socket_path, NULL);
+    assert_true(m->destination_options.listen_fd >= 0);
+    strcpy(m->source_options.address, m->socket_path);
+    m->source_options.pass_memory = m->destination_options.memory_passed = true;
+}
+
 void migration_cut_after(struct migration *m, uint64_t bytes)
 {
     struct proxy *proxy = &m->proxy;
@@ -277,6 +289,8 @@ void migration_free(struct migration *m)
         close(m->proxy.stop_fd);
     }
     close(m->destination_options.listen_fd);
+    if (m->socket_path[0])
+        unlink(m->socket_path);
     fake_guest_destroy(&m->source);
     fake_guest_destroy(&m->destination);
     fake_owner_destroy(&m->owner);

@@ -1,6 +1,6 @@
 /*
  * One whole migration in this process: a source and a destination session with fake guests, over loopback
- * TCP, optionally through a proxy that cuts all connections after so many bytes.
+ * TCP (or a Unix socket), optionally through a proxy that cuts all connections after so many bytes.
  *
  *     struct migration m;
  *     migration_init(&m, sizes, 1, true);     guests exist, the source's runs
@@ -62,6 +62,7 @@ struct migration {
     struct ferry_session *to;
     struct proxy proxy;
     bool proxied;
+    char socket_path[64]; /* empty: TCP */
     struct thread destination_thread;
 
     /* Results. */
@@ -74,6 +75,8 @@ struct migration {
 };
 
 void migration_init(struct migration *m, const uint64_t *sizes, size_t count, bool memfd);
+/* Memory is passed by a Unix socket, not copied. Before migration_create. */
+void migration_pass_memory(struct migration *m);
 /* All connections go through a proxy that cuts them after BYTES. Before migration_create. */
 void migration_cut_after(struct migration *m, uint64_t bytes);
 /* The sessions exist afterwards; migration_run does it when it was not done. */
