@@ -67,8 +67,7 @@ int passed_send(struct source *source, struct ferry_error *err)
     if (result == 0)
         result = send_memory(source, err);
     if (result == 0)
-        result = control_expect(&source->control, WIRE_MEMORY_TAKEN, &frame,
-                                session->settings.peer_timeout_ns, err);
+        result = control_expect(&source->control, WIRE_MEMORY_TAKEN, &frame, err);
     return result < 0 ? result : session_fault(session, FAULT_SOURCE_AFTER_MEMORY, err);
 }
 
@@ -159,8 +158,7 @@ int passed_take(struct destination *destination, struct ferry_error *err)
     int result = session_fault(session, FAULT_DESTINATION_BEFORE_MEMORY, err);
 
     if (result == 0)
-        result = control_expect(&destination->control, WIRE_MEMORY, &frame, session->settings.peer_timeout_ns,
-                                err);
+        result = control_expect(&destination->control, WIRE_MEMORY, &frame, err);
     if (result == 0)
         result = take_memory(destination, &frame, err);
     if (result == 0)
