@@ -348,6 +348,55 @@ void ferry_session_progress(struct ferry_session *session, struct ferry_progress
 /* After run has returned (or was never called). NULL allowed. */
 void ferry_session_free(struct ferry_session *session);
 
+/*
+ * Measures the way between two hosts: a session like any other, one end on each, that moves SIZE bytes made
+ * up for it (whole pages, at most FERRY_PROBE_SIZE_MAX). Blocks until it is over; report->rounds[0] tells
+ * what the way carried, report->downtime_part_ns what a switchover takes without a guest's part in it. Any
+ * thread.
+ */
+#define FERRY_PROBE_SIZE_MAX (256u << 20)
+int ferry_probe_send(const struct ferry_source_options *options, uint64_t size, struct ferry_progress *report,
+                     struct ferry_error *err);
+int ferry_probe_receive(const struct ferry_destination_options *options, uint64_t size,
+                        struct ferry_error *err);
+
+/* What is known before a migration; 0 for an option is its default, as in struct ferry_source_options. */
+struct ferry_forecast_input {
+    uint64_t memory_bytes;      /* to send in the first round */
+    uint64_t dirty_bytes_per_s; /* how fast the guest writes pages that it had not written yet */
+    uint64_t working_set_bytes; /* what it writes at most, again and again */
+    uint64_t bandwidth_bytes_per_s;
+    uint64_t setup_ns;
+    uint64_t part_ns[FERRY_DOWNTIME_PARTS]; /* of the downtime, whatever remains to be sent */
+    uint64_t state_bytes;
+    uint64_t bandwidth_limit;
+    uint64_t downtime_limit_ns;
+    uint64_t copy_time_limit_ns;
+    bool no_throttle;
+    unsigned throttle_max; /* per cent */
+    bool quick_resume;
+};
+
+enum ferry_forecast_end {
+    FERRY_FORECAST_NONE = 0, /* no end in sight */
+    FERRY_FORECAST_STOP,
+    FERRY_FORECAST_QUICK_RESUME,
+    FERRY_FORECAST_ABORT,
+};
+
+struct ferry_forecast {
+    enum ferry_forecast_end end;
+    bool converges;  /* it stops within the downtime limit, or as near to it as it can be */
+    unsigned rounds; /* without the frozen one */
+    uint64_t bytes;  /* of memory, the frozen round's included */
+    uint64_t total_ns;
+    uint64_t downtime_ns;
+    unsigned throttle; /* the most that will be asked of the vCPUs, per cent */
+};
+
+/* How a migration would go: the decisions it would make, on these numbers. Pure. */
+void ferry_forecast(const struct ferry_forecast_input *input, struct ferry_forecast *forecast);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,37 +1,13 @@
 #include "cli/command.h"
 
-#include "base/error.h"
 #include "cli/memory.h"
 #include "cli/migration.h"
+#include "cli/migration_options.h"
 #include "cli/object.h"
 #include "cli/progress.h"
 #include "cli/signals.h"
 
-#include <errno.h>
 #include <stdlib.h>
-
-#define THROTTLE_MAX 99 /* per cent */
-
-static json_t *make_request(const struct args *args)
-{
-    json_t *body = cli_pack("{s:s}", "destination", args_operand(args, 1));
-
-    if (args_has(args, "downtime"))
-        json_object_set_new(body, "downtime_limit",
-                            json_integer((json_int_t)args_number(args, "downtime", 0)));
-    if (args_has(args, "bandwidth"))
-        json_object_set_new(body, "bandwidth_limit",
-                            json_integer((json_int_t)args_number(args, "bandwidth", 0)));
-    if (args_has(args, "copy-time-limit"))
-        json_object_set_new(body, "copy_time_limit",
-                            json_integer((json_int_t)args_number(args, "copy-time-limit", 0)));
-    if (args_has(args, "throttle-max") || args_has(args, "no-throttle"))
-        json_object_set_new(body, "throttle_max",
-                            json_integer((json_int_t)args_number(args, "throttle-max", 0)));
-    if (args_has(args, "streams"))
-        json_object_set_new(body, "streams", json_integer((json_int_t)args_number(args, "streams", 0)));
-    return body;
-}
 
 static int show_progress(void *opaque, json_t *migration, struct ferry_error *err)
 {
@@ -84,26 +60,16 @@ static int stay(struct cli *cli, const char *id, struct ferry_error *err)
     return result;
 }
 
-static int check_options(const struct args *args, struct ferry_error *err)
-{
-    if (args_has(args, "no-throttle") && args_has(args, "throttle-max"))
-        return error_set(err, -EINVAL, "migrate: --no-throttle and --throttle-max exclude each other");
-    if (args_number(args, "throttle-max", 0) > THROTTLE_MAX)
-        return error_set(err, -EINVAL, "migrate: --throttle-max is a percentage, 0 to %d", THROTTLE_MAX);
-    return 0;
-}
-
 static int migrate(struct cli *cli, struct ferry_error *err)
 {
     char *path;
-    json_t *body;
+    json_t *body = NULL;
     json_t *answer = NULL;
-    int result = check_options(&cli->args, err);
+    int result = migration_request(&cli->args, &body, err);
 
     if (result < 0)
         return result;
     path = client_path("/v1/vms/%s/migrate", args_operand(&cli->args, 0));
-    body = make_request(&cli->args);
     result = client_request(&cli->client, "POST", path, body, &answer, err);
 
     if (result == 0 && args_has(&cli->args, "detach")) {
@@ -134,30 +100,7 @@ const struct command command_migrate = {
     .options =
         (const struct option[]){
             {.name = "detach", .letter = 'd', .help = "print the migration's id and return at once"},
-            {.name = "downtime",
-             .kind = VALUE_DURATION,
-             .value_name = "TIME",
-             .help = "how long the VM may stand still, like 50ms (the default) or 0.3s"},
-            {.name = "bandwidth",
-             .kind = VALUE_RATE,
-             .value_name = "RATE",
-             .help = "while it runs send no faster: bytes a second like 500M or 1G (powers of 1024), or bits "
-                     "a second like 10Gbit (powers of 1000); no limit unless given"},
-            {.name = "throttle-max",
-             .kind = VALUE_NUMBER,
-             .value_name = "PERCENT",
-             .help = "when the VM changes its memory faster than it can be sent, slow its CPUs by at most so "
-                     "much, 0 to 99 %, 99 unless given"},
-            {.name = "no-throttle", .help = "never slow its CPUs"},
-            {.name = "copy-time-limit",
-             .kind = VALUE_DURATION,
-             .value_name = "TIME",
-             .help = "when that does not help either: give up if sending what is left takes longer, 100s "
-                     "unless given; else stop the VM and finish"},
-            {.name = "streams",
-             .kind = VALUE_NUMBER,
-             .value_name = "N",
-             .help = "connections to send memory on, 1 to 16; chosen by the host unless given"},
+            MIGRATION_OPTIONS,
             {.name = NULL},
         },
     .operands =

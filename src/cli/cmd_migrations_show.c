@@ -1,6 +1,7 @@
 #include "cli/command.h"
 
 #include "cli/fields.h"
+#include "cli/forecast.h"
 #include "cli/migration.h"
 #include "cli/object.h"
 #include "cli/units.h"
@@ -117,6 +118,7 @@ static int migrations_show(struct cli *cli, struct ferry_error *err)
         print_what(&fields, migration);
         print_numbers(&fields, migration);
         fields_end(&fields);
+        forecast_print(cli, object_get(migration, "forecast"), migration);
         if (json_array_size(object_get(migration, "rounds")) > 0)
             fputc('\n', cli->out);
         migration_print_rounds(cli, migration);

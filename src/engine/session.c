@@ -16,8 +16,6 @@
 #define DEFAULT_STREAMS      2
 #define DEFAULT_DOWNTIME_NS  (50 * NS_PER_MS)
 #define DEFAULT_COPY_TIME_NS (100 * NS_PER_S)
-/* Per cent. A guest at a hundredth of its speed for a round is better off than one stopped for as long. */
-#define DEFAULT_THROTTLE_MAX       POLICY_THROTTLE_MAX
 #define DEFAULT_QUIESCE_TIMEOUT_NS (10 * NS_PER_S)
 #define DEFAULT_PEER_TIMEOUT_NS    (10 * NS_PER_S)
 /* Longer ones are as good as this; keeps sums of deadlines far from overflow. */
@@ -33,7 +31,7 @@ static unsigned throttle_setting(const struct ferry_source_options *options,
 {
     if (options->no_throttle || !ops->throttle)
         return 0;
-    return options->throttle_max ? options->throttle_max : DEFAULT_THROTTLE_MAX;
+    return options->throttle_max ? options->throttle_max : POLICY_THROTTLE_DEFAULT;
 }
 
 static void drop_connections(void *opaque)

@@ -58,6 +58,7 @@ static const struct api_route routes[] = {
     {"POST", "/v1/vms/*/recover", api_vm_recover},
     {"POST", "/v1/vms/*/migrate", api_vm_migrate},
     {"POST", "/v1/vms/*/check", api_vm_check},
+    {"POST", "/v1/probe", api_probe},
     {"GET", "/v1/vms/*/console", api_console},
     {"GET", "/v1/vms/*/console/log", api_console_log},
     {"GET", "/v1/migrations", api_migrations_list},

@@ -87,17 +87,40 @@ enum api_match api_match_route(const struct api_route *routes, size_t count, con
                                char arguments[API_ARGUMENTS_MAX][API_SEGMENT_SIZE]);
 
 /* api_hosts.c */
-api_handler api_host_show, api_host_migration, api_host_certificate, api_hosts_list, api_hosts_add,
-    api_hosts_remove;
+api_handler api_host_show;
+api_handler api_host_migration;
+api_handler api_host_certificate;
+api_handler api_hosts_list;
+api_handler api_hosts_add;
+api_handler api_hosts_remove;
 /* api_vms.c */
-api_handler api_vms_list, api_vms_create, api_vm_show, api_vm_start, api_vm_pause, api_vm_unpause,
-    api_vm_stop, api_vm_kill, api_vm_remove, api_vm_runnable, api_vm_recover;
+api_handler api_vms_list;
+api_handler api_vms_create;
+api_handler api_vm_show;
+api_handler api_vm_start;
+api_handler api_vm_pause;
+api_handler api_vm_unpause;
+api_handler api_vm_stop;
+api_handler api_vm_kill;
+api_handler api_vm_remove;
+api_handler api_vm_runnable;
+api_handler api_vm_recover;
 /* api_console.c */
-api_handler api_console, api_console_log;
+api_handler api_console;
+api_handler api_console_log;
 /* api_migrations.c */
-api_handler api_vm_migrate, api_vm_check, api_migrations_list, api_migration_show, api_migration_watch,
-    api_migration_cancel, api_migration_end, api_incoming, api_incoming_withdraw;
+api_handler api_vm_migrate;
+api_handler api_vm_check;
+api_handler api_probe;
+api_handler api_migrations_list;
+api_handler api_migration_show;
+api_handler api_migration_watch;
+api_handler api_migration_cancel;
+api_handler api_migration_end;
+api_handler api_incoming;
+api_handler api_incoming_withdraw;
 /* api_events.c */
-api_handler api_events, api_events_take;
+api_handler api_events;
+api_handler api_events_take;
 
 #endif

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "host/agreement.h"
 #include "host/migration.h"
+#include "host/probe.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,27 +13,42 @@
 #define THROTTLE_MAX  99 /* per cent */
 #define LINE_MAX_SIZE (256u << 10)
 
+static int check_options(const struct migration_options *options, struct ferry_error *err)
+{
+    if (!config_name_valid(options->destination))
+        return error_set(err, HOST_USAGE, "\"%.80s\" is not a host's name", options->destination);
+    if (options->streams > STREAMS_MAX)
+        return error_set(err, HOST_USAGE, "\"streams\" must be 1 to %d", STREAMS_MAX);
+    if (options->throttle_max != MIGRATION_DEFAULT && options->throttle_max > THROTTLE_MAX)
+        return error_set(err, HOST_USAGE, "\"throttle_max\" must be 0 to %d per cent", THROTTLE_MAX);
+    return 0;
+}
+
+/* The body of a request to migrate; FORECAST may be NULL: then it is no member of it. */
+static int read_options(struct api_request *request, struct migration_options *options, bool *forecast)
+{
+    const struct field fields[] = {
+        {"destination", FIELD_STRING, true, &options->destination},
+        {"downtime_limit", FIELD_UINT, false, &options->downtime_limit},
+        {"bandwidth_limit", FIELD_UINT, false, &options->bandwidth_limit},
+        {"copy_time_limit", FIELD_UINT, false, &options->copy_time_limit},
+        {"throttle_max", FIELD_UINT, false, &options->throttle_max},
+        {"streams", FIELD_UINT, false, &options->streams},
+        {"forecast", FIELD_BOOL, false, forecast},
+    };
+    int result;
+
+    *options = (struct migration_options){.throttle_max = MIGRATION_DEFAULT};
+    result = api_read_body(request, fields, sizeof(fields) / sizeof(fields[0]) - (forecast ? 0 : 1));
+    return result < 0 ? result : check_options(options, &request->err);
+}
+
 int api_vm_migrate(struct api_request *request)
 {
-    struct migration_options options = {.throttle_max = MIGRATION_DEFAULT};
-    const struct field fields[] = {
-        {"destination", FIELD_STRING, true, &options.destination},
-        {"downtime_limit", FIELD_UINT, false, &options.downtime_limit},
-        {"bandwidth_limit", FIELD_UINT, false, &options.bandwidth_limit},
-        {"copy_time_limit", FIELD_UINT, false, &options.copy_time_limit},
-        {"throttle_max", FIELD_UINT, false, &options.throttle_max},
-        {"streams", FIELD_UINT, false, &options.streams},
-    };
+    struct migration_options options;
     char id[MIGRATION_ID_SIZE];
-    int result = api_read_body(request, fields, sizeof(fields) / sizeof(fields[0]));
+    int result = read_options(request, &options, NULL);
 
-    if (result == 0 && !config_name_valid(options.destination))
-        result = error_set(&request->err, HOST_USAGE, "\"%.80s\" is not a host's name", options.destination);
-    if (result == 0 && options.streams > STREAMS_MAX)
-        result = error_set(&request->err, HOST_USAGE, "\"streams\" must be 1 to %d", STREAMS_MAX);
-    if (result == 0 && options.throttle_max != MIGRATION_DEFAULT && options.throttle_max > THROTTLE_MAX)
-        result =
-            error_set(&request->err, HOST_USAGE, "\"throttle_max\" must be 0 to %d per cent", THROTTLE_MAX);
     if (result == 0)
         result = migration_start(request->host, request->arguments[0], &options, id, &request->err);
     return result < 0 ? result : api_answer(request, MHD_HTTP_ACCEPTED, json_pack("{s:s}", "id", id));
@@ -40,17 +56,35 @@ int api_vm_migrate(struct api_request *request)
 
 int api_vm_check(struct api_request *request)
 {
-    const char *destination = NULL;
-    const struct field fields[] = {{"destination", FIELD_STRING, true, &destination}};
+    struct migration_options options;
+    bool forecast = false;
     json_t *answer = NULL;
-    int result = api_read_body(request, fields, 1);
+    int result = read_options(request, &options, &forecast);
 
-    if (result == 0 && !config_name_valid(destination))
-        result = error_set(&request->err, HOST_USAGE, "\"%.80s\" is not a host's name", destination);
     if (result == 0)
-        result =
-            migration_check_vm(request->host, request->arguments[0], destination, &answer, &request->err);
+        result = migration_check_vm(request->host, request->arguments[0], &options, forecast, &answer,
+                                    &request->err);
     return result < 0 ? result : api_answer(request, MHD_HTTP_OK, answer);
+}
+
+int api_probe(struct api_request *request)
+{
+    const char *id = NULL;
+    const char *source = NULL;
+    const struct field fields[] = {
+        {"id", FIELD_STRING, true, &id},
+        {"source", FIELD_STRING, true, &source},
+    };
+    json_t *answer = NULL;
+    int result = api_read_body(request, fields, 2);
+
+    if (result == 0 && !migration_id_valid(id))
+        result = error_set(&request->err, HOST_USAGE, "\"id\" is a lower-case UUID");
+    if (result == 0 && !config_name_valid(source))
+        result = error_set(&request->err, HOST_USAGE, "\"%.80s\" is not a host's name", source);
+    if (result == 0)
+        result = probe_receive(request->host, id, source, &answer, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_CREATED, answer);
 }
 
 int api_migrations_list(struct api_request *request)

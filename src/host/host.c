@@ -12,6 +12,7 @@
 #include "host/fields.h"
 #include "host/migration.h"
 #include "host/peers.h"
+#include "host/probe.h"
 #include "host/vms.h"
 
 #include <fcntl.h>
@@ -301,7 +302,10 @@ int host_new(struct host **out, const struct config *config, struct loop *loop, 
     clock_format(clock_realtime_ns(), host->started);
     read_boot_id(host);
     host->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    host->probe = probe_new();
     result = host->stop_fd < 0 ? error_set_errno(err, -errno, "cannot start") : 0;
+    if (result == 0 && !host->probe)
+        result = error_set(err, -ENOMEM, "out of memory");
     if (result == 0)
         result = take_state_dir(host, err);
     if (result == 0)
@@ -356,6 +360,7 @@ void host_free(struct host *host)
     api_free(host);
     agreement_stop(host);
     migrations_reap(host, true);
+    probe_free(host->probe);
     vms_free(host);
     peers_free(host);
     if (host->ready)

@@ -52,6 +52,7 @@ struct events;
 struct api;
 struct agreement_thread;
 struct ferry_credentials;
+struct probe_door;
 
 struct host {
     /* constant after host_new */
@@ -76,6 +77,7 @@ struct host {
     struct vm *vms;                        /* by name */
     struct peer *peers;                    /* by name */
     struct migration *migrations;          /* newest first */
+    struct probe_door *probe;              /* constant */
 };
 
 /*

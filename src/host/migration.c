@@ -66,6 +66,7 @@ void migration_unref(struct migration *migration)
     vm_unref(host, migration->vm);
     json_decref(migration->send);
     json_decref(migration->progress);
+    json_decref(migration->forecast);
     json_decref(migration->lines);
     free(migration);
 }
@@ -370,6 +371,8 @@ json_t *migration_object(const struct migration *migration)
     json_object_set_new(object, "kind", json_string("hot"));
     json_object_set_new(object, "outcome", json_string(migration->outcome));
     json_object_set_new(object, "machine", json_string(migration->machine));
+    if (migration->forecast)
+        json_object_set(object, "forecast", migration->forecast);
     migration_set_time(object, "started", migration->started_ns);
     migration_set_time(object, "ended", migration->ended_ns);
     json_object_set_new(object, "agreed", json_boolean(migration->agreed));

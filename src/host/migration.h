@@ -57,7 +57,8 @@ struct migration {
     const char *cause;
     char error[FERRY_ERROR_TEXT_SIZE];
     uint64_t ended_ns;
-    json_t *lines; /* [{time_ns, level, host, text}], at most MIGRATION_LINES_MAX */
+    json_t *forecast; /* made before it began, or NULL */
+    json_t *lines;    /* [{time_ns, level, host, text}], at most MIGRATION_LINES_MAX */
 
     /* host lock; agreement.c's */
     const char *their_outcome; /* how it ended, as the other host says; NULL: it has not said */
@@ -94,10 +95,12 @@ int migration_start(struct host *host, const char *vm, const struct migration_op
 
 /*
  * POST /v1/vms/NAME/check: the same checks, all of them, and nothing else. *answer: {vm, source, destination,
- * possible, checks: [{check, severity, message}]}. An error only when VM or destination are not known.
+ * possible, checks: [{check, severity, message}]}, and with FORECAST `forecast` (forecast.h; null when the VM
+ * cannot move, or cannot be foretold: then there is a warning). The next migration to that host has it in its
+ * record. An error only when VM or destination are not known.
  */
-int migration_check_vm(struct host *host, const char *vm, const char *destination, json_t **answer,
-                       struct ferry_error *err);
+int migration_check_vm(struct host *host, const char *vm, const struct migration_options *options,
+                       bool forecast, json_t **answer, struct ferry_error *err);
 
 struct migration_offer {
     const char *id;
@@ -173,6 +176,8 @@ const char *migration_known_cause(const char *cause);
 int migration_start_job(struct migration *migration, struct ferry_error *err);
 /* Tells the other host this one's events of the migration, and takes over its. */
 void migration_exchange_events(struct migration *migration);
+bool migration_id_valid(const char *id);
+int migration_make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err); /* a new UUID */
 /* migration_check.c: everything that can be found out before anything is changed, on both sides. With RESULTS
  * all checks are made and their rows put there; without, the first error ends it. */
 int migration_check(struct migration *migration, const json_t *definition, json_t *results,

@@ -4,6 +4,7 @@
 #include "host/checks.h"
 #include "host/definition.h"
 #include "host/fields.h"
+#include "host/forecast.h"
 #include "host/peers.h"
 #include "host/vms.h"
 
@@ -113,33 +114,70 @@ int migration_check(struct migration *migration, const json_t *definition, json_
                                                                : result;
 }
 
-int migration_check_vm(struct host *host, const char *vm_name, const char *destination, json_t **answer,
-                       struct ferry_error *err)
+/* The VM is claimed. A failure is a warning: it says nothing against the migration. */
+static json_t *foretell(struct migration *migration, struct vm *vm, const struct migration_options *options,
+                        json_t *results)
 {
-    struct migration *migration;
+    struct ferry_error err;
+    json_t *forecast = NULL;
+
+    if (forecast_make(migration->host, vm, migration->destination, migration->peer_address, options,
+                      &forecast, &err) < 0) {
+        json_array_append_new(results, json_pack("{s:s, s:s, s:o}", "check", "forecast", "severity",
+                                                 "warning", "message", fields_text(err.text)));
+        return json_null();
+    }
+    host_lock(migration->host);
+    json_decref(vm->forecast);
+    vm->forecast = json_incref(forecast);
+    snprintf(vm->forecast_for, sizeof(vm->forecast_for), "%s", migration->destination);
+    host_unlock(migration->host);
+    return forecast;
+}
+
+static int check_and_foretell(struct migration *migration, struct vm *vm,
+                              const struct migration_options *options, bool forecast, json_t **answer,
+                              struct ferry_error *err)
+{
+    json_t *results = json_array();
     struct ferry_error why = {0};
-    json_t *results;
+    json_t *foretold = NULL;
+    int result = migration_check(migration, vm->definition, results, &why);
+
+    if (result == HOST_NOT_FOUND) {
+        json_decref(results);
+        return error_set(err, result, "%s", why.text);
+    }
+    if (forecast)
+        foretold = result == 0 ? foretell(migration, vm, options, results) : json_null();
+    *answer = json_pack("{s:s, s:s, s:s, s:b, s:o}", "vm", migration->vm_name, "source", migration->source,
+                        "destination", migration->destination, "possible", result == 0, "checks", results);
+    if (foretold)
+        json_object_set_new(*answer, "forecast", foretold);
+    return *answer ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
+
+int migration_check_vm(struct host *host, const char *vm_name, const struct migration_options *options,
+                       bool forecast, json_t **answer, struct ferry_error *err)
+{
+    char id[MIGRATION_ID_SIZE];
+    struct migration *migration;
     struct vm *vm;
     int result = vm_claim(host, vm_name, "being checked for a migration", &vm, err);
 
     if (!vm)
         return result;
-    migration = migration_new(host, "00000000-0000-4000-8000-000000000000", vm_name,
-                              definition_machine(vm->definition), host->config->name, destination);
-    results = json_array();
-    if (!migration || !results) {
-        result = error_set(err, -ENOMEM, "out of memory");
-    } else {
-        result = migration_check(migration, vm->definition, results, &why);
-        if (result == HOST_NOT_FOUND)
-            error_set(err, result, "%s", why.text);
-        else
-            *answer = json_pack("{s:s, s:s, s:s, s:b, s:O}", "vm", vm_name, "source", migration->source,
-                                "destination", destination, "possible", result == 0, "checks", results);
+    migration = NULL;
+    if (result == 0)
+        result = migration_make_id(id, err);
+    if (result == 0) {
+        migration = migration_new(host, id, vm_name, definition_machine(vm->definition), host->config->name,
+                                  options->destination);
+        result = migration ? check_and_foretell(migration, vm, options, forecast, answer, err)
+                           : error_set(err, -ENOMEM, "out of memory");
     }
-    json_decref(results);
     if (migration)
         migration_unref(migration);
     vm_release(host, vm);
-    return *answer ? 0 : result;
+    return result;
 }

@@ -33,7 +33,7 @@ static int make_token(char text[static TOKEN_TEXT_SIZE], struct ferry_error *err
     return 0;
 }
 
-static bool id_valid(const char *id)
+bool migration_id_valid(const char *id)
 {
     if (strlen(id) != MIGRATION_ID_SIZE - 1)
         return false;
@@ -51,7 +51,7 @@ static int check_offer(struct host *host, const struct migration_offer *offer, s
     struct ferry_error ignored;
     char id[MIGRATION_ID_SIZE];
 
-    if (!id_valid(offer->id))
+    if (!migration_id_valid(offer->id))
         return error_set(err, HOST_USAGE, "\"id\" must be a UUID in lower case");
     if (!config_name_valid(offer->source))
         return error_set(err, HOST_USAGE, "\"source\" must be a host's name");
@@ -287,7 +287,7 @@ int migration_withdraw(struct host *host, const char *id, bool force, struct fer
     uint64_t deadline = clock_deadline(END_TIMEOUT_MS);
     int result = 0;
 
-    if (!id_valid(id))
+    if (!migration_id_valid(id))
         return error_set(err, HOST_NOT_FOUND, "there is no migration %.64s", id);
     vm = find_arriving(host, id, &moving);
     if (!vm) {

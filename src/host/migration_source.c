@@ -24,7 +24,7 @@
 #define RECOVER_TIMEOUT_MS   10000
 
 /* A version 4 UUID. */
-static int make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err)
+int migration_make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err)
 {
     uint8_t b[16];
 
@@ -161,7 +161,7 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
     result = vm_claim(host, vm_name, "being checked for a migration", &vm, err);
     if (!vm)
         return result;
-    result = make_id(id, err);
+    result = migration_make_id(id, err);
     migration = migration_new(host, id, vm_name, definition_machine(vm->definition), host->config->name,
                               options->destination);
     if (!migration) {
@@ -174,6 +174,8 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
     if (result == 0) {
         host_lock(host);
         vm->refs++;
+        if (strcmp(vm->forecast_for, migration->destination) == 0)
+            migration->forecast = json_incref(vm->forecast);
         host_unlock(host);
         migration_register(migration, vm);
         result = prepare(migration, vm->definition, options, err);

@@ -97,6 +97,7 @@ void vm_unref(struct host *host, struct vm *vm)
         return;
     json_decref(vm->definition);
     json_decref(vm->exit);
+    json_decref(vm->forecast);
     free(vm);
 }
 

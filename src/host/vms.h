@@ -55,6 +55,9 @@ struct vm {
     struct migration *migration;   /* in progress; a reference */
     struct vm_ban ban;
     json_t *exit; /* exit.json of the process that ended last, or NULL */
+    /* What a migration to a host was last said to be like; NULL: not asked. */
+    json_t *forecast;
+    char forecast_for[HOST_NAME_SIZE];
 };
 
 /* Verbs of the API. *answer: a new VM object. Codes as in host.h. */

@@ -7,6 +7,7 @@
 #include "bus/state.h"
 #include "vm/migrate.h"
 #include "vm/params.h"
+#include "vm/sample.h"
 
 #include <errno.h>
 #include <string.h>
@@ -102,6 +103,12 @@ void vm_control(void *opaque, struct jsonrpc_request *request, const char *metho
     json_t *result = NULL;
     int code;
 
+    if (strcmp(method, "memory.sample") == 0) {
+        code = sample_begin(vm, params, request, &err); /* answers later */
+        if (code)
+            jsonrpc_fail(request, &err);
+        return;
+    }
     for (size_t i = 0; i < ARRAY_SIZE(methods) && !found; i++)
         if (strcmp(methods[i].name, method) == 0)
             found = &methods[i];

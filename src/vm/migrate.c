@@ -7,6 +7,7 @@
 #include "vm/files.h"
 #include "vm/guest.h"
 #include "vm/params.h"
+#include "vm/sample.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -413,6 +414,7 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
         migration_free(migration);
         return result;
     }
+    sample_abort(vm, "it is to be migrated");
     migration->step = MIGRATION_PREPARED;
     migration_free(vm->migration);
     vm->migration = migration;

@@ -6,6 +6,7 @@
 #include "vm/files.h"
 #include "vm/migrate.h"
 #include "vm/ownership.h"
+#include "vm/sample.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -510,6 +511,7 @@ static int vm_finish(struct vm *vm)
     }
     if (vm->console)
         console_set_sink(vm->console, NULL, NULL);
+    sample_abort(vm, "the VM ends");
     machine_free(vm->machine);
     ownership_free(vm->ownership);
     console_free(vm->console);

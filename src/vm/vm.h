@@ -87,6 +87,7 @@ struct vm {
 
     /* Loop thread's. */
     struct migration *migration; /* the one in progress or the last one; NULL: never one */
+    struct sample *sample;       /* the guest's memory is being watched; see sample.h */
     int signal_fd;
     struct loop_watch *signal_watch;
     struct loop_timer *patience; /* a prepared thing was not used; a session does not end */

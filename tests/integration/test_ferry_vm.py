@@ -364,6 +364,42 @@ def assert_console_reads_on(vm):
     assert vm.console().count("FERRY-GUEST READY") == 1
 
 
+def test_memory_can_be_watched_while_it_is_written(working):
+    answer = working.control.call("memory.sample", window_ns=500_000_000)
+    looks = answer["looks"]
+    assert [look["pages"] for look in looks] == sorted(look["pages"] for look in looks)
+    assert looks[-1]["elapsed_ns"] >= 500_000_000 and looks[-1]["pages"] > 100
+    assert 16 * MIB < answer["used_bytes"] <= 256 * MIB and 0 <= answer["zero_permille"] <= 1000
+    for bad in ({"window_ns": 1}, {"window_ns": 10**11}, {"x": 1}):
+        refused(lambda: working.control.call("memory.sample", **bad), "window_ns" if "x" not in bad else "x")
+    assert_goes_on(working)
+
+
+def test_migration_ends_the_watching_of_memory(vms, guest, working):
+    outcome = []
+    other = working.connect()
+
+    def watch():
+        try:
+            outcome.append(other.call("memory.sample", window_ns=10_000_000_000))
+        except RpcError as error:
+            outcome.append(error.message)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    while True:  # until the first is under way, a second is not refused
+        try:
+            working.control.call("memory.sample", window_ns=10_000_000)
+        except RpcError as error:
+            assert "watched already" in error.message
+            break
+    destination = vms.start_incoming("b", guest.definition("web", WORK))
+    assert vms.migrate(working, destination)["outcome"] == "completed"
+    thread.join(DEADLINE)
+    assert "it is to be migrated" in outcome[0]
+    destination.wait_for_work(3)
+
+
 def test_guest_moves_under_load_and_loses_nothing(vms, working):
     moved = vms.start_incoming("b", working.definition)
     assert moved.state() == "SETUP(MIGR)"

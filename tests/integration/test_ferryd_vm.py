@@ -62,6 +62,37 @@ def test_guest_goes_on_through_moves_and_its_console_goes_with_it(hosts):
     assert numbers == list(range(numbers[0], numbers[-1] + 1)), "a line of the console is missing or double"
 
 
+def test_forecast_is_made_and_kept_beside_what_came_of_it(hosts):
+    a, b = hosts.pair()
+    run(a)
+    wait_for_ticks(a)
+    answer = a.post("/v1/vms/web/check", {"destination": "b", "forecast": True})
+    assert answer["possible"] and answer["checks"] == []
+    forecast = answer["forecast"]
+    assert forecast["converges"] and forecast["end"] == "stop" and forecast["rounds"] >= 1
+    assert 0 < forecast["downtime_ns"] < forecast["total_ns"]
+    assert 32 << 20 <= forecast["memory_bytes"] <= 64 << 20
+    assert a.move("web", b)["forecast"] == forecast
+    assert a.restart().get("/v1/migrations")[0]["forecast"] == forecast
+    slow = b.post("/v1/vms/web/check", {"destination": "a", "forecast": True, "bandwidth_limit": 1 << 20})["forecast"]
+    assert slow["total_ns"] > 10 * forecast["total_ns"]
+    assert b.move("web", a)["forecast"] == slow
+    wait_for_ticks(a)
+
+
+def test_way_that_cannot_be_measured_is_a_warning(hosts):
+    a, b = hosts.pair()
+    run(a)
+    request = {"id": "11111111-1111-4111-8111-111111111111", "source": "z"}
+    b.post("/v1/probe", request)  # nobody comes to it
+    assert_refused(lambda: b.post("/v1/probe", request), 409, "conflict", "measured by another host")
+    answer = a.post("/v1/vms/web/check", {"destination": "b", "forecast": True})
+    assert answer["possible"] and answer["forecast"] is None
+    assert [(row["check"], row["severity"]) for row in answer["checks"]] == [("forecast", "warning")]
+    for bad in ({}, {"id": "x", "source": "z"}, {**request, "source": "../z"}):
+        assert_refused(lambda: b.post("/v1/probe", bad), 400, "usage")
+
+
 def test_paused_vm_arrives_paused(hosts):
     a, b = hosts.pair()
     run(a)

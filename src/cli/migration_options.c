@@ -1,0 +1,38 @@
+#include "cli/migration_options.h"
+
+#include "base/error.h"
+
+#include <errno.h>
+
+#define THROTTLE_MAX 99 /* per cent */
+
+static int check(const struct args *args, struct ferry_error *err)
+{
+    if (args_has(args, "no-throttle") && args_has(args, "throttle-max"))
+        return error_set(err, -EINVAL, "--no-throttle and --throttle-max exclude each other");
+    if (args_number(args, "throttle-max", 0) > THROTTLE_MAX)
+        return error_set(err, -EINVAL, "--throttle-max is a percentage, 0 to %d", THROTTLE_MAX);
+    return 0;
+}
+
+int migration_request(const struct args *args, json_t **body, struct ferry_error *err)
+{
+    static const struct {
+        const char *option, *member;
+    } numbers[] = {
+        {"downtime", "downtime_limit"},         {"bandwidth", "bandwidth_limit"},
+        {"copy-time-limit", "copy_time_limit"}, {"throttle-max", "throttle_max"},
+        {"no-throttle", "throttle_max"},        {"streams", "streams"},
+    };
+    int result = check(args, err);
+
+    if (result < 0)
+        return result;
+    *body = cli_pack("{s:s}", "destination", args_operand(args, 1));
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        if (args_has(args, numbers[i].option))
+            json_object_set_new(*body, numbers[i].member,
+                                json_integer((json_int_t)args_number(args, numbers[i].option, 0)));
+    }
+    return 0;
+}

@@ -1,0 +1,41 @@
+/*
+ * The options of a migration, which ferry migrate carries out and ferry check foretells.
+ */
+#ifndef FERRY_CLI_MIGRATION_OPTIONS_H
+#define FERRY_CLI_MIGRATION_OPTIONS_H
+
+#include "cli/command.h"
+
+/* For a command's table of options. */
+/* clang-format off */
+#define MIGRATION_OPTIONS \
+    {.name = "downtime", \
+     .kind = VALUE_DURATION, \
+     .value_name = "TIME", \
+     .help = "how long the VM may stand still, like 50ms (the default) or 0.3s"}, \
+    {.name = "bandwidth", \
+     .kind = VALUE_RATE, \
+     .value_name = "RATE", \
+     .help = "while it runs send no faster: bytes a second like 500M or 1G (powers of 1024), or bits " \
+             "a second like 10Gbit (powers of 1000); no limit unless given"}, \
+    {.name = "throttle-max", \
+     .kind = VALUE_NUMBER, \
+     .value_name = "PERCENT", \
+     .help = "when the VM changes its memory faster than it can be sent, slow its CPUs by at most so " \
+             "much, 0 to 99 %, 99 unless given"}, \
+    {.name = "no-throttle", .help = "never slow its CPUs"}, \
+    {.name = "copy-time-limit", \
+     .kind = VALUE_DURATION, \
+     .value_name = "TIME", \
+     .help = "when that does not help either: give up if sending what is left takes longer, 100s " \
+             "unless given; else stop the VM and finish"}, \
+    {.name = "streams", \
+     .kind = VALUE_NUMBER, \
+     .value_name = "N", \
+     .help = "connections to send memory on, 1 to 16; chosen by the host unless given"}
+/* clang-format on */
+
+/* The body of the request, from operand 1 (the destination) and the options above. *body: a new reference. */
+int migration_request(const struct args *args, json_t **body, struct ferry_error *err);
+
+#endif

@@ -1,0 +1,177 @@
+#include "host/forecast.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "host/fields.h"
+#include "host/probe.h"
+#include "host/vm_process.h"
+
+#include <ferry/ferry.h>
+
+#define SAMPLE_TIMEOUT_MS 10000
+#define PAGE              FERRY_PAGE_SIZE
+#define LOOKS_MAX         16
+
+/* What a VM adds to a switchover of nothing, on a quiet machine: stopping and saving it, loading and starting
+ * it. */
+static const uint64_t guest_part_ns[FERRY_DOWNTIME_PARTS] = {
+    [FERRY_DOWNTIME_PAUSE] = NS_PER_MS / 50,      [FERRY_DOWNTIME_QUIESCE] = NS_PER_MS / 50,
+    [FERRY_DOWNTIME_STATE_SAVE] = NS_PER_MS / 10, [FERRY_DOWNTIME_STATE_LOAD] = NS_PER_MS / 20,
+    [FERRY_DOWNTIME_LOCK] = NS_PER_MS / 50,       [FERRY_DOWNTIME_RESUME] = NS_PER_MS / 20,
+};
+
+/* How a guest writes: the pages it had written once after so long. */
+struct looks {
+    unsigned count;
+    double seconds[LOOKS_MAX];
+    double bytes[LOOKS_MAX];
+    uint64_t used_bytes;
+    uint64_t zero_permille;
+};
+
+static int read_looks(const json_t *answer, struct looks *looks, struct ferry_error *err)
+{
+    json_t *list = NULL;
+    json_t *row;
+    size_t i;
+    const struct field fields[] = {
+        {"looks", FIELD_ARRAY, true, &list},
+        {"used_bytes", FIELD_UINT, true, &looks->used_bytes},
+        {"zero_permille", FIELD_UINT, true, &looks->zero_permille},
+    };
+    int result = fields_read(answer, fields, 3, FIELDS_LOOSE, "the answer of ferry-vm", err);
+
+    json_array_foreach(list, i, row)
+    {
+        double seconds = (double)json_integer_value(json_object_get(row, "elapsed_ns")) / NS_PER_S;
+        double bytes = (double)json_integer_value(json_object_get(row, "pages")) * PAGE;
+
+        if (result == 0 && i < LOOKS_MAX && seconds > 0 && bytes >= 0) {
+            looks->seconds[looks->count] = seconds;
+            looks->bytes[looks->count++] = bytes;
+        }
+    }
+    if (result == 0 && (looks->count == 0 || looks->zero_permille > 1000))
+        result = error_set(err, -EBADMSG, "the answer of ferry-vm makes no sense");
+    return result;
+}
+
+static int sample(struct host *host, struct vm *vm, struct looks *looks, struct ferry_error *err)
+{
+    struct vm_process *process = vm_process_get(host, vm);
+    json_t *answer = NULL;
+    int result;
+
+    if (!process)
+        return error_set(err, HOST_CONFLICT, "VM %s does not run any more", vm->name);
+    result = vm_process_call(process, "memory.sample", NULL, SAMPLE_TIMEOUT_MS, &answer, err);
+    if (result == 0)
+        result = read_looks(answer, looks, err);
+    json_decref(answer);
+    vm_process_unref(process);
+    return result;
+}
+
+/*
+ * At first new pages come at the rate of the first look. Over a round as long as FIRST_S the guest will have
+ * written what the looks say, and beyond them what the last half of them goes on to.
+ */
+static void model(const struct looks *looks, double first_s, struct ferry_forecast_input *input)
+{
+    unsigned last = looks->count - 1;
+    double most = looks->bytes[last];
+
+    input->dirty_bytes_per_s = (uint64_t)(looks->bytes[0] / looks->seconds[0]);
+    if (last > 0 && first_s > looks->seconds[last]) {
+        double slope =
+            (looks->bytes[last] - looks->bytes[last - 1]) / (looks->seconds[last] - looks->seconds[last - 1]);
+
+        if (slope > 0)
+            most += slope * (first_s - looks->seconds[last]);
+    }
+    if (most > (double)looks->used_bytes)
+        most = (double)looks->used_bytes;
+    input->working_set_bytes = (uint64_t)most;
+}
+
+static uint64_t bandwidth_of(const struct ferry_progress *report)
+{
+    const struct ferry_round *round = &report->rounds[0];
+
+    if (report->round == 0 || round->duration_ns == 0)
+        return 0;
+    return (uint64_t)((double)(round->pages * PAGE) * NS_PER_S / (double)round->duration_ns);
+}
+
+/* As they were in the newest move of the VM, or to that host; before there is one, the probe's and a guess.
+ */
+static void fixed_parts(struct host *host, const char *vm, const char *destination,
+                        const struct ferry_progress *report, struct ferry_forecast_input *input)
+{
+    json_t *known = migration_known_costs(host, vm, destination);
+    const json_t *parts = json_object_get(known, "downtime_parts");
+
+    for (size_t i = 0; i < FERRY_DOWNTIME_PARTS; i++) {
+        const json_t *part = json_object_get(parts, ferry_downtime_part_name((enum ferry_downtime_part)i));
+
+        input->part_ns[i] = report->downtime_part_ns[i] + guest_part_ns[i];
+        if (json_is_integer(part) && i != FERRY_DOWNTIME_LAST_PAGES && i != FERRY_DOWNTIME_WIRE)
+            input->part_ns[i] = (uint64_t)json_integer_value(part);
+    }
+    json_decref(known);
+}
+
+static const char *const end_words[] = {
+    [FERRY_FORECAST_NONE] = "none",
+    [FERRY_FORECAST_STOP] = "stop",
+    [FERRY_FORECAST_QUICK_RESUME] = "quick resume",
+    [FERRY_FORECAST_ABORT] = "abort",
+};
+
+static json_t *describe(const struct ferry_forecast_input *input, const struct ferry_forecast *forecast)
+{
+    char now[CLOCK_TEXT_SIZE];
+
+    clock_format(clock_realtime_ns(), now);
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:b, s:i, s:I, s:I, s:I, s:i}", "time", now,
+                     "memory_bytes", (json_int_t)input->memory_bytes, "dirty_bytes_per_s",
+                     (json_int_t)input->dirty_bytes_per_s, "working_set_bytes",
+                     (json_int_t)input->working_set_bytes, "bandwidth_bytes_per_s",
+                     (json_int_t)input->bandwidth_bytes_per_s, "end", end_words[forecast->end], "converges",
+                     forecast->converges, "rounds", (int)forecast->rounds, "total_ns",
+                     (json_int_t)forecast->total_ns, "downtime_ns", (json_int_t)forecast->downtime_ns,
+                     "bytes", (json_int_t)forecast->bytes, "throttle", (int)forecast->throttle);
+}
+
+int forecast_make(struct host *host, struct vm *vm, const char *destination, const char *address,
+                  const struct migration_options *options, json_t **answer, struct ferry_error *err)
+{
+    struct ferry_forecast_input input = {
+        .bandwidth_limit = options->bandwidth_limit,
+        .downtime_limit_ns = options->downtime_limit,
+        .copy_time_limit_ns = options->copy_time_limit,
+        .no_throttle = options->throttle_max == 0,
+        .throttle_max = options->throttle_max == MIGRATION_DEFAULT ? 0 : (unsigned)options->throttle_max,
+    };
+    struct ferry_forecast forecast;
+    struct ferry_progress report;
+    struct looks looks = {0};
+    double rate;
+    int result = sample(host, vm, &looks, err);
+
+    if (result == 0)
+        result = probe_send(host, destination, address, (unsigned)options->streams, &report, err);
+    if (result < 0)
+        return result;
+    input.memory_bytes = looks.used_bytes / 1000 * (1000 - looks.zero_permille);
+    input.bandwidth_bytes_per_s = bandwidth_of(&report);
+    input.setup_ns = report.setup_ns;
+    fixed_parts(host, vm->name, destination, &report, &input);
+    rate = (double)input.bandwidth_bytes_per_s;
+    if (input.bandwidth_limit && (double)input.bandwidth_limit < rate)
+        rate = (double)input.bandwidth_limit;
+    model(&looks, rate > 0 ? (double)input.memory_bytes / rate : 0, &input);
+    ferry_forecast(&input, &forecast);
+    *answer = describe(&input, &forecast);
+    return *answer ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
