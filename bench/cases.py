@@ -106,9 +106,9 @@ class _FerryMover:
             self.close()
             raise
 
-    def move(self):
+    def move(self, **options):
         """Returns the source's final migration object."""
-        report = self.here.migrate("bench", self.there.name)
+        report = self.here.migrate("bench", self.there.name, **options)
         self.here, self.there = self.there, self.here
         return report
 
@@ -238,4 +238,42 @@ def engine(build, quick):
             row("engine CPU", "s/GiB", *costs, name, count, "<= 1.25 x", "<=", 1.25)]
 
 
-CASES = {"engine": engine, "boot": boot, "loops": loops, "idle": idle, "gap": gap, "memory": memory}
+def within(case, unit, mine, peer, peer_name, runs, slack):
+    """A figure that should be the peer's, SLACK (a share) above or below."""
+    return {**row(case, unit, mine, peer, peer_name, runs, f"within {slack:.0%}", "<=", 1 + slack),
+            "holds": None if not peer else abs(mine / peer - 1) <= slack}
+
+
+def forecast(build, quick):
+    """What `ferry check` foretells of a migration against what comes of it"""
+    count = 3 if quick else 11
+    rows = []
+    for name, work, options in (("idle", "", {}),
+                                ("writing 20 MiB/s", " ferry.work=threads=1,mem=64M,rate=20M", {}),
+                                ("writing, 500 Mbit/s", " ferry.work=threads=1,mem=32M,rate=4M",
+                                 {"bandwidth_limit": 62_500_000})):
+        mover = _FerryMover(build, cmdline=CMDLINE + work)
+        try:
+            time.sleep(5)
+            pairs = []
+            for _ in range(count):
+                check = mover.here.call("POST", "/v1/vms/bench/check",
+                                        {"destination": mover.there.name, "forecast": True, **options})
+                pairs.append((check["forecast"], mover.move(**options)))
+        finally:
+            mover.close()
+        for what, key in (("total", "total_ns"), ("downtime", "downtime_ns")):
+            foretold, came = (statistics.median(pair[side][key] for pair in pairs) / 1e6 for side in (0, 1))
+            rows.append(within(f"forecast {what}, {name}", "ms", foretold, came, "what came of it", count, 0.2))
+    return rows
+
+
+CASES = {
+    "boot": boot,
+    "engine": engine,
+    "forecast": forecast,
+    "gap": gap,
+    "idle": idle,
+    "loops": loops,
+    "memory": memory,
+}
