@@ -59,8 +59,9 @@ struct console {
     pthread_mutex_t file_lock; /* guards the log file; taken before `lock` */
     int log_fd;
     uint64_t log_size;
-    bool replace; /* the next flush begins the log anew */
-    bool failing; /* the last write failed; said once */
+    bool replace;  /* the next flush begins the log anew */
+    int former_fd; /* directory of the log to begin it with; -1: with the history */
+    bool failing;  /* the last write failed; said once */
 };
 
 /* ---- ring; lock held ---- */
@@ -183,15 +184,42 @@ static void file_cut(struct console *console)
     console->log_size = size;
 }
 
+/* The log becomes the former one's, in which the history is. */
+static bool file_inherit(struct console *console)
+{
+    CLEANUP_CLOSE int from =
+        console->former_fd < 0 ? -1 : openat(console->former_fd, console->log_path, O_RDONLY | O_CLOEXEC);
+
+    if (from < 0)
+        return false;
+    if (file_copy(from, console->log_fd, &console->log_size) == 0)
+        return true;
+    log_warn(console->log, "the console's earlier log is not in the new one: %s", strerror(errno));
+    console->log_size = ftruncate(console->log_fd, 0) < 0 ? console->log_size : 0;
+    return false;
+}
+
+static void file_begin_anew(struct console *console)
+{
+    if (ftruncate(console->log_fd, 0) < 0)
+        return;
+    console->replace = false;
+    console->log_size = 0;
+    if (!file_inherit(console))
+        return;
+    pthread_mutex_lock(&console->lock);
+    if (console->flushed < console->live)
+        console->flushed = console->live;
+    pthread_mutex_unlock(&console->lock);
+}
+
 static void file_flush(struct console *console)
 {
     uint8_t chunk[CHUNK_SIZE];
     size_t size;
 
-    if (console->replace && ftruncate(console->log_fd, 0) == 0) {
-        console->replace = false;
-        console->log_size = 0;
-    }
+    if (console->replace)
+        file_begin_anew(console);
     do {
         pthread_mutex_lock(&console->lock);
         size = ring_copy(console, &console->flushed, chunk, sizeof(chunk));
@@ -498,6 +526,11 @@ void console_save(struct console *console, struct buffer *out)
     buffer_free(&section.history);
 }
 
+void console_set_former(struct console *console, int directory)
+{
+    console->former_fd = directory;
+}
+
 int console_load(struct console *console, uint32_t version, struct reader *in, struct ferry_error *err)
 {
     struct console_section section = {.history = BUFFER_INIT};
@@ -559,6 +592,7 @@ int console_new(struct console **out, struct loop *loop, struct log *log, const 
                                 .log_path = log_path,
                                 .socket_path = socket_path,
                                 .listen_fd = -1,
+                                .former_fd = -1,
                                 .log_fd = -1};
     pthread_mutex_init(&console->lock, NULL);
     pthread_mutex_init(&console->file_lock, NULL);

@@ -58,6 +58,12 @@ void console_flush(struct console *console);
 /* The history as a state section. Any thread; nothing is written to the log before the next flush. */
 extern const struct state_table console_state;
 void console_save(struct console *console, struct buffer *out);
+/*
+ * The history comes from another process of this host, whose directory is DIRECTORY (a descriptor, borrowed):
+ * what has that one's log of the same name becomes the log, not only the history. That process must have
+ * flushed it when the next flush comes. Before console_load.
+ */
+void console_set_former(struct console *console, int directory);
 /* Replaces history and, at the next flush, the log. Nothing was output here before. */
 int console_load(struct console *console, uint32_t version, struct reader *in, struct ferry_error *err);
 

@@ -33,6 +33,11 @@ static int guest_list_regions(void *guest, struct ferry_ram_region *regions, siz
     return 0;
 }
 
+static int guest_adopt_memory(void *guest, size_t index, int fd, struct ferry_error *err)
+{
+    return memory_adopt(machine_memory(((struct vm *)guest)->machine), index, fd, err);
+}
+
 static int guest_dirty_start(void *guest, struct ferry_error *err)
 {
     return machine_dirty_start(((struct vm *)guest)->machine, err);
@@ -119,6 +124,9 @@ static int guest_save_own(struct vm *vm, struct ferry_sink *sink, struct ferry_e
     struct buffer buffer = BUFFER_INIT;
     int result = 0;
 
+    /* The process that comes next reads on in the log. */
+    if (migration_stays(vm->migration))
+        console_flush(vm->console);
     console_save(vm->console, &buffer);
     if (buffer_failed(&buffer))
         result = error_set(err, -ENOMEM, "out of memory while saving the console's history");
@@ -247,6 +255,7 @@ static void guest_announce(void *guest)
 
 const struct ferry_guest_ops vm_guest_ops = {
     .list_regions = guest_list_regions,
+    .adopt_memory = guest_adopt_memory,
     .dirty_start = guest_dirty_start,
     .dirty_fetch = guest_dirty_fetch,
     .dirty_stop = guest_dirty_stop,

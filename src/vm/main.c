@@ -21,13 +21,16 @@
 #define EXIT_USAGE 2
 
 static const char usage[] =
-    "usage: ferry-vm --dir DIR [--incoming] [--paused] [--ready-fd N] [--insecure] [--host NAME]\n"
+    "usage: ferry-vm --dir DIR [--incoming | --upgrade DIR] [--paused] [--ready-fd N] [--insecure] [--host "
+    "NAME]\n"
     "                [--lock-dir DIR] [--lock-wait SECONDS]\n"
     "\n"
     "Runs one virtual machine, described by DIR/definition.json, and answers JSON-RPC on DIR/control.sock.\n"
     "\n"
     "  --dir DIR       the VM's directory\n"
     "  --incoming      do not start the VM but wait for it to arrive from another host\n"
+    "  --upgrade DIR   wait for the VM to come, with its memory, from the process of this host that runs in "
+    "DIR\n"
     "  --paused        do not let it run until it is resumed\n"
     "  --ready-fd N    write one line of JSON to descriptor N when the VM runs or cannot\n"
     "  --insecure      a migration may arrive on addresses other than loopback, unencrypted\n"
@@ -71,20 +74,15 @@ static int parse_seconds(const char *text, uint64_t *ns)
 }
 
 /* Returns -1 to go on, else the exit status. */
-static int parse_arguments(int argc, char **argv, struct vm_options *options)
+static int parse_arguments(int argc, char **argv, struct vm_options *options, const char **former)
 {
     static const struct option longs[] = {
-        {"dir", required_argument, NULL, 'd'},
-        {"incoming", no_argument, NULL, 'i'},
-        {"paused", no_argument, NULL, 'p'},
-        {"ready-fd", required_argument, NULL, 'r'},
-        {"insecure", no_argument, NULL, 'I'},
-        {"host", required_argument, NULL, 'H'},
-        {"lock-dir", required_argument, NULL, 'l'},
-        {"lock-wait", required_argument, NULL, 'w'},
-        {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'v'},
-        {0},
+        {"dir", required_argument, NULL, 'd'},       {"incoming", no_argument, NULL, 'i'},
+        {"upgrade", required_argument, NULL, 'u'},   {"paused", no_argument, NULL, 'p'},
+        {"ready-fd", required_argument, NULL, 'r'},  {"insecure", no_argument, NULL, 'I'},
+        {"host", required_argument, NULL, 'H'},      {"lock-dir", required_argument, NULL, 'l'},
+        {"lock-wait", required_argument, NULL, 'w'}, {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},         {0},
     };
     int option;
 
@@ -96,6 +94,10 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options)
             break;
         case 'i':
             options->incoming = true;
+            break;
+        case 'u':
+            options->incoming = true;
+            *former = optarg;
             break;
         case 'p':
             options->paused = true;
@@ -137,7 +139,8 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options)
     if (options->host && strlen(options->host) >= FERRY_NAME_SIZE)
         return bad_usage("--host %s is too long", options->host);
     if (options->incoming && options->paused)
-        return bad_usage("%s has no meaning with --incoming: the VM arrives running or paused", "--paused");
+        return bad_usage("%s has no meaning with --incoming or --upgrade: the VM arrives running or paused",
+                         "--paused");
     return -1;
 }
 
@@ -173,10 +176,22 @@ static int become_independent(struct vm_options *options)
     return sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
+static int bad_directory(const struct vm_options *options, const char *directory)
+{
+    struct ferry_error err;
+
+    error_set_errno(&err, -errno, "cannot use the VM directory %.300s", directory);
+    fprintf(stderr, "ferry-vm: %s\n", err.text);
+    files_tell_ready(options->ready_fd, &err);
+    return EXIT_FAILURE;
+}
+
 int main(int argc, char **argv)
 {
-    struct vm_options options = {.ready_fd = -1, .lock_wait_ns = OWNERSHIP_LOCK_WAIT_S * NS_PER_S};
-    int status = parse_arguments(argc, argv, &options);
+    struct vm_options options = {
+        .ready_fd = -1, .former_fd = -1, .lock_wait_ns = OWNERSHIP_LOCK_WAIT_S * NS_PER_S};
+    const char *former = NULL;
+    int status = parse_arguments(argc, argv, &options, &former);
 
     if (status >= 0)
         return status;
@@ -187,13 +202,11 @@ int main(int argc, char **argv)
         fprintf(stderr, "ferry-vm: cannot detach from its starter: %s\n", strerror(errno));
         return EXIT_FAILURE;
     }
-    if (chdir(options.dir) < 0) {
-        struct ferry_error err;
-
-        error_set_errno(&err, -errno, "cannot use the VM directory %.300s", options.dir);
-        fprintf(stderr, "ferry-vm: %s\n", err.text);
-        files_tell_ready(options.ready_fd, &err);
-        return EXIT_FAILURE;
-    }
+    if (former)
+        options.former_fd = open(former, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (former && options.former_fd < 0)
+        return bad_directory(&options, former);
+    if (chdir(options.dir) < 0)
+        return bad_directory(&options, options.dir);
     return vm_main(&options);
 }

@@ -38,6 +38,7 @@ struct migration {
     struct log *log;             /* lines carry the id */
     struct loop_timer *timer;    /* prepared: patience; running: the next progress notification */
     int listen_fd;
+    char listen_path[SOCK_ADDRESS_SIZE]; /* a Unix socket's, removed with it; empty: none */
     struct ferry_session *session;
     struct thread thread;
     unsigned changes; /* atomic: changes noted on the session's thread that the loop has not seen */
@@ -91,11 +92,11 @@ json_t *migration_json(const struct migration *migration, bool with_log)
         json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:s, s:s, s:s, s:s?}", "id",
                   migration->id, "vm", migration->vm->config.name, "source", migration->source, "destination",
                   migration->destination, "side", migration->is_source ? "source" : "destination", "kind",
-                  "hot", "state", ferry_state_name(progress->state), "state_number", (int)progress->state,
-                  "phase", ferry_phase_name(progress->phase), "percent", (int)progress->percent, "outcome",
-                  ferry_outcome_name(progress->outcome), "cause", ferry_cause_name(progress->cause), "error",
-                  progress->error, "started", migration->started, "ended",
-                  migration->ended[0] ? migration->ended : NULL);
+                  migration_stays(migration) ? "upgrade" : "hot", "state", ferry_state_name(progress->state),
+                  "state_number", (int)progress->state, "phase", ferry_phase_name(progress->phase), "percent",
+                  (int)progress->percent, "outcome", ferry_outcome_name(progress->outcome), "cause",
+                  ferry_cause_name(progress->cause), "error", progress->error, "started", migration->started,
+                  "ended", migration->ended[0] ? migration->ended : NULL);
     if (!json)
         return json_null();
     set_number(json, "memory_bytes", progress->memory_bytes);
@@ -252,6 +253,15 @@ static void migration_finish(struct migration *migration)
     vm_migration_ended(migration->vm);
 }
 
+static void migration_stop_listening(struct migration *migration)
+{
+    if (migration->listen_fd < 0)
+        return;
+    close(TAKE_FD(migration->listen_fd));
+    if (migration->listen_path[0])
+        unlink(migration->listen_path);
+}
+
 static void migration_session_ended(void *opaque)
 {
     struct migration *migration = opaque;
@@ -260,8 +270,7 @@ static void migration_session_ended(void *opaque)
     ferry_session_progress(migration->session, &migration->progress);
     ferry_session_free(migration->session);
     migration->session = NULL;
-    if (migration->listen_fd >= 0)
-        close(TAKE_FD(migration->listen_fd));
+    migration_stop_listening(migration);
     migration_finish(migration);
 }
 
@@ -330,8 +339,7 @@ void migration_free(struct migration *migration)
         return;
     loop_timer_remove(migration->timer);
     ferry_session_free(migration->session);
-    if (migration->listen_fd >= 0)
-        close(migration->listen_fd);
+    migration_stop_listening(migration);
     json_decref(migration->lines);
     log_close(migration->log);
     free(migration);
@@ -470,12 +478,15 @@ static int source_options(struct ferry_source_options *options, const struct mig
                                         "known",
                                         "verify_memory",
                                         "peer_timeout",
+                                        "pass_memory",
                                         NULL};
     uint64_t pid = 0, streams = 0;
     int result = params_only(params, names, err);
 
-    *options = (struct ferry_source_options){.verify_memory =
-                                                 json_is_true(json_object_get(params, "verify_memory"))};
+    *options = (struct ferry_source_options){
+        .verify_memory = json_is_true(json_object_get(params, "verify_memory")),
+        .pass_memory = json_is_true(json_object_get(params, "pass_memory")),
+    };
     memcpy(options->migration_id, migration->id, sizeof(options->migration_id));
     memcpy(options->source, migration->source, sizeof(options->source));
     memcpy(options->destination, migration->destination, sizeof(options->destination));
@@ -541,15 +552,20 @@ static int migration_listen(struct migration *migration, json_t *params, char ad
         return error_set(err, -EPERM,
                          "without certificates a migration listens on loopback addresses only, not on %s",
                          listen);
+    if (migration->vm->options.former_fd >= 0 && !strchr(listen, '/'))
+        return error_set(err, -EINVAL, "memory is passed by a Unix socket, which %s is not", listen);
     migration->listen_fd = sock_listen(listen, err);
     if (migration->listen_fd < 0)
         return migration->listen_fd;
+    if (strchr(listen, '/'))
+        memcpy(migration->listen_path, listen, sizeof(listen));
     return sock_local_address(migration->listen_fd, address, err);
 }
 
 static int destination_start(struct migration *migration, json_t *params, struct ferry_error *err)
 {
-    struct ferry_destination_options options = {.listen_fd = migration->listen_fd};
+    struct ferry_destination_options options = {.listen_fd = migration->listen_fd,
+                                                .memory_passed = migration->vm->options.former_fd >= 0};
     struct ferry_observer observer = migration_observer(migration);
     int result;
 
@@ -646,6 +662,11 @@ bool migration_waiting(const struct migration *migration)
 bool migration_is_source(const struct migration *migration)
 {
     return migration->is_source;
+}
+
+bool migration_stays(const struct migration *migration)
+{
+    return strcmp(migration->source, migration->destination) == 0;
 }
 
 const char *migration_id(const struct migration *migration)

@@ -34,6 +34,8 @@ bool migration_active(const struct migration *migration);
 /* It was prepared and the word to start has not come. */
 bool migration_waiting(const struct migration *migration);
 bool migration_is_source(const struct migration *migration);
+/* From this process to another of the same host. */
+bool migration_stays(const struct migration *migration);
 const char *migration_id(const struct migration *migration);
 const char *migration_destination(const struct migration *migration);
 /* As the guest seam gets it. */

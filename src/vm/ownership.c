@@ -24,7 +24,9 @@ struct ownership {
     char host[VM_LOCK_NAME_SIZE];
     char *disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
-    struct vm_lock *lock; /* NULL: nothing shared */
+    struct vm_lock *lock;     /* NULL: nothing shared */
+    struct vm_lock *own_lock; /* of the last move between two processes of this host; NULL: none */
+    char *former;             /* NULL: none */
     int interrupt_fd;
     struct fault_plan faults;
 };
@@ -57,6 +59,7 @@ int ownership_new(struct ownership **out, const struct ownership_options *option
         return error_set(err, -ENOMEM, "out of memory for the VM's lock");
     ownership->options = *options;
     ownership->options.config = NULL;
+    ownership->options.lock_dir = ownership->options.former = NULL; /* nor are these */
     snprintf(ownership->vm, sizeof(ownership->vm), "%s", config->name);
     snprintf(ownership->host, sizeof(ownership->host), "%s", options->host);
     for (unsigned i = 0; i < config->disk_count && !result; i++) {
@@ -65,6 +68,8 @@ int ownership_new(struct ownership **out, const struct ownership_options *option
         if (!ownership->disks[i])
             result = error_set(err, -ENOMEM, "out of memory for the VM's lock");
     }
+    if (!result && options->former && !(ownership->former = strdup(options->former)))
+        result = error_set(err, -ENOMEM, "out of memory for the VM's lock");
     ownership->interrupt_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (!result && ownership->interrupt_fd < 0)
         result = error_set_errno(err, -errno, "cannot make an event descriptor");
@@ -85,8 +90,10 @@ void ownership_free(struct ownership *ownership)
     if (!ownership)
         return;
     vm_lock_close(ownership->lock);
+    vm_lock_close(ownership->own_lock);
     for (unsigned i = 0; i < ownership->disk_count; i++)
         free(ownership->disks[i]);
+    free(ownership->former);
     if (ownership->interrupt_fd >= 0)
         close(ownership->interrupt_fd);
     free(ownership);
@@ -133,10 +140,45 @@ static void drop_images(struct ownership *ownership)
     ownership->options.release_images(ownership->options.images);
 }
 
+/* ---- the lock that decides about a move ---- */
+
+static bool stays_on_host(const struct ferry_handover *handover)
+{
+    return strcmp(handover->source, handover->destination) == 0;
+}
+
+/*
+ * Two processes of one host need no shared storage: when the VM has none, the lock of their move is in the
+ * source's directory. No other move may look at it, and no cold start does.
+ */
+static struct vm_lock *lock_of(const struct ownership *ownership, const struct ferry_handover *handover)
+{
+    return ownership->lock || !stays_on_host(handover) ? ownership->lock : ownership->own_lock;
+}
+
+static int open_own_lock(struct ownership *ownership, const char *directory, bool anew,
+                         struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    int result;
+
+    if (!directory)
+        return error_set(err, -EINVAL, "this process does not know the directory of the one before it");
+    result = vm_lock_place(path, NULL, directory, ownership->vm, err);
+    if (result < 0)
+        return result;
+    if (anew)
+        unlink(path);
+    vm_lock_close(ownership->own_lock);
+    ownership->own_lock = NULL;
+    return vm_lock_open(&ownership->own_lock, path, err);
+}
+
 /* ---- the record ---- */
 
-static int write_record(struct ownership *ownership, struct vm_lock_record *record, enum vm_lock_state state,
-                        uint64_t generation, const struct ferry_handover *handover, struct ferry_error *err)
+static int write_record(struct ownership *ownership, struct vm_lock *lock, struct vm_lock_record *record,
+                        enum vm_lock_state state, uint64_t generation, const struct ferry_handover *handover,
+                        struct ferry_error *err)
 {
     int result;
 
@@ -148,7 +190,7 @@ static int write_record(struct ownership *ownership, struct vm_lock_record *reco
     snprintf(record->source, sizeof(record->source), "%s", handover ? handover->source : "");
     snprintf(record->destination, sizeof(record->destination), "%s", handover ? handover->destination : "");
     snprintf(record->migration, sizeof(record->migration), "%s", handover ? handover->migration_id : "");
-    result = vm_lock_write(ownership->lock, record, err);
+    result = vm_lock_write(lock, record, err);
     if (!result)
         log_info(ownership->options.log, "ownership: %s, generation %" PRIu64, vm_lock_state_name(state),
                  generation);
@@ -196,7 +238,8 @@ int ownership_take(struct ownership *ownership, struct ferry_error *err)
     if (!result)
         result = take_images(ownership, err);
     if (!result) {
-        result = write_record(ownership, &record, VM_LOCK_HELD, record.generation + 1, NULL, err);
+        result =
+            write_record(ownership, ownership->lock, &record, VM_LOCK_HELD, record.generation + 1, NULL, err);
         if (result)
             drop_images(ownership);
     }
@@ -207,52 +250,70 @@ int ownership_take(struct ownership *ownership, struct ferry_error *err)
 
 /* ---- source ---- */
 
+/* A new one for every move, as if the VM had been started with it. */
+static int hold_own_lock(struct ownership *ownership, struct ferry_error *err)
+{
+    struct vm_lock_record record = {0};
+    int result = open_own_lock(ownership, ".", true, err);
+
+    if (!result)
+        result = vm_lock_take(ownership->own_lock, err);
+    return result ? result
+                  : write_record(ownership, ownership->own_lock, &record, VM_LOCK_HELD, 1, NULL, err);
+}
+
 int ownership_release(struct ownership *ownership, const struct ferry_handover *handover,
                       struct ferry_error *err)
 {
+    struct vm_lock *lock = ownership->lock;
     struct vm_lock_record record;
     int result;
 
-    if (!ownership->lock) {
+    if (!lock && stays_on_host(handover)) {
+        result = hold_own_lock(ownership, err);
+        if (result)
+            return result;
+        lock = ownership->own_lock;
+    }
+    if (!lock) {
         drop_images(ownership);
         return 0;
     }
-    result = vm_lock_read(ownership->lock, &record, err);
+    result = vm_lock_read(lock, &record, err);
     if (!result)
         result = fault_hit(&ownership->faults, FAULT_SOURCE_BEFORE_HANDOVER, err);
     if (result)
         return result;
-    result = write_record(ownership, &record, VM_LOCK_HANDOVER, record.generation, handover, err);
+    result = write_record(ownership, lock, &record, VM_LOCK_HANDOVER, record.generation, handover, err);
     if (!result)
         result = fault_hit(&ownership->faults, FAULT_SOURCE_AFTER_HANDOVER, err);
     if (result) {
         /* Whatever of it is on storage: nobody was told, and nobody can take the lock. */
-        (void)write_record(ownership, &record, VM_LOCK_HELD, record.generation, NULL, NULL);
+        (void)write_record(ownership, lock, &record, VM_LOCK_HELD, record.generation, NULL, NULL);
         return result;
     }
     drop_images(ownership);
-    vm_lock_drop(ownership->lock);
+    vm_lock_drop(lock);
     return 0;
 }
 
 /* What a record that is not of this move's says about the memory here. */
-static enum ferry_retake judge_lost(const struct ownership *ownership, const struct vm_lock_record *record,
+static enum ferry_retake judge_lost(const struct vm_lock *lock, const struct vm_lock_record *record,
                                     struct ferry_error *err)
 {
-    const char *taken = vm_lock_is_taken(ownership->lock) ? "it was started" : "it runs";
+    const char *taken = vm_lock_is_taken(lock) ? "it was started" : "it runs";
 
     if (record->state == VM_LOCK_NEW || record->state == VM_LOCK_HANDOVER ||
         record->state == VM_LOCK_ACQUIRED) {
         error_set(err, -EBADMSG,
                   "the lock file %s says nothing of this move any more (%s, generation %" PRIu64 ")",
-                  vm_lock_path(ownership->lock), vm_lock_state_name(record->state), record->generation);
+                  vm_lock_path(lock), vm_lock_state_name(record->state), record->generation);
         return FERRY_RETAKE_UNKNOWN;
     }
     error_set(err, -EBUSY,
               "%s on host %s (process %" PRId64 ", generation %" PRIu64 "); the memory here is out of date%s",
               taken, record->holder, record->pid, record->generation,
-              vm_lock_is_taken(ownership->lock) ? ", and nobody runs it now: start it anew from its disks"
-                                                : "");
+              vm_lock_is_taken(lock) ? ", and nobody runs it now: start it anew from its disks" : "");
     return FERRY_RETAKE_LOST;
 }
 
@@ -280,20 +341,21 @@ static bool wait_a_moment(const struct ownership *ownership, struct patience *pa
 
 /* Waits until the lock could be taken (RESUME, so far), its holder says that it runs the VM, or the time is
  * over. */
-static enum ferry_retake await_lock(struct ownership *ownership, uint64_t deadline, struct ferry_error *err)
+static enum ferry_retake await_lock(struct ownership *ownership, struct vm_lock *lock, uint64_t deadline,
+                                    struct ferry_error *err)
 {
     struct patience patience = {.deadline = deadline, .interval_ms = TRY_FIRST_MS};
     struct vm_lock_record record;
 
     for (;;) {
         struct ferry_error why = {0};
-        int result = vm_lock_take(ownership->lock, &why);
+        int result = vm_lock_take(lock, &why);
 
         if (!result)
             return FERRY_RETAKE_RESUME;
-        if (result == -EBUSY && vm_lock_read(ownership->lock, &record, NULL) == 0 &&
+        if (result == -EBUSY && vm_lock_read(lock, &record, NULL) == 0 &&
             (record.state == VM_LOCK_HELD || record.state == VM_LOCK_STARTED))
-            return judge_lost(ownership, &record, err);
+            return judge_lost(lock, &record, err);
         if (!wait_a_moment(ownership, &patience, &why)) {
             error_set(err, result, "the lock could not be had: %.400s", why.text);
             return FERRY_RETAKE_UNKNOWN;
@@ -314,19 +376,20 @@ static int await_images(struct ownership *ownership, uint64_t deadline, struct f
     return result ? error_set(err, result, "%s", why.text) : 0;
 }
 
-static enum ferry_retake retake_locked(struct ownership *ownership, const struct ferry_handover *handover,
-                                       uint64_t deadline, struct ferry_error *err)
+static enum ferry_retake retake_locked(struct ownership *ownership, struct vm_lock *lock,
+                                       const struct ferry_handover *handover, uint64_t deadline,
+                                       struct ferry_error *err)
 {
     enum vm_lock_state state = handover->destination_never_ran ? VM_LOCK_HELD : VM_LOCK_STARTED;
     struct vm_lock_record record;
 
-    if (vm_lock_read(ownership->lock, &record, err) < 0)
+    if (vm_lock_read(lock, &record, err) < 0)
         return FERRY_RETAKE_UNKNOWN;
     if (!is_this_move(&record, handover))
-        return judge_lost(ownership, &record, err);
+        return judge_lost(lock, &record, err);
     if (await_images(ownership, deadline, err) < 0)
         return FERRY_RETAKE_UNKNOWN;
-    if (write_record(ownership, &record, state, record.generation + 2, handover, err) < 0) {
+    if (write_record(ownership, lock, &record, state, record.generation + 2, handover, err) < 0) {
         drop_images(ownership);
         return FERRY_RETAKE_UNKNOWN;
     }
@@ -348,19 +411,20 @@ static enum ferry_retake retake_alone(struct ownership *ownership, const struct 
 enum ferry_retake ownership_retake(struct ownership *ownership, const struct ferry_handover *handover,
                                    uint64_t wait_ns, struct ferry_error *err)
 {
+    struct vm_lock *lock = lock_of(ownership, handover);
     uint64_t deadline = clock_now_ns() + wait_ns;
     enum ferry_retake answer;
 
     if (fault_hit(&ownership->faults, FAULT_SOURCE_BEFORE_RETAKE, err) < 0)
         return FERRY_RETAKE_UNKNOWN;
-    if (!ownership->lock)
+    if (!lock)
         return retake_alone(ownership, handover, err);
-    answer = await_lock(ownership, deadline, err);
+    answer = await_lock(ownership, lock, deadline, err);
     if (answer != FERRY_RETAKE_RESUME)
         return answer;
-    answer = retake_locked(ownership, handover, deadline, err);
+    answer = retake_locked(ownership, lock, handover, deadline, err);
     if (answer != FERRY_RETAKE_RESUME)
-        vm_lock_drop(ownership->lock);
+        vm_lock_drop(lock);
     else if (fault_hit(&ownership->faults, FAULT_SOURCE_AFTER_RETAKE, err) < 0)
         log_warn(ownership->options.log, "ownership: it is here again, whatever a fault point says");
     return answer;
@@ -376,10 +440,11 @@ void ownership_interrupt(struct ownership *ownership)
 
 /* ---- destination ---- */
 
-static int check_handover(const struct ownership *ownership, const struct vm_lock_record *record,
-                          const struct ferry_handover *handover, struct ferry_error *err)
+static int check_handover(const struct ownership *ownership, const struct vm_lock *lock,
+                          const struct vm_lock_record *record, const struct ferry_handover *handover,
+                          struct ferry_error *err)
 {
-    const char *path = vm_lock_path(ownership->lock);
+    const char *path = vm_lock_path(lock);
 
     if (record->state == VM_LOCK_NEW)
         return error_set(err, -EBADMSG, "the lock file %s is empty: it is not the one host %s wrote to", path,
@@ -395,18 +460,19 @@ static int check_handover(const struct ownership *ownership, const struct vm_loc
 }
 
 /* Lock held: from handover to started. */
-static int acquire_locked(struct ownership *ownership, const struct ferry_handover *handover,
-                          struct ferry_error *err)
+static int acquire_locked(struct ownership *ownership, struct vm_lock *lock,
+                          const struct ferry_handover *handover, struct ferry_error *err)
 {
     struct vm_lock_record record;
-    int result = vm_lock_read(ownership->lock, &record, err);
+    int result = vm_lock_read(lock, &record, err);
 
     if (!result)
-        result = check_handover(ownership, &record, handover, err);
+        result = check_handover(ownership, lock, &record, handover, err);
     if (!result)
         result = fault_hit(&ownership->faults, FAULT_DESTINATION_BEFORE_ACQUIRED, err);
     if (!result)
-        result = write_record(ownership, &record, VM_LOCK_ACQUIRED, record.generation + 1, handover, err);
+        result =
+            write_record(ownership, lock, &record, VM_LOCK_ACQUIRED, record.generation + 1, handover, err);
     if (!result)
         result = fault_hit(&ownership->faults, FAULT_DESTINATION_AFTER_ACQUIRED, err);
     if (!result)
@@ -415,10 +481,10 @@ static int acquire_locked(struct ownership *ownership, const struct ferry_handov
         return result;
     result = fault_hit(&ownership->faults, FAULT_DESTINATION_BEFORE_STARTED, err);
     if (!result)
-        result = write_record(ownership, &record, VM_LOCK_STARTED, record.generation, handover, err);
+        result = write_record(ownership, lock, &record, VM_LOCK_STARTED, record.generation, handover, err);
     if (result) {
         /* A write that failed may be on storage all the same; not one instruction was executed. */
-        (void)write_record(ownership, &record, VM_LOCK_ACQUIRED, record.generation, handover, NULL);
+        (void)write_record(ownership, lock, &record, VM_LOCK_ACQUIRED, record.generation, handover, NULL);
         drop_images(ownership);
     }
     return result;
@@ -427,16 +493,23 @@ static int acquire_locked(struct ownership *ownership, const struct ferry_handov
 int ownership_acquire(struct ownership *ownership, const struct ferry_handover *handover,
                       struct ferry_error *err)
 {
+    struct vm_lock *lock = ownership->lock;
     int result;
 
-    if (!ownership->lock)
+    if (!lock && !stays_on_host(handover))
         return take_images(ownership, err);
-    result = vm_lock_take(ownership->lock, err);
+    if (!lock) {
+        result = open_own_lock(ownership, ownership->former, false, err);
+        if (result)
+            return result;
+        lock = ownership->own_lock;
+    }
+    result = vm_lock_take(lock, err);
     if (result)
         return result;
-    result = acquire_locked(ownership, handover, err);
+    result = acquire_locked(ownership, lock, handover, err);
     if (result) {
-        vm_lock_drop(ownership->lock);
+        vm_lock_drop(lock);
         return result;
     }
     result = fault_hit(&ownership->faults, FAULT_DESTINATION_AFTER_STARTED, err);
@@ -447,15 +520,16 @@ int ownership_acquire(struct ownership *ownership, const struct ferry_handover *
 
 void ownership_give_back(struct ownership *ownership, const struct ferry_handover *handover)
 {
+    struct vm_lock *lock = lock_of(ownership, handover);
     struct vm_lock_record record;
     struct ferry_error err = {0};
 
     drop_images(ownership);
-    if (!ownership->lock || !vm_lock_is_taken(ownership->lock))
+    if (!lock || !vm_lock_is_taken(lock))
         return;
-    if (vm_lock_read(ownership->lock, &record, &err) < 0 ||
-        write_record(ownership, &record, VM_LOCK_ACQUIRED, record.generation, handover, &err) < 0)
+    if (vm_lock_read(lock, &record, &err) < 0 ||
+        write_record(ownership, lock, &record, VM_LOCK_ACQUIRED, record.generation, handover, &err) < 0)
         log_error(ownership->options.log, "ownership: nothing ran here, but the lock cannot say so: %s",
                   err.text);
-    vm_lock_drop(ownership->lock);
+    vm_lock_drop(lock);
 }

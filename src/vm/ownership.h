@@ -9,7 +9,9 @@
  *                       ownership_give_back     acquired, lock free
  *
  * The lock file is beside the VM's first writable disk, else in the host's lock directory; with neither,
- * nothing shared can tell who owns the VM, and a source that has said GO may not decide alone. The locks on
+ * nothing shared can tell who owns the VM, and a source that has said GO may not decide alone - unless both
+ * sides are processes of one host, whose names in the handover are the same: then there always is a lock, if
+ * need be one that they have for themselves in the source's directory. The locks on
  * the disks' images are a second guard, against two different VMs with one image.
  *
  * Called by whoever owns the machine (vm.h), but for ownership_interrupt. Every step has a fault point before
@@ -30,6 +32,7 @@ struct ownership_options {
     const struct machine_config *config; /* borrowed for the call */
     const char *lock_dir;                /* NULL: none */
     const char *host;                    /* this host's name */
+    const char *former; /* directory of the process of this host that the VM comes from; NULL: none */
     struct log *log;
     /* The locks on the disks' images: machine_acquire, machine_release. */
     void *images;

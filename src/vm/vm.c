@@ -311,10 +311,10 @@ json_t *vm_status_json(struct vm *vm)
     json_t *json;
 
     pthread_mutex_lock(&vm->lock);
-    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:O, s:I, s:o}", "name", vm->config.name, "state",
+    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:O, s:I, s:o}", "name", vm->config.name, "state",
                      vm_state_name(vm), "why", vm->exit ? vm->exit_why : vm->why, "pid", (int)getpid(),
-                     "started", vm->started, "definition", vm->definition, "memory_resident",
-                     (json_int_t)vm_memory_resident(vm), "migration", migration);
+                     "version", FERRY_VERSION, "started", vm->started, "definition", vm->definition,
+                     "memory_resident", (json_int_t)vm_memory_resident(vm), "migration", migration);
     pthread_mutex_unlock(&vm->lock);
     return json;
 }
@@ -388,6 +388,7 @@ static void vm_thaw(struct vm *vm)
 static void vm_source_ended(struct vm *vm)
 {
     const char *destination = migration_destination(vm->migration);
+    bool stays = migration_stays(vm->migration);
     char why[FERRY_ERROR_TEXT_SIZE];
 
     switch (migration_progress(vm->migration)->outcome) {
@@ -396,8 +397,8 @@ static void vm_source_ended(struct vm *vm)
         break;
     case FERRY_OUTCOME_LOST:
         pthread_mutex_lock(&vm->lock);
-        snprintf(why, sizeof(why), "host %.63s owns the guest but did not confirm it: %.400s", destination,
-                 vm->why);
+        snprintf(why, sizeof(why), "%s%.63s owns the guest but did not confirm it: %.380s",
+                 stays ? "the new process on " : "host ", destination, vm->why);
         pthread_mutex_unlock(&vm->lock);
         vm_set_exit(vm, VM_EXIT_MIGRATED, why);
         break;
@@ -406,7 +407,8 @@ static void vm_source_ended(struct vm *vm)
         vm->away = true;
         vm->was_running = vm->running;
         vm->running = false;
-        snprintf(why, sizeof(why), "the guest may run on host %.63s: %.400s", destination, vm->why);
+        snprintf(why, sizeof(why), "the guest may run %s%.63s: %.380s",
+                 stays ? "in the new process on " : "on host ", destination, vm->why);
         memcpy(vm->why, why, sizeof(why));
         pthread_mutex_unlock(&vm->lock);
         log_error(vm->log, "%s stays stopped: %s", vm->config.name, vm->why);
@@ -627,9 +629,11 @@ static void vm_release_images(void *machine)
 static int vm_make_ownership(struct vm *vm, struct ferry_error *err)
 {
     char host[FERRY_NAME_SIZE] = "";
+    char former[32]; /* by whatever name the directory has then */
     struct ownership_options options = {
         .config = &vm->config,
         .lock_dir = vm->options.lock_dir,
+        .former = vm->options.former_fd < 0 ? NULL : former,
         .host = vm->options.host,
         .log = vm->log,
         .images = vm->machine,
@@ -638,6 +642,7 @@ static int vm_make_ownership(struct vm *vm, struct ferry_error *err)
     };
     int result;
 
+    snprintf(former, sizeof(former), "/proc/self/fd/%d", vm->options.former_fd);
     if (!options.host) {
         gethostname(host, sizeof(host) - 1);
         options.host = host;
@@ -670,12 +675,19 @@ static int vm_make_machine(struct vm *vm, struct ferry_error *err)
 static int vm_await(struct vm *vm, struct ferry_error *err)
 {
     uint64_t start = clock_now_ns();
-    int result = memory_reserve(machine_memory(vm->machine), err);
+    bool passed = vm->options.former_fd >= 0;
+    int result = passed ? 0 : memory_reserve(machine_memory(vm->machine), err);
 
     if (result)
         return result;
     vm->setup = true;
     loop_timer_arm(vm->patience, INCOMING_PATIENCE_NS);
+    if (passed) {
+        console_set_former(vm->console, vm->options.former_fd);
+        log_info(vm->log, "%s is expected to come from another process: ferry-vm %s, process %d",
+                 vm->config.name, FERRY_VERSION, (int)getpid());
+        return 0;
+    }
     log_info(vm->log, "%s is expected to arrive; %" PRIu64 " MiB of memory reserved in %" PRIu64 " ms",
              vm->config.name, vm->config.memory >> 20, (clock_now_ns() - start) / NS_PER_MS);
     return 0;

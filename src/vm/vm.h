@@ -40,6 +40,7 @@ struct vm_options {
     const char *lock_dir;  /* NULL: none */
     uint64_t lock_wait_ns; /* for the lock, when a destination does not answer */
     bool incoming;
+    int former_fd; /* incoming, memory passed: the directory of the process that has the VM now; -1: not so */
     bool paused;
     bool insecure; /* migration may listen on addresses other than loopback */
     int ready_fd;  /* -1: nobody wants to know */

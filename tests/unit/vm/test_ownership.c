@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define MIGRATION "1b4e28ba-2fa1-41d2-883f-0016d3cca427"
@@ -66,12 +67,13 @@ static void release_images(void *opaque)
         *images->owner = NULL;
 }
 
-static int make(struct fixture *fixture, struct side *side, const char *host, const char *lock_dir,
-                struct ferry_error *err)
+static int make_next(struct fixture *fixture, struct side *side, const char *host, const char *lock_dir,
+                     const char *former, struct ferry_error *err)
 {
     struct ownership_options options = {
         .config = &fixture->config,
         .lock_dir = lock_dir,
+        .former = former,
         .host = host,
         .log = fixture->log,
         .images = &side->images,
@@ -81,6 +83,12 @@ static int make(struct fixture *fixture, struct side *side, const char *host, co
 
     side->images = (struct images){.owner = &fixture->images_owner, .name = host};
     return ownership_new(&side->ownership, &options, err);
+}
+
+static int make(struct fixture *fixture, struct side *side, const char *host, const char *lock_dir,
+                struct ferry_error *err)
+{
+    return make_next(fixture, side, host, lock_dir, NULL, err);
 }
 
 static void end(struct side *side)
@@ -132,6 +140,7 @@ static int teardown(void **state)
     char path[160];
 
     unsetenv("FERRY_FAULT");
+    assert_int_equal(chdir("/"), 0);
     end(&fixture->a);
     end(&fixture->b);
     end(&fixture->c);
@@ -563,6 +572,112 @@ static void lock_is_taken_on_the_file_that_is_there(void **state)
     assert_record(fixture, VM_LOCK_HELD, 1, "a");
 }
 
+/* ---- two processes of one host ---- */
+
+static const struct ferry_handover handover_on = {
+    .migration_id = MIGRATION, .source = "a", .destination = "a"};
+
+/* a and b are processes of host a, with nothing that other hosts see; a's directory is the current one. */
+static void open_processes(struct fixture *fixture)
+{
+    fixture->config.disks[0].readonly = true;
+    assert_int_equal(chdir(fixture->directory), 0);
+    assert_int_equal(make(fixture, &fixture->a, "a", NULL, NULL), 0);
+    assert_int_equal(make_next(fixture, &fixture->b, "a", NULL, fixture->directory, NULL), 0);
+    fixture->b.images.name = "the next";
+    snprintf(fixture->lock, sizeof(fixture->lock), "%s/web" VM_LOCK_SUFFIX, fixture->directory);
+    assert_null(ownership_path(fixture->a.ownership));
+    assert_int_equal(ownership_take(fixture->a.ownership, NULL), 0);
+    assert_int_equal(access(fixture->lock, F_OK), -1);
+}
+
+static void processes_of_one_host_always_have_a_lock(void **state)
+{
+    struct fixture *fixture = *state;
+
+    open_processes(fixture);
+    assert_int_equal(ownership_release(fixture->a.ownership, &handover_on, NULL), 0);
+    assert_record(fixture, VM_LOCK_HANDOVER, 1, "a");
+    assert_int_equal(ownership_acquire(fixture->b.ownership, &handover_on, NULL), 0);
+    assert_record(fixture, VM_LOCK_STARTED, 2, "a");
+    assert_string_equal(fixture->images_owner, "the next");
+    /* The source learns from it that the VM runs there, and when that process is gone that it ran. */
+    assert_int_equal(ownership_retake(fixture->a.ownership, &handover_on, 0, NULL), FERRY_RETAKE_LOST);
+    end(&fixture->b);
+    assert_int_equal(ownership_retake(fixture->a.ownership, &handover_on, 0, NULL), FERRY_RETAKE_LOST);
+}
+
+static void process_that_did_not_start_it_leaves_it_to_the_one_before(void **state)
+{
+    struct fixture *fixture = *state;
+
+    open_processes(fixture);
+    assert_int_equal(ownership_release(fixture->a.ownership, &handover_on, NULL), 0);
+    assert_int_equal(ownership_retake(fixture->a.ownership, &handover_on, 0, NULL), FERRY_RETAKE_RESUME);
+    assert_record(fixture, VM_LOCK_STARTED, 3, "a");
+    assert_int_equal(ownership_acquire(fixture->b.ownership, &handover_on, NULL), -EBUSY);
+    assert_string_equal(fixture->images_owner, "a");
+    /* Another try has a lock of its own: who is late for the first one does not find it. */
+    assert_int_equal(ownership_release(fixture->a.ownership, &handover_on, NULL), 0);
+    assert_record(fixture, VM_LOCK_HANDOVER, 1, "a");
+    assert_int_equal(ownership_acquire(fixture->b.ownership, &handover_on, NULL), 0);
+    ownership_give_back(fixture->b.ownership, &handover_on);
+    assert_record(fixture, VM_LOCK_ACQUIRED, 2, "a");
+    assert_int_equal(ownership_retake(fixture->a.ownership, &handover_on, 0, NULL), FERRY_RETAKE_RESUME);
+}
+
+/* What the two had for themselves tells another host nothing. */
+static void lock_of_a_host_does_not_decide_about_another(void **state)
+{
+    struct fixture *fixture = *state;
+    struct ferry_error err;
+
+    open_processes(fixture);
+    assert_int_equal(ownership_release(fixture->a.ownership, &handover_on, NULL), 0);
+    assert_int_equal(ownership_retake(fixture->a.ownership, &handover_on, 0, NULL), FERRY_RETAKE_RESUME);
+    assert_int_equal(ownership_release(fixture->a.ownership, &handover, NULL), 0);
+    assert_int_equal(ownership_retake(fixture->a.ownership, &handover, 3600 * NS_PER_S, &err),
+                     FERRY_RETAKE_UNKNOWN);
+    assert_says(&err, "no lock on shared storage");
+}
+
+/* From process to process: each has the next one's lock in its own directory. */
+static void process_that_arrived_can_pass_it_on(void **state)
+{
+    struct fixture *fixture = *state;
+    char directory[96], path[160];
+
+    open_processes(fixture);
+    assert_int_equal(ownership_release(fixture->a.ownership, &handover_on, NULL), 0);
+    assert_int_equal(ownership_acquire(fixture->b.ownership, &handover_on, NULL), 0);
+    end(&fixture->a);
+    snprintf(directory, sizeof(directory), "%s/second", fixture->directory);
+    assert_int_equal(mkdir(directory, 0700), 0);
+    assert_int_equal(chdir(directory), 0);
+    assert_int_equal(make_next(fixture, &fixture->c, "a", NULL, directory, NULL), 0);
+    fixture->c.images.name = "the third";
+    assert_int_equal(ownership_release(fixture->b.ownership, &handover_on, NULL), 0);
+    assert_int_equal(ownership_acquire(fixture->c.ownership, &handover_on, NULL), 0);
+    assert_string_equal(fixture->images_owner, "the third");
+    snprintf(path, sizeof(path), "%s/web" VM_LOCK_SUFFIX, directory);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(rmdir(directory), 0);
+}
+
+static void with_a_lock_on_shared_storage_that_one_decides(void **state)
+{
+    struct fixture *fixture = *state;
+
+    assert_int_equal(make(fixture, &fixture->a, "a", NULL, NULL), 0);
+    assert_int_equal(make_next(fixture, &fixture->b, "a", NULL, "/nowhere", NULL), 0);
+    fixture->b.images.name = "the next";
+    assert_int_equal(ownership_take(fixture->a.ownership, NULL), 0);
+    assert_int_equal(ownership_release(fixture->a.ownership, &handover_on, NULL), 0);
+    assert_int_equal(ownership_acquire(fixture->b.ownership, &handover_on, NULL), 0);
+    assert_record(fixture, VM_LOCK_STARTED, 2, "a");
+    assert_int_equal(ownership_retake(fixture->a.ownership, &handover_on, 0, NULL), FERRY_RETAKE_LOST);
+}
+
 #define TEST(name)        cmocka_unit_test_setup_teardown(name, setup_open, teardown)
 #define TEST_CLOSED(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
@@ -589,6 +704,11 @@ int main(void)
         TEST_CLOSED(with_nothing_shared_only_the_destinations_word_counts),
         TEST_CLOSED(lock_directory_that_is_not_there_is_refused),
         TEST(lock_is_taken_on_the_file_that_is_there),
+        TEST_CLOSED(processes_of_one_host_always_have_a_lock),
+        TEST_CLOSED(process_that_did_not_start_it_leaves_it_to_the_one_before),
+        TEST_CLOSED(lock_of_a_host_does_not_decide_about_another),
+        TEST_CLOSED(process_that_arrived_can_pass_it_on),
+        TEST_CLOSED(with_a_lock_on_shared_storage_that_one_decides),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
