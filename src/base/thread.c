@@ -5,6 +5,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -99,4 +100,14 @@ bool thread_cond_wait_until(pthread_cond_t *condition, pthread_mutex_t *mutex, u
         return true;
     }
     return pthread_cond_timedwait(condition, mutex, &until) != ETIMEDOUT;
+}
+
+unsigned thread_cpus(void)
+{
+    cpu_set_t set;
+
+    /* Fails with more CPUs than the set has room for: then there are enough of them. */
+    if (sched_getaffinity(0, sizeof(set), &set) < 0)
+        return CPU_SETSIZE;
+    return CPU_COUNT(&set) > 0 ? (unsigned)CPU_COUNT(&set) : 1;
 }

@@ -23,6 +23,9 @@ int thread_start(struct thread *thread, const char *name, void *(*function)(void
 /* Waits for the thread to end; does nothing if it was never started or has been joined. */
 void thread_join(struct thread *thread);
 
+/* CPUs that this process may run on, at least 1. */
+unsigned thread_cpus(void);
+
 /* A condition variable on CLOCK_MONOTONIC. */
 void thread_cond_init(pthread_cond_t *condition);
 /* Waits until signalled or the deadline (clock_deadline; UINT64_MAX is never). Returns false when the

@@ -12,6 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* How long the source is kept waiting until memory is faulted in. */
+#define PREFAULT_WAIT_NS NS_PER_S
+
 static int destination_failed(struct ferry_session *session, enum ferry_cause cause, int code,
                               struct ferry_error *err)
 {
@@ -32,7 +35,7 @@ static int destination_refuse(struct destination *destination, int code, const s
 
 static uint64_t features_here(const struct ferry_session *session)
 {
-    return session->settings.pass_memory ? WIRE_FEATURE_MEMORY : 0;
+    return session->settings.pass_memory ? WIRE_FEATURE_MEMORY : WIRE_FEATURE_PRESENT;
 }
 
 /* Is this a migration that can be taken here? */
@@ -86,6 +89,48 @@ static int destination_admit_control(struct destination *destination, struct wir
     return passed_check_peer(session, fd, err);
 }
 
+/* Memory is made ready, with the source's word for what it will hold, COUNT regions. */
+static int destination_prepare(struct destination *destination, size_t count, struct ferry_error *err)
+{
+    struct ferry_session *session = destination->session;
+    struct ferry_error why = {0};
+    struct frame frame;
+    int result = page_place_prepare(&destination->place, err);
+
+    if (result < 0)
+        return destination_failed(session, FERRY_CAUSE_MEMORY, result, err);
+    if (!(destination->features & WIRE_FEATURE_PRESENT))
+        return 0;
+    prefault_init(&destination->prefault, session, &destination->place);
+    for (size_t i = 0; i < count; i++) {
+        struct wire_present present;
+
+        result = control_expect(&destination->control, WIRE_PRESENT, &frame, err);
+        if (result < 0)
+            return result;
+        result = wire_present_decode(&frame.body, &present, &why);
+        if (result == 0)
+            result = prefault_add(&destination->prefault, &present, &why);
+        if (result < 0)
+            return destination_refuse(destination, result, &why, err);
+    }
+    prefault_start(&destination->prefault);
+    return 0;
+}
+
+/* The source waits for this before it tracks the guest's writes. Not for long: what is not faulted in by then
+ * is meanwhile, and pages that come earlier are no harm. */
+static int destination_prepared(struct destination *destination, struct ferry_error *err)
+{
+    uint64_t patience = destination->session->settings.peer_timeout_ns / 4;
+
+    if (!(destination->features & WIRE_FEATURE_PRESENT))
+        return 0;
+    prefault_wait(&destination->prefault,
+                  clock_now_ns() + (patience < PREFAULT_WAIT_NS ? patience : PREFAULT_WAIT_NS));
+    return control_send(&destination->control, WIRE_PREPARED, 0, NULL, err);
+}
+
 /* REGIONS come right after HELLO; WELCOME goes back, START comes. */
 static int destination_greet(struct destination *destination, const struct wire_hello *hello,
                              struct ferry_error *err)
@@ -118,6 +163,8 @@ static int destination_greet(struct destination *destination, const struct wire_
     if (result < 0)
         return result;
 
+    destination->features = welcome.features;
+
     uint64_t sent = clock_now_ns();
 
     wire_welcome_encode(&body, &welcome);
@@ -134,11 +181,8 @@ static int destination_greet(struct destination *destination, const struct wire_
     /* Bounded: the peer must not make us wait for ever. */
     destination->quiesce_timeout_ns =
         start.quiesce_timeout_ns < 3600 * NS_PER_S ? start.quiesce_timeout_ns : 3600 * NS_PER_S;
-    if (!session->settings.pass_memory)
-        result = page_place_prepare(&destination->place, err);
-    if (result < 0)
-        return destination_failed(session, FERRY_CAUSE_MEMORY, result, err);
-    return session_fault(session, FAULT_DESTINATION_AFTER_WELCOME, err);
+    result = session->settings.pass_memory ? 0 : destination_prepare(destination, count, err);
+    return result < 0 ? result : session_fault(session, FAULT_DESTINATION_AFTER_WELCOME, err);
 }
 
 /* The source ended the control connection while page connections are awaited. Before its last word there may
@@ -417,6 +461,8 @@ static int destination_begin(struct destination *destination, struct ferry_error
     if (result == 0)
         result = session->settings.pass_memory ? passed_take(destination, err)
                                                : destination_admit_streams(destination, err);
+    if (result == 0)
+        result = destination_prepared(destination, err);
     return result;
 }
 
@@ -461,6 +507,7 @@ int destination_run(struct ferry_session *session, enum ferry_outcome *outcome, 
     }
     receiver_close(&destination->receiver);
     control_close(&destination->control);
+    prefault_close(&destination->prefault);
     page_place_free(&destination->place);
     checkpoint_free(&destination->checkpoint);
     free(destination);

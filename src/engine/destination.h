@@ -7,7 +7,8 @@
 #include "engine/checkpoint.h"
 #include "engine/control.h"
 #include "engine/gate.h"
-#include "engine/pages.h"
+#include "engine/place.h"
+#include "engine/prefault.h"
 #include "engine/receiver.h"
 #include "engine/session.h"
 
@@ -15,11 +16,13 @@ struct destination {
     struct ferry_session *session;
     struct page_map map;
     struct page_place place;
+    struct prefault prefault;
     struct gate gate;
     struct control control;
     struct receiver receiver;
     struct checkpoint checkpoint;
     unsigned streams;
+    uint64_t features; /* agreed on */
     uint64_t rtt_ns;
     uint64_t quiesce_timeout_ns; /* the source's */
 

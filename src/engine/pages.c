@@ -7,16 +7,15 @@
 #include <isa-l.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 #include <xxhash.h>
 
-/* Runs of so many pages are faulted in by one call before they are read. */
-#define POPULATE_PAGES 8
 /* Of a checksum, between two ticks: milliseconds. */
 #define CHECKSUM_TICK_PAGES 4096
+/* How far ahead of the page that is looked at memory is fetched into the cache. */
+#define LOOK_AHEAD_PAGES 8
 
-static bool page_is_zero(const uint8_t *page)
+bool page_is_zero(const uint8_t *page)
 {
     return isal_zero_detect((void *)page, FERRY_PAGE_SIZE) == 0;
 }
@@ -111,10 +110,8 @@ uint64_t page_set_count(const struct page_set *set, const struct page_map *map)
     return count;
 }
 
-/* Calls for each range of a region that is no hole. Without a memfd, or when the file system cannot tell,
- * that is the whole region. */
-static void for_present(const struct ferry_ram_region *region,
-                        void (*function)(void *opaque, size_t first, size_t pages), void *opaque)
+void page_for_present(const struct ferry_ram_region *region,
+                      void (*function)(void *opaque, size_t first, size_t pages), void *opaque)
 {
     uint64_t at = 0;
 
@@ -141,6 +138,25 @@ static void for_present(const struct ferry_ram_region *region,
     }
 }
 
+static void set_granules(void *opaque, size_t first, size_t pages)
+{
+    uint8_t *bits = opaque;
+
+    for (size_t i = first / WIRE_GRANULE_PAGES; i <= (first + pages - 1) / WIRE_GRANULE_PAGES; i++)
+        bits[i / 8] |= (uint8_t)(1 << i % 8);
+}
+
+uint8_t *page_map_granules(const struct page_map *map, size_t region, size_t *size)
+{
+    uint8_t *bits;
+
+    *size = (map->pages[region] + 8 * WIRE_GRANULE_PAGES - 1) / (8 * WIRE_GRANULE_PAGES);
+    bits = calloc(*size, 1);
+    if (bits)
+        page_for_present(&map->regions[region], set_granules, bits);
+    return bits;
+}
+
 static void set_present(void *opaque, size_t first, size_t pages)
 {
     bitmap_set_range(opaque, first, pages);
@@ -149,7 +165,7 @@ static void set_present(void *opaque, size_t first, size_t pages)
 uint64_t page_set_fill_present(struct page_set *set, const struct page_map *map)
 {
     for (size_t i = 0; i < map->count; i++)
-        for_present(&map->regions[i], set_present, set->bits[i]);
+        page_for_present(&map->regions[i], set_present, set->bits[i]);
     return page_set_count(set, map);
 }
 
@@ -195,141 +211,17 @@ size_t page_batch_add(struct page_batch *batch, const struct page_map *map, cons
                       size_t region, size_t first, size_t end)
 {
     const uint64_t *bits = set->bits[region];
+    const uint8_t *memory = map->regions[region].host_ptr;
 
     for (size_t page = bitmap_next_set(bits, end, first); page < end;
          page = bitmap_next_set(bits, end, page + 1)) {
+        /* The first line of a page tells most of them from zeros; it comes from far away. */
+        if (page + LOOK_AHEAD_PAGES < end)
+            __builtin_prefetch(memory + (page + LOOK_AHEAD_PAGES) * FERRY_PAGE_SIZE);
         if (!batch_add_page(batch, map, region, page))
             return page;
     }
     return end;
-}
-
-/* Sets or clears the bits of a run; other threads may be at other bits of the same words. Returns whether any
- * was set. */
-static bool written_change(uint64_t *bits, size_t first, size_t pages, bool set)
-{
-    bool any = false;
-
-    while (pages > 0) {
-        size_t shift = first % 64;
-        size_t n = 64 - shift < pages ? 64 - shift : pages;
-        uint64_t mask = (n == 64 ? ~UINT64_C(0) : (UINT64_C(1) << n) - 1) << shift;
-        uint64_t *word = &bits[first / 64];
-        uint64_t before =
-            set ? __atomic_fetch_or(word, mask, __ATOMIC_RELAXED) : __atomic_load_n(word, __ATOMIC_RELAXED);
-
-        if (!set && (before & mask))
-            __atomic_fetch_and(word, ~mask, __ATOMIC_RELAXED);
-        any |= (before & mask) != 0;
-        first += n;
-        pages -= n;
-    }
-    return any;
-}
-
-struct zero_present {
-    uint8_t *host_ptr;
-};
-
-static void zero_present(void *opaque, size_t first, size_t pages)
-{
-    uint8_t *page = ((struct zero_present *)opaque)->host_ptr + first * FERRY_PAGE_SIZE;
-
-    for (; pages > 0; pages--, page += FERRY_PAGE_SIZE) {
-        if (!page_is_zero(page))
-            memset(page, 0, FERRY_PAGE_SIZE);
-    }
-}
-
-static int place_match(struct page_place *place, size_t index, const struct wire_region *theirs,
-                       struct ferry_error *err)
-{
-    const struct page_map *map = place->map;
-
-    for (size_t i = 0; i < map->count; i++) {
-        const struct ferry_ram_region *ours = &map->regions[i];
-
-        if (strcmp(ours->name, theirs->name) != 0)
-            continue;
-        if (ours->size != theirs->size || ours->guest_addr != theirs->guest_addr)
-            return error_set(
-                err, -EINVAL, "memory region %s is %llu bytes at 0x%llx at the source, %llu at 0x%llx here",
-                ours->name, (unsigned long long)theirs->size, (unsigned long long)theirs->guest_addr,
-                (unsigned long long)ours->size, (unsigned long long)ours->guest_addr);
-        for (size_t j = 0; j < index; j++) {
-            if (place->region_of[j] == i)
-                return error_set(err, -EINVAL, "memory region %s was sent twice", ours->name);
-        }
-        place->region_of[index] = i;
-        return 0;
-    }
-    return error_set(err, -EINVAL, "the source's guest has a memory region that is not here");
-}
-
-int page_place_init(struct page_place *place, const struct page_map *map, const struct wire_region *regions,
-                    size_t count, struct ferry_error *err)
-{
-    *place = (struct page_place){.map = map, .region_count = count};
-    if (count != map->count)
-        return error_set(err, -EINVAL, "the source's guest has %zu memory regions, the one here %zu", count,
-                         map->count);
-    for (size_t i = 0; i < count; i++) {
-        int result = place_match(place, i, &regions[i], err);
-
-        if (result < 0)
-            return result;
-    }
-    return 0;
-}
-
-int page_place_prepare(struct page_place *place, struct ferry_error *err)
-{
-    const struct page_map *map = place->map;
-
-    for (size_t i = 0; i < map->count; i++) {
-        struct zero_present zero = {.host_ptr = map->regions[i].host_ptr};
-
-        if (map->regions[i].memfd >= 0)
-            for_present(&map->regions[i], zero_present, &zero);
-    }
-    return page_set_init(&place->written, map, err);
-}
-
-void page_place_free(struct page_place *place)
-{
-    page_set_free(&place->written);
-}
-
-int page_place_runs(struct page_place *place, const struct wire_run *runs, size_t count, struct iovec *iov,
-                    int *iov_count, struct ferry_error *err)
-{
-    *iov_count = 0;
-    for (size_t i = 0; i < count; i++) {
-        const struct wire_run *run = &runs[i];
-        size_t region = run->region < place->region_count ? place->region_of[run->region] : 0;
-        size_t pages = place->map->pages[region];
-
-        if (run->region >= place->region_count || run->first >= pages || run->pages > pages - run->first)
-            return error_set(err, -EBADMSG, "PAGES frame for pages outside of memory (region %u, page %u)",
-                             run->region, run->first);
-
-        uint8_t *address = place->map->regions[region].host_ptr + (size_t)run->first * FERRY_PAGE_SIZE;
-        size_t size = (size_t)run->pages * FERRY_PAGE_SIZE;
-        uint64_t *written = place->written.bits[region];
-
-        if (run->kind == WIRE_PAGE_RAW) {
-            /* First touch page by page, inside the read, costs half as much again. */
-            if (!written_change(written, run->first, run->pages, true) && run->pages >= POPULATE_PAGES)
-                madvise(address, size, MADV_POPULATE_WRITE);
-            iov[(*iov_count)++] = (struct iovec){.iov_base = address, .iov_len = size};
-        } else {
-            for (size_t page = 0; page < run->pages; page++) {
-                if (written_change(written, run->first + page, 1, false))
-                    memset(address + page * FERRY_PAGE_SIZE, 0, FERRY_PAGE_SIZE);
-            }
-        }
-    }
-    return 0;
 }
 
 struct checksum {
@@ -379,7 +271,7 @@ int page_map_checksum(const struct page_map *map, page_map_tick *tick, void *opa
         }
         done[next] = true;
         walk.region = &map->regions[next];
-        for_present(walk.region, checksum_present, &walk);
+        page_for_present(walk.region, checksum_present, &walk);
     }
     *checksum = XXH3_64bits_digest(walk.state);
     XXH3_freeState(walk.state);

@@ -36,6 +36,16 @@ int page_map_init(struct page_map *map, const struct ferry_guest_ops *ops, void 
 /* The region and pages [*first, *end) of a chunk; chunks are numbered through all regions. */
 size_t page_map_chunk(const struct page_map *map, uint64_t chunk, size_t *first, size_t *end);
 
+/* Calls FUNCTION for each range of pages of a region that is no hole. Without a memfd, or when the file
+ * system cannot tell, that is the whole region. */
+void page_for_present(const struct ferry_ram_region *region,
+                      void (*function)(void *opaque, size_t first, size_t pages), void *opaque);
+bool page_is_zero(const uint8_t *page);
+
+/* One bit a granule (WIRE_GRANULE_PAGES) of a region: set unless all of it is a hole; granule i is bit i % 8
+ * of byte i / 8. NULL when out of memory; free() it. */
+uint8_t *page_map_granules(const struct page_map *map, size_t region, size_t *size);
+
 /* One bit a page, a bitmap a region. */
 struct page_set {
     uint64_t *bits[FERRY_REGIONS_MAX];
@@ -63,25 +73,6 @@ void page_batch_clear(struct page_batch *batch);
  * END when all are in. */
 size_t page_batch_add(struct page_batch *batch, const struct page_map *map, const struct page_set *set,
                       size_t region, size_t first, size_t end);
-
-/* Where arriving pages go. Several threads may place at once. */
-struct page_place {
-    const struct page_map *map;
-    struct page_set written;             /* pages that may hold something else than zeros; atomic */
-    size_t region_of[FERRY_REGIONS_MAX]; /* the sender's region numbers to ours */
-    size_t region_count;
-};
-
-/* REGIONS are the sender's, checked against ours. -EINVAL says what differs. */
-int page_place_init(struct page_place *place, const struct page_map *map, const struct wire_region *regions,
-                    size_t count, struct ferry_error *err);
-/* Before the first page: zeroes what is there already. Takes a while with much memory. */
-int page_place_prepare(struct page_place *place, struct ferry_error *err);
-void page_place_free(struct page_place *place);
-/* Checks the runs, makes zero pages zero, and gives in IOV (room for COUNT) where raw pages must be read to.
- */
-int page_place_runs(struct page_place *place, const struct wire_run *runs, size_t count, struct iovec *iov,
-                    int *iov_count, struct ferry_error *err);
 
 /* A checksum of all memory that does not depend on which zero pages are holes. For a stopped guest. TICK is
  * called every few milliseconds; it returns 0, or an error that ends the work. */

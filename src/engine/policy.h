@@ -29,8 +29,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define POLICY_REASON_SIZE      384
-#define POLICY_THROTTLE_MAX     99 /* per cent */
+#define POLICY_REASON_SIZE  384
+#define POLICY_THROTTLE_MAX 99 /* per cent */
 /* A guest at a hundredth of its speed for a round is better off than one stopped for as long. */
 #define POLICY_THROTTLE_DEFAULT POLICY_THROTTLE_MAX
 

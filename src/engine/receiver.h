@@ -12,7 +12,7 @@
 
 #include "base/thread.h"
 #include "engine/link.h"
-#include "engine/pages.h"
+#include "engine/place.h"
 #include "engine/session.h"
 
 struct receiver;

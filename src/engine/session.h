@@ -77,6 +77,8 @@ struct ferry_session {
     uint64_t pages_zero;
     uint64_t pages_left; /* of the round */
 
+    bool stopped; /* a failure was recorded; atomic, so that page threads may look without the lock */
+
     pthread_mutex_t lock; /* guards the rest */
     struct ferry_progress progress;
     enum ferry_cause cause; /* of the failure; FERRY_CAUSE_NONE while there is none */

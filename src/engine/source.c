@@ -41,7 +41,7 @@ static void source_hello(const struct source *source, struct wire_hello *hello)
         .connection = WIRE_CONNECTION_CONTROL,
         .streams = (uint16_t)session->settings.streams,
         .page_size = FERRY_PAGE_SIZE,
-        .features = session->settings.pass_memory ? WIRE_FEATURE_MEMORY : 0,
+        .features = session->settings.pass_memory ? WIRE_FEATURE_MEMORY : WIRE_FEATURE_PRESENT,
         .required = session->settings.pass_memory ? WIRE_FEATURE_MEMORY : 0,
     };
     memcpy(hello->migration_id, session->handover.migration_id, sizeof(hello->migration_id));
@@ -73,15 +73,49 @@ static int source_connect(struct source *source, struct ferry_error *err)
     return 0;
 }
 
+/* What of memory will be sent. */
+static int source_send_present(struct source *source, size_t region, struct ferry_error *err)
+{
+    struct wire_present present = {.region = (uint8_t)region};
+    struct buffer body = BUFFER_INIT;
+    uint8_t *bits = page_map_granules(&source->map, region, &present.size);
+
+    if (!bits) {
+        error_set(err, -ENOMEM, "out of memory for a bitmap of memory region %zu", region);
+        return session_fail(source->session, FERRY_CAUSE_MEMORY, -ENOMEM, err);
+    }
+    present.bits = bits;
+    wire_present_encode(&body, &present);
+    free(bits);
+
+    int result = control_send(&source->control, WIRE_PRESENT, 0, &body, err);
+
+    buffer_free(&body);
+    return result;
+}
+
+static int source_start(struct source *source, struct ferry_error *err)
+{
+    struct wire_start start = {.quiesce_timeout_ns = source->session->settings.quiesce_timeout_ns};
+    struct buffer body = BUFFER_INIT;
+
+    wire_start_encode(&body, &start);
+
+    int result = control_send(&source->control, WIRE_START, 0, &body, err);
+
+    buffer_free(&body);
+    for (size_t i = 0; result == 0 && i < source->map.count && source->features & WIRE_FEATURE_PRESENT; i++)
+        result = source_send_present(source, i, err);
+    return result;
+}
+
 /* HELLO and REGIONS, WELCOME, START. */
 static int source_greet(struct source *source, struct ferry_error *err)
 {
-    struct ferry_session *session = source->session;
     struct control *control = &source->control;
     struct buffer body = BUFFER_INIT;
     struct wire_hello hello;
     struct wire_welcome welcome;
-    struct wire_start start = {.quiesce_timeout_ns = session->settings.quiesce_timeout_ns};
     struct frame frame;
     struct ferry_error why = {0};
     uint64_t sent = clock_now_ns();
@@ -112,9 +146,8 @@ static int source_greet(struct source *source, struct ferry_error *err)
         error_set(err, result, "%s", why.text);
         goto out;
     }
-    buffer_clear(&body);
-    wire_start_encode(&body, &start);
-    result = control_send(control, WIRE_START, 0, &body, err);
+    source->features = welcome.features;
+    result = source_start(source, err);
 
 out:
     buffer_free(&body);
@@ -172,6 +205,7 @@ static int source_open_streams(struct source *source, struct ferry_error *err)
 static int source_begin(struct source *source, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
+    struct frame frame;
     int result = page_map_init(&source->map, session->ops, session->guest, err);
 
     if (result == 0)
@@ -192,6 +226,8 @@ static int source_begin(struct source *source, struct ferry_error *err)
         result = source_greet(source, err);
     if (result == 0)
         result = session->settings.pass_memory ? passed_send(source, err) : source_open_streams(source, err);
+    if (result == 0 && source->features & WIRE_FEATURE_PRESENT)
+        result = control_expect(&source->control, WIRE_PREPARED, &frame, err);
     return result;
 }
 

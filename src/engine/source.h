@@ -21,6 +21,7 @@ struct source {
     struct pulse pulse;
     struct sender sender;
     struct pace pace;
+    uint64_t features;  /* agreed on */
     uint64_t rtt_ns;    /* of the greeting */
     uint32_t round;     /* the last one sent by the page connections */
     uint64_t bandwidth; /* measured, bytes of memory a second; 0 unknown */

@@ -42,6 +42,8 @@ static const struct frame_kind frame_kinds[] = {
     [WIRE_KEEPALIVE] = {"KEEPALIVE", 0, 0, 0, 0},
     [WIRE_MEMORY] = {"MEMORY", 1, 1, 0, 0},
     [WIRE_MEMORY_TAKEN] = {"MEMORY_TAKEN", 0, 0, 0, 0},
+    [WIRE_PRESENT] = {"PRESENT", 1 + 4 + 1, 1 + 4 + (UINT32_C(1) << 25), 0, 0},
+    [WIRE_PREPARED] = {"PREPARED", 0, 0, 0, 0},
 };
 
 #define FRAME_KINDS (sizeof(frame_kinds) / sizeof(frame_kinds[0]))
@@ -278,6 +280,23 @@ int wire_memory_decode(struct reader *in, size_t *count, struct ferry_error *err
         result = error_set(err, -EBADMSG, "MEMORY frame with %zu descriptors, must be 1 to %d", *count,
                            FERRY_REGIONS_MAX);
     return result;
+}
+
+void wire_present_encode(struct buffer *out, const struct wire_present *present)
+{
+    buffer_put_u8(out, present->region);
+    buffer_put_u32(out, (uint32_t)present->size);
+    buffer_put(out, present->bits, present->size);
+}
+
+int wire_present_decode(struct reader *in, struct wire_present *present, struct ferry_error *err)
+{
+    present->region = reader_get_u8(in);
+    present->size = reader_get_u32(in);
+    present->bits = reader_view(in, present->size);
+    if (present->region >= FERRY_REGIONS_MAX)
+        return error_set(err, -EBADMSG, "PRESENT frame for region %u", present->region);
+    return decode_finish(in, WIRE_PRESENT, err);
 }
 
 void wire_batch_encode(struct buffer *out, uint32_t round, const struct wire_run *runs, size_t count)

@@ -26,8 +26,10 @@
  *     source                     control                          destination
  *       HELLO, REGIONS      ──────────────▶
  *                           ◀──────────────   WELCOME (version, features)      or ABORT
- *       START               ──────────────▶                                    (answer to WELCOME: round
- * trip) ROUND_END           ──────────────▶   after the round's FENCE on every page connection
+ *       START               ──────────────▶   answers WELCOME: a round trip
+ *       PRESENT*            ──────────────▶   feature WIRE_FEATURE_PRESENT: one a region, what will be sent
+ *                           ◀──────────────   PREPARED: memory is as ready as it will be
+ *       ROUND_END           ──────────────▶   after the round's FENCE on every page connection
  *                           ◀──────────────   ROUND_DONE (all of it is placed)
  *       ... more rounds ...
  *       PAUSED              ──────────────▶
@@ -97,6 +99,8 @@ enum wire_type {
     WIRE_NOT_RUNNING = 15,
     WIRE_ABORT = 16,
     WIRE_KEEPALIVE = 17,
+    WIRE_PRESENT = 18,
+    WIRE_PREPARED = 19,
     WIRE_MEMORY = 40,
     WIRE_MEMORY_TAKEN = 41,
 };
@@ -104,7 +108,8 @@ enum wire_type {
 #define WIRE_END_VERIFY 0x01 /* flag of END: the memory checksum is there and must be compared */
 
 /* Features of HELLO and WELCOME. */
-#define WIRE_FEATURE_MEMORY (UINT64_C(1) << 16) /* memory is passed */
+#define WIRE_FEATURE_PRESENT (UINT64_C(1) << 0)  /* PRESENT and PREPARED */
+#define WIRE_FEATURE_MEMORY  (UINT64_C(1) << 16) /* memory is passed */
 
 const char *wire_type_name(uint8_t type); /* "HELLO"; "unknown" */
 
@@ -184,6 +189,19 @@ int wire_start_decode(struct reader *in, struct wire_start *start, struct ferry_
 /* MEMORY: how many descriptors come with it, 1 to FERRY_REGIONS_MAX. */
 void wire_memory_encode(struct buffer *out, size_t count);
 int wire_memory_decode(struct reader *in, size_t *count, struct ferry_error *err);
+
+/* Which memory of a region will be sent at first, one bit a granule of WIRE_GRANULE_PAGES pages. A hint: what
+ * is said may be wrong and costs time only. */
+#define WIRE_GRANULE_PAGES 16
+
+struct wire_present {
+    uint8_t region;      /* index in REGIONS */
+    const uint8_t *bits; /* granule i is bit i % 8 of byte i / 8; decoded: points into the reader's bytes */
+    size_t size;
+};
+
+void wire_present_encode(struct buffer *out, const struct wire_present *present);
+int wire_present_decode(struct reader *in, struct wire_present *present, struct ferry_error *err);
 
 enum wire_page_kind {
     WIRE_PAGE_RAW = 1,  /* PAGES × FERRY_PAGE_SIZE bytes of data */

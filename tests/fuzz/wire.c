@@ -19,6 +19,7 @@ union message {
     struct ferry_section section;
     struct wire_end end;
     struct wire_running running;
+    struct wire_present present;
 };
 
 /* Decodes, and encodes into OUT what has one encoding only. */
@@ -76,6 +77,11 @@ static int decode(const struct wire_header *header, struct reader *in, union mes
     case WIRE_END:
         result = wire_end_decode(in, &message->end, NULL);
         wire_end_encode(out, &message->end);
+        break;
+    case WIRE_PRESENT:
+        result = wire_present_decode(in, &message->present, NULL);
+        if (result == 0)
+            wire_present_encode(out, &message->present);
         break;
     case WIRE_RUNNING:
         result = wire_running_decode(in, &message->running, NULL);

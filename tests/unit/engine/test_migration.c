@@ -3,9 +3,11 @@
 
 #include "base/clock.h"
 
-#include <fcntl.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -148,6 +150,53 @@ static void untouched_memory_stays_untouched_on_both_sides(void **state)
     assert_int_equal(m.source_progress.pages_skipped, 64 * 256 - 256 - 1024);
     assert_true(m.source_progress.wire_bytes < 256 * 4096 + 2048);
     migration_assert_completed(&m);
+    migration_free(&m);
+}
+
+/* Pages [first, first + pages) of the first region that were touched since they were allocated. */
+static size_t touched(const struct fake_guest *guest, size_t first, size_t pages)
+{
+    unsigned char *there = malloc(pages);
+    size_t count = 0;
+
+    assert_int_equal(
+        mincore(guest->regions[0].host_ptr + first * FERRY_PAGE_SIZE, pages * FERRY_PAGE_SIZE, there), 0);
+    for (size_t i = 0; i < pages; i++)
+        count += there[i] & 1;
+    free(there);
+    return count;
+}
+
+struct look {
+    const struct fake_guest *destination;
+    size_t in_use;
+    size_t all;
+};
+
+static void look_at_destination_memory(void *opaque, const char *step)
+{
+    struct look *look = opaque;
+
+    if (strcmp(step, "dirty_start") != 0)
+        return;
+    look->in_use = touched(look->destination, 320, 3000);
+    look->all = touched(look->destination, 0, 64 * 256);
+}
+
+static void reserved_memory_is_faulted_in_before_writes_are_tracked(void **state)
+{
+    struct migration m;
+    struct look look = {.destination = &m.destination};
+
+    migration_init(&m, (uint64_t[]){64 * MIB}, 1, true);
+    fake_guest_fill(&m.source, 0, 320, 3000, 1);
+    assert_int_equal(fallocate(m.destination.regions[0].memfd, 0, 0, 64 * MIB), 0);
+    m.source.opaque = &look;
+    m.source.on_step = look_at_destination_memory;
+    migration_run(&m);
+    migration_assert_completed(&m);
+    assert_int_equal(look.in_use, 3000);
+    assert_int_equal(look.all, 3008); /* to the granule, and nothing else */
     migration_free(&m);
 }
 
@@ -409,6 +458,7 @@ int main(void)
         cmocka_unit_test(guest_outrunning_the_link_is_given_up),
         cmocka_unit_test(several_regions_and_mixed_memory_arrive),
         cmocka_unit_test(untouched_memory_stays_untouched_on_both_sides),
+        cmocka_unit_test(reserved_memory_is_faulted_in_before_writes_are_tracked),
         cmocka_unit_test(stale_destination_memory_is_cleared),
         cmocka_unit_test(pages_that_become_zero_are_cleared_at_the_destination),
         cmocka_unit_test(paused_guest_stays_paused),

@@ -90,8 +90,13 @@ static void encode_sample(enum wire_type type, struct buffer *out)
     case WIRE_MEMORY:
         wire_memory_encode(out, 2);
         break;
+    case WIRE_PRESENT:
+        wire_present_encode(
+            out, &(struct wire_present){.region = 1, .bits = (const uint8_t *)"\x05\x80", .size = 2});
+        break;
     case WIRE_GO:
     case WIRE_KEEPALIVE:
+    case WIRE_PREPARED:
     case WIRE_MEMORY_TAKEN:
         break;
     }
@@ -108,6 +113,7 @@ static int decode_any(enum wire_type type, struct reader *in, struct ferry_error
     struct wire_end end;
     struct wire_reason reason;
     struct wire_running running;
+    struct wire_present present;
     enum wire_verdict verdict;
     size_t count;
     uint32_t round;
@@ -143,8 +149,11 @@ static int decode_any(enum wire_type type, struct reader *in, struct ferry_error
         return wire_reason_decode(in, &reason, err);
     case WIRE_MEMORY:
         return wire_memory_decode(in, &count, err);
+    case WIRE_PRESENT:
+        return wire_present_decode(in, &present, err);
     case WIRE_GO:
     case WIRE_KEEPALIVE:
+    case WIRE_PREPARED:
     case WIRE_MEMORY_TAKEN:
         return 0;
     }
@@ -199,6 +208,7 @@ static void values_survive_the_round_trip(void **state)
     struct wire_reason reason;
     enum wire_verdict verdict;
     struct wire_end end;
+    struct wire_present present;
     struct reader reader;
     uint32_t round;
     size_t count;
@@ -240,6 +250,10 @@ static void values_survive_the_round_trip(void **state)
     assert_string_equal(reason.text, "because");
     DECODE(WIRE_END, wire_end_decode(&reader, &end, NULL));
     assert_int_equal(end.memory_checksum, 0x1122334455667788);
+    DECODE(WIRE_PRESENT, wire_present_decode(&reader, &present, NULL));
+    assert_int_equal(present.region, 1);
+    assert_int_equal(present.size, 2);
+    assert_memory_equal(present.bits, "\x05\x80", 2);
     buffer_free(&body);
 }
 
@@ -357,7 +371,7 @@ static void headers_out_of_bounds_are_refused(void **state)
     wire_header_encode(bytes, &good, body);
     assert_int_equal(wire_header_decode(bytes, &header, &err), 0);
     REFUSED(type = 0);
-    REFUSED(type = 18);
+    REFUSED(type = 200);
     REFUSED(type = 255);
     REFUSED(flags = 1);
     REFUSED(length = 9);
