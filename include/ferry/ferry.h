@@ -295,7 +295,8 @@ struct ferry_source_options {
     int64_t destination_pid;     /* the destination's VM process, for the log */
     bool pass_memory;            /* `address` is a Unix socket's; every region must have a memfd that is
                                     sealed against shrinking */
-    unsigned streams;            /* page connections, at most FERRY_STREAMS_MAX; 0: default */
+    unsigned streams;            /* page connections, at most FERRY_STREAMS_MAX; 0: one a CPU, 2 to 8, or 2
+                                    when the bandwidth limit is at most 1 GiB/s */
     uint64_t downtime_limit_ns;  /* 0: default 50 ms */
     uint64_t bandwidth_limit;    /* bytes/s, while the guest runs; 0: none */
     uint64_t copy_time_limit_ns; /* estimated remaining copy time above which a diverging migration aborts; 0:

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/thread.h"
 #include "engine/policy.h"
 
 #include <assert.h>
@@ -12,8 +13,11 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-/* Measured on two cores over loopback: 2 are a quarter faster than 1, and cost an idle guest nothing. */
-#define DEFAULT_STREAMS            2
+/* Measured on two cores over loopback: 2 are a quarter faster than 1, and cost an idle guest nothing; more
+ * than there are cores are no faster. One core fills a link of a GB/s. */
+#define DEFAULT_STREAMS_LEAST      2
+#define DEFAULT_STREAMS_MOST       8
+#define SLOW_LINK                  (UINT64_C(1) << 30)
 #define DEFAULT_DOWNTIME_NS        (50 * NS_PER_MS)
 #define DEFAULT_COPY_TIME_NS       (100 * NS_PER_S)
 #define DEFAULT_QUIESCE_TIMEOUT_NS (10 * NS_PER_S)
@@ -98,6 +102,19 @@ static int session_new(struct ferry_session **out, enum session_role role,
     return 0;
 }
 
+static unsigned streams_setting(const struct ferry_source_options *options)
+{
+    unsigned cpus = thread_cpus();
+
+    if (options->pass_memory)
+        return 1;
+    if (options->streams)
+        return options->streams;
+    if (cpus < DEFAULT_STREAMS_LEAST || (options->bandwidth_limit && options->bandwidth_limit <= SLOW_LINK))
+        return DEFAULT_STREAMS_LEAST;
+    return cpus < DEFAULT_STREAMS_MOST ? cpus : DEFAULT_STREAMS_MOST;
+}
+
 int ferry_source_new(struct ferry_session **out, const struct ferry_source_options *options,
                      const struct ferry_guest_ops *ops, void *guest, const struct ferry_observer *observer,
                      struct ferry_error *err)
@@ -108,9 +125,7 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
         .verify_memory = options->verify_memory || getenv("FERRY_VERIFY_MEMORY"),
         .destination_pid = options->destination_pid,
         .pass_memory = options->pass_memory,
-        .streams = options->pass_memory ? 1
-                   : options->streams   ? options->streams
-                                        : DEFAULT_STREAMS,
+        .streams = streams_setting(options),
         .downtime_limit_ns = setting(options->downtime_limit_ns, DEFAULT_DOWNTIME_NS),
         .bandwidth_limit = options->bandwidth_limit,
         .copy_time_limit_ns = setting(options->copy_time_limit_ns, DEFAULT_COPY_TIME_NS),
