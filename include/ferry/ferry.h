@@ -28,8 +28,8 @@
  * been asked. After GO was sent the source never runs the guest again unless retake_ownership says it may.
  *
  * Units are in the names; sizes are bytes; durations nanoseconds of a monotonic clock. All structs passed in
- * are borrowed for the call or, for sessions, for the session's life. ferry_session_cancel and
- * ferry_session_progress may be called from any thread, everything else from one.
+ * are borrowed for the call or, for sessions, for the session's life. What says so may be called from any
+ * thread, everything else from one.
  */
 #ifndef FERRY_FERRY_H
 #define FERRY_FERRY_H
@@ -338,6 +338,9 @@ int ferry_session_run(struct ferry_session *session, struct ferry_error *err);
 
 /* Any thread. 0: it will end as cancelled. -EALREADY: too late, GO was sent (or it has ended). */
 int ferry_session_cancel(struct ferry_session *session, struct ferry_error *err);
+
+/* Any thread: from now on the source sends no faster; 0: no limit. As options.bandwidth_limit. */
+void ferry_session_set_bandwidth(struct ferry_session *session, uint64_t bytes_per_s);
 
 /* The guest was reset, powered off or crashed during the move: ends it as failed (cause guest) with WHY if
  * that is still possible. Any thread. */

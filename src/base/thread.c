@@ -9,8 +9,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #define THREAD_NAME_SIZE 16 /* with its NUL; Linux's limit */
+#define BACKGROUND_NICE  5  /* a third of the processor against one thread that is not nice */
 
 struct thread_start_info {
     char name[THREAD_NAME_SIZE];
@@ -72,6 +75,16 @@ void thread_join(struct thread *thread)
         return;
     pthread_join(thread->id, NULL);
     thread->started = false;
+}
+
+void thread_set_background(bool background)
+{
+    struct sched_param none = {0};
+    int nice = getpriority(PRIO_PROCESS, (id_t)getpid()); /* the main thread's */
+
+    /* What the kernel refuses costs nothing but time. Leaving a nice value needs a privilege. */
+    (void)pthread_setschedparam(pthread_self(), background ? SCHED_BATCH : SCHED_OTHER, &none);
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), background ? nice + BACKGROUND_NICE : nice);
 }
 
 void thread_cond_init(pthread_cond_t *condition)

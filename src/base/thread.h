@@ -26,6 +26,10 @@ void thread_join(struct thread *thread);
 /* CPUs that this process may run on, at least 1. */
 unsigned thread_cpus(void);
 
+/* The calling thread works in the background: others, first of all a guest's vCPUs, get more of the processor
+ * and are not interrupted by it. With FALSE it does no longer, as far as the kernel allows that. */
+void thread_set_background(bool background);
+
 /* A condition variable on CLOCK_MONOTONIC. */
 void thread_cond_init(pthread_cond_t *condition);
 /* Waits until signalled or the deadline (clock_deadline; UINT64_MAX is never). Returns false when the

@@ -25,13 +25,53 @@ void link_queue(struct link *link, enum wire_type type, uint8_t flags, const str
         link->out.failed = true;
 }
 
+/* Writes SIZE bytes of *iov and drops them from its front. */
+static int link_write_slice(struct link *link, struct iovec **iov, int *count, size_t size,
+                            struct ferry_error *err)
+{
+    struct iovec *last = *iov;
+    struct iovec rest;
+    int result;
+
+    for (; size > last->iov_len; last++)
+        size -= last->iov_len;
+    rest = (struct iovec){(uint8_t *)last->iov_base + size, last->iov_len - size};
+    last->iov_len = size;
+    result = channel_writev(&link->channel, *iov, (int)(last - *iov) + 1, err);
+    *last = rest;
+    *count -= (int)(last - *iov);
+    *iov = last;
+    return result;
+}
+
+/* All of iov (which is used up), as fast as the pace allows. */
+static int link_write(struct link *link, struct iovec *iov, int count, struct ferry_error *err)
+{
+    size_t left = 0;
+    int result = 0;
+
+    if (!link->pace)
+        return channel_writev(&link->channel, iov, count, err);
+    for (int i = 0; i < count; i++)
+        left += iov[i].iov_len;
+    while (result == 0 && left > 0) {
+        size_t size = 0;
+
+        result = pace_take(link->pace, left, &size, err);
+        if (result == 0)
+            result = link_write_slice(link, &iov, &count, size, err);
+        left -= size;
+    }
+    return result;
+}
+
 int link_flush(struct link *link, struct ferry_error *err)
 {
     if (buffer_failed(&link->out))
         return error_set(err, -ENOMEM, "out of memory for a message to the other side");
 
     struct iovec iov = {.iov_base = link->out.data, .iov_len = link->out.size};
-    int result = channel_writev(&link->channel, &iov, 1, err);
+    int result = link_write(link, &iov, 1, err);
 
     buffer_clear(&link->out);
     return result;
@@ -76,7 +116,7 @@ int link_send_data(struct link *link, enum wire_type type, const struct buffer *
     iov[0] = (struct iovec){.iov_base = link->out.data, .iov_len = link->out.size};
     iov[1] = (struct iovec){.iov_base = body->data, .iov_len = body->size};
 
-    int result = channel_writev(&link->channel, iov, count, err);
+    int result = link_write(link, iov, count, err);
 
     buffer_clear(&link->out);
     return result;

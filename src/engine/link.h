@@ -11,10 +11,12 @@
 #define FERRY_ENGINE_LINK_H
 
 #include "engine/channel.h"
+#include "engine/pace.h"
 #include "engine/wire.h"
 
 struct link {
     struct channel channel;
+    struct pace *pace; /* what all that is sent is held to; borrowed; NULL: nothing */
     uint32_t sent;     /* sequence of the last frame sent */
     uint32_t received; /* and received */
     struct buffer out; /* queued frames */

@@ -39,7 +39,7 @@ static void precopy_costs(const struct source *source, uint64_t fetch_ns, struct
  * were in ROUND; 0: as in the rounds. */
 static uint64_t precopy_frozen_bandwidth(const struct source *source, const struct ferry_round *round)
 {
-    uint64_t path = source->pace.rate ? sender_path_rate(&source->sender) : 0;
+    uint64_t path = pace_limit(&source->pace) ? sender_path_rate(&source->sender) : 0;
     double seconds = (double)round->duration_ns / (double)NS_PER_S;
     double rate, wire;
 

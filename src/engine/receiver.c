@@ -96,6 +96,7 @@ static void *stream_main(void *opaque)
     struct ferry_error err = {0};
     int result;
 
+    thread_set_background(true);
     do {
         result = stream_frame(stream, &err);
         if (result == 0)

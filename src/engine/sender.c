@@ -9,8 +9,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-static int send_batch(struct ferry_session *session, struct pace *pace, struct link *link,
-                      struct page_batch *batch, uint32_t round, struct buffer *body, struct ferry_error *err)
+static int send_batch(struct ferry_session *session, struct link *link, struct page_batch *batch,
+                      uint32_t round, struct buffer *body, struct ferry_error *err)
 {
     uint32_t data = batch->raw * FERRY_PAGE_SIZE;
 
@@ -19,10 +19,7 @@ static int send_batch(struct ferry_session *session, struct pace *pace, struct l
     buffer_clear(body);
     wire_batch_encode(body, round, batch->runs, batch->count);
 
-    int result = pace_take(pace, WIRE_HEADER_SIZE + body->size + data, err);
-
-    if (result == 0)
-        result = link_send_data(link, WIRE_PAGES, body, batch->iov, batch->iov_count, data, err);
+    int result = link_send_data(link, WIRE_PAGES, body, batch->iov, batch->iov_count, data, err);
     if (result < 0)
         return result;
     session_count(&session->pages_raw, batch->raw);
@@ -34,9 +31,9 @@ static int send_batch(struct ferry_session *session, struct pace *pace, struct l
 }
 
 /* Takes chunks until there are none. NEXT is shared by the threads of a round. */
-static int send_chunks(struct ferry_session *session, const struct page_map *map, struct pace *pace,
-                       struct link *link, struct page_batch *batch, uint32_t round,
-                       const struct page_set *set, uint64_t *next, struct ferry_error *err)
+static int send_chunks(struct ferry_session *session, const struct page_map *map, struct link *link,
+                       struct page_batch *batch, uint32_t round, const struct page_set *set, uint64_t *next,
+                       struct ferry_error *err)
 {
     struct buffer body = BUFFER_INIT;
     int result = 0;
@@ -56,22 +53,22 @@ static int send_chunks(struct ferry_session *session, const struct page_map *map
             first = page_batch_add(batch, map, set, region, first, end);
             if (first == end)
                 break;
-            result = send_batch(session, pace, link, batch, round, &body, err);
+            result = send_batch(session, link, batch, round, &body, err);
         }
     }
     if (result == 0)
-        result = send_batch(session, pace, link, batch, round, &body, err);
+        result = send_batch(session, link, batch, round, &body, err);
     buffer_free(&body);
     return result;
 }
 
-int sender_send_here(struct ferry_session *session, const struct page_map *map, struct pace *pace,
-                     struct link *link, struct page_batch *batch, uint32_t round, const struct page_set *set,
+int sender_send_here(struct ferry_session *session, const struct page_map *map, struct link *link,
+                     struct page_batch *batch, uint32_t round, const struct page_set *set,
                      struct ferry_error *err)
 {
     uint64_t next = 0;
 
-    return send_chunks(session, map, pace, link, batch, round, set, &next, err);
+    return send_chunks(session, map, link, batch, round, set, &next, err);
 }
 
 static void stream_round(struct sender_stream *stream, uint32_t round, const struct page_set *set)
@@ -80,7 +77,11 @@ static void stream_round(struct sender_stream *stream, uint32_t round, const str
     struct ferry_session *session = sender->session;
     struct ferry_error err = {0};
     struct buffer body = BUFFER_INIT;
-    int result = send_chunks(session, sender->map, sender->pace, &stream->link, &stream->batch, round, set,
+
+    /* Nobody waits for it, unless the guest is stopped. */
+    thread_set_background(!pace_lifted(stream->link.pace));
+
+    int result = send_chunks(session, sender->map, &stream->link, &stream->batch, round, set,
                              &sender->next_chunk, &err);
 
     if (result == 0) {
@@ -123,7 +124,7 @@ static void *stream_main(void *opaque)
 int sender_open(struct sender *sender, struct ferry_session *session, const struct page_map *map,
                 struct pace *pace, struct link *links, size_t count, struct ferry_error *err)
 {
-    *sender = (struct sender){.session = session, .map = map, .pace = pace, .done_fd = -1};
+    *sender = (struct sender){.session = session, .map = map, .done_fd = -1};
     pthread_mutex_init(&sender->lock, NULL);
     pthread_cond_init(&sender->begin, NULL);
     sender->streams = calloc(count, sizeof(*sender->streams));
@@ -137,6 +138,7 @@ int sender_open(struct sender *sender, struct ferry_session *session, const stru
     for (size_t i = 0; i < count; i++) {
         sender->streams[i].sender = sender;
         sender->streams[i].link = links[i];
+        sender->streams[i].link.pace = pace;
         session_add_channel(session, &sender->streams[i].link.channel);
     }
     for (size_t i = 0; i < count; i++) {

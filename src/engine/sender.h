@@ -32,7 +32,6 @@ struct sender_stream {
 struct sender {
     struct ferry_session *session;
     const struct page_map *map;
-    struct pace *pace;
     struct sender_stream *streams; /* owned */
     size_t count;
     int done_fd; /* eventfd: readable when all threads have ended the round */
@@ -46,7 +45,8 @@ struct sender {
     uint64_t next_chunk; /* atomic */
 };
 
-/* Takes over the connected descriptors, on which HELLO was sent. On failure they are closed. */
+/* Takes over the connected descriptors, on which HELLO was sent. On failure they are closed. All that they
+ * send is held to PACE. */
 int sender_open(struct sender *sender, struct ferry_session *session, const struct page_map *map,
                 struct pace *pace, struct link *links, size_t count, struct ferry_error *err);
 void sender_close(struct sender *sender);
@@ -61,8 +61,8 @@ void sender_end(struct sender *sender);
 uint64_t sender_path_rate(const struct sender *sender);
 
 /* Sends what is in SET by LINK on the calling thread, without a fence: for the last, small round. */
-int sender_send_here(struct ferry_session *session, const struct page_map *map, struct pace *pace,
-                     struct link *link, struct page_batch *batch, uint32_t round, const struct page_set *set,
+int sender_send_here(struct ferry_session *session, const struct page_map *map, struct link *link,
+                     struct page_batch *batch, uint32_t round, const struct page_set *set,
                      struct ferry_error *err);
 
 #endif

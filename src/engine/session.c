@@ -127,7 +127,6 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
         .pass_memory = options->pass_memory,
         .streams = streams_setting(options),
         .downtime_limit_ns = setting(options->downtime_limit_ns, DEFAULT_DOWNTIME_NS),
-        .bandwidth_limit = options->bandwidth_limit,
         .copy_time_limit_ns = setting(options->copy_time_limit_ns, DEFAULT_COPY_TIME_NS),
         .throttle_max = throttle_setting(options, ops),
         .known_state_bytes = options->known_state_bytes,
@@ -154,7 +153,10 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
     memcpy(handover.migration_id, options->migration_id, sizeof(handover.migration_id));
     memcpy(handover.source, options->source, sizeof(handover.source));
     memcpy(handover.destination, options->destination, sizeof(handover.destination));
-    return session_new(out, SESSION_SOURCE, &handover, &settings, ops, guest, observer, err);
+    result = session_new(out, SESSION_SOURCE, &handover, &settings, ops, guest, observer, err);
+    if (result == 0)
+        ferry_session_set_bandwidth(*out, options->bandwidth_limit);
+    return result;
 }
 
 int ferry_destination_new(struct ferry_session **out, const struct ferry_destination_options *options,
@@ -180,6 +182,11 @@ int ferry_destination_new(struct ferry_session **out, const struct ferry_destina
     memcpy(handover.source, options->source, sizeof(handover.source));
     memcpy(handover.destination, options->destination, sizeof(handover.destination));
     return session_new(out, SESSION_DESTINATION, &handover, &settings, ops, guest, observer, err);
+}
+
+void ferry_session_set_bandwidth(struct ferry_session *session, uint64_t bytes_per_s)
+{
+    __atomic_store_n(&session->bandwidth_limit, bytes_per_s, __ATOMIC_RELAXED);
 }
 
 void ferry_session_free(struct ferry_session *session)

@@ -33,7 +33,6 @@ struct session_settings {
     bool pass_memory; /* on either side: memory is passed, not copied */
     unsigned streams;
     uint64_t downtime_limit_ns;
-    uint64_t bandwidth_limit;
     uint64_t copy_time_limit_ns;
     unsigned throttle_max; /* per cent; 0: never */
     uint64_t known_part_ns[FERRY_DOWNTIME_PARTS];
@@ -66,6 +65,7 @@ struct ferry_session {
     struct fault_plan faults;
     int stop_fd; /* eventfd, readable when the session must end */
     uint64_t start_ns;
+    uint64_t bandwidth_limit; /* bytes/s; 0: none; atomic */
 
     /* What the observer is not told yet, in order; session thread only. */
     bool hushed;

@@ -373,7 +373,7 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
         return session_fail(session, FERRY_CAUSE_MEMORY, -ENOMEM, err);
     }
     source->session = session;
-    pace_init(&source->pace, session->settings.bandwidth_limit, session->stop_fd);
+    pace_init(&source->pace, &session->bandwidth_limit, session->stop_fd);
 
     int result = session_check(session, err);
 

@@ -120,7 +120,7 @@ static int source_last_pages(struct source *source, struct ferry_error *err)
     if (pages > LAST_PAGES_HERE) {
         result = source_send_round(source, err);
     } else {
-        result = sender_send_here(session, &source->map, &source->pace, &source->control.link, &source->batch,
+        result = sender_send_here(session, &source->map, &source->control.link, &source->batch,
                                   source->round + 1, &source->set, err);
         if (result == -ENOMEM)
             session_fail(session, FERRY_CAUSE_MEMORY, result, err);
@@ -356,7 +356,7 @@ int switchover_source(struct source *source, struct ferry_error *err)
     session_set_percent(session, 1, 1);
     session_enter_phase(session, FERRY_PHASE_FROZEN);
     /* The limit spares others while a move takes its time. Now the guest waits. */
-    pace_set_rate(&source->pace, 0);
+    pace_lift(&source->pace, true);
     if (!session->settings.pass_memory)
         result = source_last_pages(source, err);
     timeline_part(&timeline, FERRY_DOWNTIME_LAST_PAGES);

@@ -17,16 +17,20 @@ void throttle_begin(struct throttle *throttle, struct ferry_session *session)
     throttle->count = read_writes(session, throttle->writes);
 }
 
-/* What each vCPU has written since the last time. False when they cannot be told apart. */
-static bool count_writes(struct throttle *throttle, uint64_t written[static FERRY_VCPUS_MAX])
+/* What each vCPU has written since the last time; a short round in which nobody did says nothing. False when
+ * they cannot be told apart. */
+static bool count_writes(struct throttle *throttle)
 {
     uint64_t writes[FERRY_VCPUS_MAX] = {0};
     size_t count = read_writes(throttle->session, writes);
+    bool any = false;
 
     if (count == 0 || count != throttle->count)
         return false;
-    for (size_t i = 0; i < count; i++) {
-        written[i] = writes[i] - throttle->writes[i];
+    for (size_t i = 0; i < count; i++)
+        any |= writes[i] != throttle->writes[i];
+    for (size_t i = 0; i < count && any; i++) {
+        throttle->written[i] = writes[i] - throttle->writes[i];
         throttle->writes[i] = writes[i];
     }
     return true;
@@ -46,15 +50,14 @@ static void report(struct throttle *throttle, unsigned percent)
 void throttle_set(struct throttle *throttle, unsigned percent)
 {
     struct ferry_session *session = throttle->session;
-    uint64_t written[FERRY_VCPUS_MAX];
     unsigned percents[FERRY_VCPUS_MAX];
-    bool apart = count_writes(throttle, written);
+    bool apart = count_writes(throttle);
     size_t slowed = 0;
 
     if (percent == 0 && throttle->percent == 0)
         return;
     if (apart && percent > 0) {
-        policy_spread(written, throttle->count, percent, percents);
+        policy_spread(throttle->written, throttle->count, percent, percents);
         for (size_t i = 0; i < throttle->count; i++)
             slowed += percents[i] > 0;
         session->ops->throttle_vcpus(session->guest, percents, throttle->count);

@@ -13,9 +13,10 @@
 
 struct throttle {
     struct ferry_session *session;
-    unsigned percent; /* as set last */
-    uint64_t writes[FERRY_VCPUS_MAX];
-    size_t count; /* vCPUs that can be told apart; 0: they cannot */
+    unsigned percent;                  /* as set last */
+    uint64_t writes[FERRY_VCPUS_MAX];  /* as the guest counts them */
+    uint64_t written[FERRY_VCPUS_MAX]; /* between the last two times that there were any */
+    size_t count;                      /* vCPUs that can be told apart; 0: they cannot */
     size_t slowed;
 };
 

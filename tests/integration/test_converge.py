@@ -106,3 +106,20 @@ def test_cancelled_guest_is_let_go_at_once(vms, writer):
     moved.wait()
     assert speed_of(writer) > 0.5 * before
     assert_whole(writer)
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_rate_is_held_over_any_second(vms, writer, streams):
+    limit = 12_000_000
+    moved = vms.start_incoming("b", writer.definition)
+    vms.begin(writer, moved, bandwidth_limit=limit, streams=streams, throttle_max=0, downtime_limit=1)
+    seen = []
+    writer.control.wait_for("migration.progress", lambda progress: seen.append(progress) or progress["phase"] == "Frozen")
+    copying = [(each["total_ns"] / 1e9, each["wire_bytes"]) for each in seen if each["phase"] == "Copy" and each["setup_ns"]]
+    rates = [(there - here) / (end - begin) for begin, here in copying for end, there in copying if 1 <= end - begin < 1.3]
+    assert len(rates) >= 10
+    assert max(rates) <= 1.03 * limit, max(rates)
+    # Less only between rounds, or when the machine has no time for it.
+    assert sorted(rates)[len(rates) // 2] >= 0.8 * limit, rates
+    assert writer.control.wait_for("migration.finished")["outcome"] == "completed"
+    assert_whole(moved)

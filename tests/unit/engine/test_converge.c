@@ -4,8 +4,11 @@
 #include "base/clock.h"
 #include "base/sock.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static const uint64_t memory[] = {8 * MIB};
@@ -191,6 +194,59 @@ static void rate_limit_does_not_prolong_the_downtime(void **state)
     writer_free(&m);
 }
 
+/* Looks at the threads of this process: how nice those that move pages are. */
+struct priorities {
+    int threads;
+    int least; /* the least nice of them */
+};
+
+static int look_at_threads(void *guest, size_t region, uint64_t *bitmap, struct ferry_error *err)
+{
+    struct priorities *found = ((struct fake_guest *)guest)->opaque;
+    DIR *tasks = opendir("/proc/self/task");
+    const struct dirent *task;
+
+    assert_non_null(tasks);
+    while ((task = readdir(tasks))) {
+        char path[300], name[32] = "";
+        FILE *comm;
+        int nice;
+
+        snprintf(path, sizeof(path), "/proc/self/task/%s/comm", task->d_name);
+        comm = fopen(path, "r");
+        if (!comm)
+            continue;
+        if (fgets(name, sizeof(name), comm) &&
+            (strncmp(name, "ferry-send", 10) == 0 || strncmp(name, "ferry-recv", 10) == 0)) {
+            nice = getpriority(PRIO_PROCESS, (id_t)strtoul(task->d_name, NULL, 10));
+            found->least = found->threads++ == 0 || nice < found->least ? nice : found->least;
+        }
+        fclose(comm);
+    }
+    closedir(tasks);
+    return fake_guest_ops.dirty_fetch(guest, region, bitmap, err);
+}
+
+static void copying_is_less_urgent_than_the_guest(void **state)
+{
+    struct migration m;
+    struct priorities found = {0};
+    int own = getpriority(PRIO_PROCESS, 0);
+
+    if (own >= 19)
+        skip();
+    migration_init(&m, memory, 1, true);
+    fake_guest_fill(&m.source, 0, 0, PAGES, 1);
+    m.source.opaque = &found;
+    m.source_ops.dirty_fetch = look_at_threads;
+    m.source_options.streams = 2;
+    migration_run(&m);
+    migration_assert_completed(&m);
+    assert_true(found.threads >= 4);
+    assert_true(found.least > own);
+    migration_free(&m);
+}
+
 /* The decision names what was known of the switchover. */
 static void known_costs_are_in_the_decision(void **state)
 {
@@ -224,6 +280,7 @@ int main(void)
         cmocka_unit_test(given_up_guest_runs_at_full_speed),
         cmocka_unit_test(cancelled_guest_runs_at_full_speed),
         cmocka_unit_test(rate_limit_does_not_prolong_the_downtime),
+        cmocka_unit_test(copying_is_less_urgent_than_the_guest),
         cmocka_unit_test(known_costs_are_in_the_decision),
     };
 
