@@ -633,7 +633,7 @@ def test_reboot_during_a_move_is_part_of_it(vms, guest):
     vm = vms.start("a", guest.definition("web", f"{WORK} ferry.shell"))
     vm.wait_for_work(2)
     moved = vms.start_incoming("b", vm.definition)
-    vms.begin(vm, moved, bandwidth_limit=SLOW)
+    vms.begin(vm, moved, bandwidth_limit=MIB)  # longer than a reboot, also on a busy machine
     after = len(vm.console())
     vm.type("reboot -f\n")
     vm.wait_for_console("work begins", after)
