@@ -42,8 +42,10 @@ void ferry_forecast(const struct ferry_forecast_input *input, struct ferry_forec
         .throttle_max = throttle_of(input),
         .quick_resume = input->quick_resume,
     };
+    /* The limit does not count once the guest is stopped. */
     const struct policy_model model = {.dirty_rate = input->dirty_bytes_per_s,
-                                       .working_set = input->working_set_bytes};
+                                       .working_set = input->working_set_bytes,
+                                       .frozen_bandwidth = input->bandwidth_bytes_per_s};
     uint64_t bandwidth = input->bandwidth_bytes_per_s;
     struct policy_costs costs = {.state_bytes = input->state_bytes};
     struct policy_forecast ahead;

@@ -292,6 +292,7 @@ struct policy_forecast policy_forecast(const struct policy *policy, uint64_t byt
         struct policy_round round = {.sent_bytes = bytes,
                                      .wire_bytes = bytes,
                                      .duration_ns = saturate(duration_s * NS_PER_S),
+                                     .frozen_bandwidth = model->frozen_bandwidth,
                                      .costs = *costs};
 
         if (dirtied > (double)model->working_set)

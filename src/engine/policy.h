@@ -103,8 +103,9 @@ void policy_spread(const uint64_t *writes, size_t count, unsigned throttle, unsi
 
 /* How a guest writes, as far as one can know. */
 struct policy_model {
-    uint64_t dirty_rate;  /* bytes of memory a second, at full speed */
-    uint64_t working_set; /* bytes it can have written at most */
+    uint64_t dirty_rate;       /* bytes of memory a second, at full speed */
+    uint64_t working_set;      /* bytes it can have written at most */
+    uint64_t frozen_bandwidth; /* as in a round; 0: as in the rounds */
 };
 
 struct policy_forecast {

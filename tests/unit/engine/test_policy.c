@@ -504,6 +504,11 @@ static void forecast_of_the_reference_table(void **state)
     model.dirty_rate = 200 * MB;
     forecast = policy_forecast(&policy, 2048 * MB, 128 * MB, &model, &costs);
     assert_false(forecast.converges);
+    /* The rate is limited to 128 MB/s, but not while the guest is stopped. */
+    model.frozen_bandwidth = 100000 * MB;
+    forecast = policy_forecast(&policy, 2048 * MB, 128 * MB, &model, &costs);
+    assert_true(forecast.converges);
+    assert_int_equal(forecast.rounds, 1);
 }
 
 static void extreme_numbers_are_survived(void **state)
@@ -513,7 +518,7 @@ static void extreme_numbers_are_survived(void **state)
     for (int a = 0; a < 5; a++) {
         for (int b = 0; b < 5; b++) {
             struct policy_settings settings = {numbers[a], numbers[b], (unsigned)numbers[b], a % 2};
-            struct policy_model model = {numbers[a], numbers[b]};
+            struct policy_model model = {numbers[a], numbers[b], numbers[b]};
             struct policy policy;
 
             policy_init(&policy, &settings);
