@@ -1,9 +1,13 @@
 """The soak: very many migrations of a small guest to and fro, with random faults. See scripts/run-soak.
 
-After each, the guest must run once, its memory unharmed unless the fault killed the only process that had it. Every so many
-migrations, and at the end, nothing may have been left: processes, files, ports, locks, memory of the two ferryd.
+After each, the guest must run once, its memory unharmed unless the fault killed the only process that had it, and both
+hosts tell the same. Every so many migrations, and at the end, nothing may have been left: processes, files, ports, locks,
+descriptors, threads, memory of the two ferryd.
+
+ferryd are killed in the first half only: in the second they live, and what they hold must not grow.
 """
 import collections
+import contextlib
 import pathlib
 import random
 import re
@@ -14,12 +18,18 @@ import time
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "faults"))
 
+import leaks  # noqa: E402
 import matrix  # noqa: E402
-from world import BUILD, NAME, World, Wrong, open_files, wait  # noqa: E402
+from world import BUILD, NAME, World, Wrong, wait  # noqa: E402
 
 STRESS = BUILD / "guest" / "stress-riscv64.elf"
-LOOK_EVERY = 100
+LOOK_EVERY = 50
+CANCELS = 0.05
+AGENT_KILLS = 0.04  # in the first half
+WARM_UP = 100  # migrations, at most, until a young ferryd has filled what it keeps
 QUIET = 0.4  # of the migrations have no fault at all
+ENDINGS = ["at the destination", "at the source", "after a command", "booted anew"]
+WRONG_MAX = 10
 # A hang takes as long as the patience with a silent peer, which is 1 s here: rarely.
 WEIGHTS = {"crash": 5, "error": 6, "drop": 6, "hang": 1}
 
@@ -28,7 +38,10 @@ class SmallWorld(World):
     """As World, with a bare-metal guest, which boots in no time. Its disk carries the ownership lock only."""
 
     def __init__(self):
-        super().__init__(options=("--peer-timeout", "1", "--lock-wait", "2"), memory=32 << 20)
+        super().__init__(memory=32 << 20)
+        locks = self.directory / "locks"  # for VMs without a disk: nothing may ever be in it
+        locks.mkdir()
+        self.options = ("--peer-timeout", "1", "--lock-wait", "2", "--lock-dir", str(locks))
 
     def boot(self, host):
         known = host.vm(NAME)
@@ -61,25 +74,17 @@ class SmallWorld(World):
         if all(self.state(host) == "RUNNING" for host in (self.a, self.b, self.a)):
             raise Wrong("both hosts list the VM as RUNNING")
 
-    def resident(self):
-        """KiB of both ferryd."""
-        total = 0
-        for host in self.pair:
-            status = pathlib.Path(f"/proc/{host.process.pid}/status").read_text()
-            total += int(re.search(r"VmRSS:\s+(\d+)", status)[1])
-        return total
-
-    def files(self):
-        return sum(len(open_files(host.process.pid)) for host in self.pair)
-
 
 class Soak:
     def __init__(self, count, seed, say):
         self.count = count
         self.random = random.Random(seed)
         self.say = say
-        self.outcomes = collections.Counter()
-        self.endings = collections.Counter()
+        self.done = 0
+        self.outcomes = collections.Counter()  # (outcome, ending)
+        self.faults = collections.Counter()  # (kind, ending)
+        self.besides = collections.Counter()
+        self.held = []  # by the two ferryd, in the end
         self.wrong = []
         self.cases = collections.defaultdict(list)
         for point, kind in matrix.cases():
@@ -93,21 +98,28 @@ class Soak:
         kind = self.random.choices(list(WEIGHTS), WEIGHTS.values())[0]
         return self.random.choice(self.cases[kind]), kind
 
+    def meanwhile(self, world, migration):
+        """What else happens to some: cancelled from either side, a ferryd killed."""
+        if self.random.random() < CANCELS:
+            host = self.random.choice(world.pair)
+            status, data = host.request("POST", f"/v1/migrations/{migration}/cancel", {})
+            if status not in (200, 404, 409):
+                raise Wrong(f"cancelling was answered with {status} {data}")
+            self.besides["cancel asked for"] += 1
+        if self.random.random() < AGENT_KILLS and self.done < self.count // 2:
+            self.random.choice(world.pair).restart(signal.SIGKILL)
+            self.besides["a ferryd killed"] += 1
+
     def one(self, world, source, fault):
         """Returns the host on which the VM runs afterwards."""
         destination = world.other(source)
         if fault:
             world.fault(source if fault[0].startswith("source-") else destination, ":".join(fault))
-        cancel = self.random.random() < 0.05
-        kill_agent = self.random.choice([source, destination]) if self.random.random() < 0.02 else None
         with world.watching():
             migration = world.migrate(source, destination)
             if migration is None:
                 raise Wrong("the migration was refused")
-            if cancel:
-                self.cancel(self.random.choice([source, destination]), migration)
-            if kill_agent:
-                kill_agent.restart(signal.SIGKILL)
+            self.meanwhile(world, migration)
             world.settle(4 if fault and fault[1] == "hang" else 30)
             for host in world.pair:
                 world.fault(host, "")
@@ -115,81 +127,105 @@ class Soak:
             if commands and not (fault and matrix.allowed(commands, *fault)):
                 raise Wrong(f"the guest did not live through it without help: {commands}")
             world.verify(host)
-        self.outcomes[matrix.story(world, migration)] += 1
-        self.endings["booted anew" if any(word.startswith("run") for word in commands) else
-                     "after a command" if commands else
-                     "at the destination" if host is destination else "at the source"] += 1
+        ending = ("booted anew" if any(word.startswith("run") for word in commands) else
+                  "after a command" if commands else
+                  "at the destination" if host is destination else "at the source")
+        self.outcomes[matrix.story(world, migration), ending] += 1
+        self.faults[fault[1] if fault else "none", ending] += 1
         return host
 
-    @staticmethod
-    def cancel(host, migration):
-        status, data = host.request("POST", f"/v1/migrations/{migration}/cancel", {})
-        if status not in (200, 404, 409):
-            raise Wrong(f"cancelling was answered with {status} {data}")
+    def check(self, world, host, base, begin):
+        held = leaks.check_quiet(world, host, base)
+        self.held = held.describe(base)
+        self.say(f"{self.done} migrations in {time.monotonic() - begin:.0f} s; "
+                 f"the two ferryd have grown by {held.grown_kib(base)} KiB", flush=True)
 
-    def check(self, world, host, base):
-        """Nothing is left over."""
-        world.check_leaks(host)
-        wait(lambda: world.files() <= base["files"] + 16, f"files to be closed: {base['files']} at first, "
-             f"{world.files()} now", 20)
-        grown = world.resident() - base["resident"]
-        if grown > 64 << 10:
-            raise Wrong(f"the two ferryd have grown by {grown} KiB")
-        return grown
+    def life(self, begin):
+        """Migrations in one world, until all are made or something is wrong."""
+        world = SmallWorld()
+        fault = None
+        warm = self.count // 2 + min(WARM_UP, self.count // 8)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(world)
+            host = world.a
+            world.boot(host)
+            base = leaks.Held(world)
+            try:
+                while self.done < self.count:
+                    fault = self.choose()
+                    host = self.one(world, host, fault)
+                    self.done += 1
+                    if self.done == warm or self.done < warm and self.done % LOOK_EVERY == 0:
+                        leaks.check_quiet(world, host, base)
+                        base = leaks.Held(world)
+                    if self.done > warm and self.done % LOOK_EVERY == 0 or self.done == self.count:
+                        self.check(world, host, base, begin)
+                fault = None
+                remove(world)
+                leaks.check_gone(world, base)
+            except Exception as wrong:  # noqa: BLE001 - told, and the next begins in a new world
+                name = ":".join(fault) if fault else "no fault"
+                self.done = min(self.done + 1, self.count)
+                raise Wrong(f"migration {self.done}, {name}: {type(wrong).__name__}: {wrong}") from wrong
+        if processes(world.directory):
+            raise Wrong(f"processes are left: {processes(world.directory)}")
 
     def run(self):
         begin = time.monotonic()
-        done = 0
-        world = host = None
-        base = {}
-        grown = 0
-        try:
-            while done < self.count and len(self.wrong) < 10:
-                fault = self.choose()
-                try:
-                    if world is None:
-                        world = SmallWorld().__enter__()
-                        host = world.a
-                        world.boot(host)
-                        base = {}
-                    host = self.one(world, host, fault)
-                    done += 1
-                    if not base and done > 20:
-                        base = {"files": world.files(), "resident": world.resident()}
-                    if base and (done % LOOK_EVERY == 0 or done == self.count):
-                        grown = self.check(world, host, base)
-                        self.say(f"{done} migrations in {time.monotonic() - begin:.0f} s; ferryd grew by {grown} KiB; "
-                                 f"{dict(self.endings)}", flush=True)
-                except Exception as wrong:  # noqa: BLE001 - told, and the next begins in a new world
-                    done += 1
-                    name = ":".join(fault) if fault else "no fault"
-                    self.wrong.append(f"migration {done}, {name}: {type(wrong).__name__}: {wrong}")
-                    self.say("FAILED " + self.wrong[-1][:1500], flush=True)
-                    broken, world = world, None
-                    self.leave(broken)
-        finally:
-            self.leave(world)
-        self.report(done, time.monotonic() - begin)
-        return done == self.count and not self.wrong
+        while self.done < self.count and len(self.wrong) < WRONG_MAX:
+            try:
+                self.life(begin)
+            except Exception as wrong:  # noqa: BLE001
+                self.wrong.append(str(wrong))
+                self.say("FAILED " + self.wrong[-1][:1500], flush=True)
+        self.report(time.monotonic() - begin)
+        return self.done == self.count and not self.wrong
 
-    def leave(self, world):
-        if world is None:
-            return
-        try:
-            world.__exit__(None, None, None)
-        except Exception as wrong:  # noqa: BLE001
-            self.wrong.append(f"at the end of a world: {wrong}")
+    def report(self, seconds):
+        self.say(f"\n{self.done} migrations in {seconds:.0f} s\n")
+        self.say(table("outcome", self.outcomes) + "\n")
+        self.say(table("fault", self.faults) + "\n")
+        for name, count in self.besides.most_common():
+            self.say(f"{name}: {count}")
+        for line in self.held:
+            self.say(line)
+        self.say(f"wrong: {len(self.wrong)}")
 
-    def report(self, done, seconds):
-        self.say(f"\n{done} migrations in {seconds:.0f} s")
-        for what, counts in (("outcome", self.outcomes), ("the guest runs", self.endings)):
-            for name, count in counts.most_common():
-                self.say(f"  {what + ':':<16}{name:<24}{count:6}")
-        self.say(f"  {'wrong:':<16}{'':<24}{len(self.wrong):6}")
+
+def remove(world):
+    """The VM, from both hosts."""
+    for host in world.pair:
+        vm = host.vm(NAME)
+        if vm and vm["pid"]:
+            host.post(f"/v1/vms/{NAME}/kill")
+        if vm:
+            host.delete(f"/v1/vms/{NAME}")
+
+
+def processes(directory):
+    """All that have it among their arguments."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if str(directory).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                pass
+    return found
+
+
+def table(head, counts):
+    """One row a value, one column an ending, and sums."""
+    rows = sorted({row for row, _ in counts}, key=lambda row: -sum(counts[row, ending] for ending in ENDINGS))
+    lines = [f"{head:<12}" + "".join(f"{ending:>20}" for ending in [*ENDINGS, "all"])]
+    for row in [*rows, "all"]:
+        cells = [sum(count for (name, where), count in counts.items() if where == ending and row in (name, "all"))
+                 for ending in ENDINGS]
+        lines.append(f"{row:<12}" + "".join(f"{cell:>20}" for cell in [*cells, sum(cells)]))
+    return "\n".join(lines)
 
 
 def run(count, seed, say=print):
     say(f"soak of {count} migrations, seed {seed}", flush=True)
     return Soak(count, seed, say).run()
-
-
