@@ -155,11 +155,10 @@ class Soak:
                     fault = self.choose()
                     host = self.one(world, host, fault)
                     self.done += 1
-                    if self.done == warm or self.done < warm and self.done % LOOK_EVERY == 0:
-                        leaks.check_quiet(world, host, base)
-                        base = leaks.Held(world)
-                    if self.done > warm and self.done % LOOK_EVERY == 0 or self.done == self.count:
+                    if self.done % LOOK_EVERY == 0 or self.done in (warm, self.count):
                         self.check(world, host, base, begin)
+                    if self.done == warm or self.done % LOOK_EVERY == 0 and self.done < warm:
+                        base = leaks.Held(world)
                 fault = None
                 remove(world)
                 leaks.check_gone(world, base)
