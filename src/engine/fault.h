@@ -113,6 +113,11 @@ const char *fault_point_name(enum fault_point point);
 /* Fills in the actions from TEXT (may be NULL). -EINVAL names the part that is not understood. */
 int fault_plan_parse(struct fault_plan *plan, const char *text, struct ferry_error *err);
 
+struct ferry_session;
+
+/* What drop does, for the plan of one whose fault points lie outside the session. Any thread. */
+void fault_drop_connections(struct ferry_session *session);
+
 #ifdef FERRY_FAULT_POINTS
 int fault_hit(const struct fault_plan *plan, enum fault_point point, struct ferry_error *err);
 #else

@@ -38,14 +38,17 @@ static unsigned throttle_setting(const struct ferry_source_options *options,
     return options->throttle_max ? options->throttle_max : POLICY_THROTTLE_DEFAULT;
 }
 
-static void drop_connections(void *opaque)
+void fault_drop_connections(struct ferry_session *session)
 {
-    struct ferry_session *session = opaque;
-
     pthread_mutex_lock(&session->lock);
     for (size_t i = 0; i < session->channel_count; i++)
         channel_shutdown(session->channels[i]);
     pthread_mutex_unlock(&session->lock);
+}
+
+static void drop_connections(void *session)
+{
+    fault_drop_connections(session);
 }
 
 static int text_check(const char *text, size_t size, const char *what, struct ferry_error *err)

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/sock.h"
 #include "base/thread.h"
+#include "engine/fault.h"
 #include "vm/files.h"
 #include "vm/guest.h"
 #include "vm/params.h"
@@ -637,6 +638,12 @@ int migration_cancel(struct vm *vm, json_t *params, struct ferry_error *err)
 void migration_abort(struct migration *migration, enum ferry_cause cause, const char *why)
 {
     ferry_session_abort(migration->session, cause, why);
+}
+
+void migration_drop_connections(struct migration *migration)
+{
+    if (migration->session)
+        fault_drop_connections(migration->session);
 }
 
 void migration_give_up(struct migration *migration)

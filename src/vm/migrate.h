@@ -6,7 +6,7 @@
  *     destination                        migration_receive ──▶ session ──▶ vm_migration_ended
  *
  * The thread ends when its session does: by itself, or after migration_abort or migration_cancel. All
- * functions are for the loop thread except migration_abort.
+ * functions are for the loop thread except where said.
  */
 #ifndef FERRY_VM_MIGRATE_H
 #define FERRY_VM_MIGRATE_H
@@ -26,6 +26,8 @@ int migration_cancel(struct vm *vm, json_t *params, struct ferry_error *err);
 
 /* Any thread; the migration is in progress. Ends it as failed, if that is still possible. */
 void migration_abort(struct migration *migration, enum ferry_cause cause, const char *why);
+/* For fault points, on the session's thread; when none runs there is nothing to lose. */
+void migration_drop_connections(struct migration *migration);
 /* As migrate.cancel, for the process's own reasons. */
 void migration_give_up(struct migration *migration);
 

@@ -75,6 +75,8 @@ int ownership_new(struct ownership **out, const struct ownership_options *option
         result = error_set_errno(err, -errno, "cannot make an event descriptor");
     if (!result)
         result = fault_plan_parse(&ownership->faults, getenv("FERRY_FAULT"), err);
+    ownership->faults.drop = options->drop_connections;
+    ownership->faults.opaque = options->migrating;
     if (!result)
         result = open_lock(ownership, options, err);
     if (result) {

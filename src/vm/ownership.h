@@ -38,6 +38,9 @@ struct ownership_options {
     void *images;
     int (*acquire_images)(void *images, struct ferry_error *err);
     void (*release_images)(void *images);
+    /* What a fault point loses: the connections of the migration under way. NULL: there are none. */
+    void *migrating;
+    void (*drop_connections)(void *migrating);
 };
 
 struct ownership;

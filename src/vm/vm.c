@@ -626,6 +626,14 @@ static void vm_release_images(void *machine)
     machine_release(machine);
 }
 
+static void vm_drop_connections(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    if (vm->migration)
+        migration_drop_connections(vm->migration);
+}
+
 static int vm_make_ownership(struct vm *vm, struct ferry_error *err)
 {
     char host[FERRY_NAME_SIZE] = "";
@@ -639,6 +647,8 @@ static int vm_make_ownership(struct vm *vm, struct ferry_error *err)
         .images = vm->machine,
         .acquire_images = vm_acquire_images,
         .release_images = vm_release_images,
+        .migrating = vm,
+        .drop_connections = vm_drop_connections,
     };
     int result;
 

@@ -24,8 +24,6 @@ def points():
 def cases():
     for point in points():
         for kind in KINDS:
-            if kind == "drop" and point in WITHOUT_CONNECTION:
-                continue
             yield point, kind
 
 
@@ -33,12 +31,6 @@ def cases():
 HANG_S = 8
 # The hosts ask each other again every second at first, and seldom later.
 AGREED_S = 20
-
-# The steps within the ownership lock's functions have no connection to lose; the steps around them do.
-OWNERSHIP = ["source-before-handover", "source-after-handover", "source-before-retake", "source-after-retake",
-             "destination-before-acquired", "destination-after-acquired", "destination-before-started",
-             "destination-after-started"]
-WITHOUT_CONNECTION = OWNERSHIP
 
 # Once GO has left, the source's memory is not needed any more.
 AFTER_GO = ["source-after-go", "source-before-running", "source-after-running"]
@@ -48,7 +40,7 @@ STARTED = ["destination-after-started", "destination-after-acquire", "destinatio
            "destination-before-running", "destination-after-running"]
 # The destination has the lock, and a thread that hangs keeps it.
 LOCKED = ["destination-before-acquired", "destination-after-acquired", "destination-before-started"]
-# The source has the VM back, but a hung thread cannot let it run.
+# The source has the VM back, but a hung thread cannot let it run, and without the step nobody is sure that it has.
 RETAKE = ["source-before-retake", "source-after-retake"]
 
 
@@ -58,15 +50,22 @@ def must_live(point, kind):
         return True
     if point.startswith("source-"):
         if point in RETAKE:
-            return kind == "error" and point == "source-after-retake"
+            return kind == "drop" or (kind == "error" and point == "source-after-retake")
         return kind in ("error", "drop")
     if kind in ("error", "drop"):
         return True
     return point not in STARTED and not (kind == "hang" and point in LOCKED)
 
 
-def allowed(commands, point, kind):
-    """May a person have had to do this? What hangs must be killed by one, at least when it owned the guest."""
+def retake_trigger(kind):
+    """A retake comes only when the destination does not take the guest over: it dies, or it says so and is there still."""
+    return "destination-before-acquire:" + ("error" if kind == "drop" else "crash")
+
+
+def allowed(commands, point, kind, hanging):
+    """May a person have had to do this? What hangs must be killed by one, but nothing else must."""
+    if any(command.startswith("kill") and (kind != "hang" or command != f"kill {hanging}") for command in commands):
+        return False
     if not must_live(point, kind):
         return True
     return all(kind == "hang" and not command.startswith("run") for command in commands)
@@ -79,6 +78,7 @@ class Case:
         self.point = point
         self.kind = kind
         self.cell = "-"
+        self.told = "-"
         self.wrong = None
         self.logs = ""
         self.seconds = 0.0
@@ -118,9 +118,8 @@ def run_case(world, case, source):
     side = source if case.point.startswith("source-") else destination
     plans = {source: [], destination: []}
     plans[side].append(case.name)
-    # A retake comes only when the destination does not take the guest over.
     if case.point in RETAKE:
-        plans[destination].append("destination-before-acquire:crash")
+        plans[destination].append(retake_trigger(case.kind))
     for host, plan in plans.items():
         world.fault(host, ",".join(plan))
     hangs = case.kind == "hang"
@@ -132,11 +131,11 @@ def run_case(world, case, source):
         for host in world.pair:
             world.fault(host, "")
         host, commands = world.resolve(source, 1)
-        if not allowed(commands, case.point, case.kind):
+        if not allowed(commands, case.point, case.kind, side.name):
             raise Wrong(f"the guest did not live through it without help: {', '.join(commands)}")
         world.verify(host)
     world.check_leaks(host)
-    story(world, migration)
+    case.told = story(world, migration)
     where = "source" if host is source else "dest"
     case.cell = where if not commands else f"{where}*" if any(c.startswith("run") for c in commands) else f"{where}+"
     case.commands = commands
@@ -188,7 +187,7 @@ def run(sample=None, seed=1, only=None, say=print):
             case.seconds = time.monotonic() - started
             verdict = f"FAILED {case.wrong.splitlines()[0][:300]}" if case.wrong else case.cell
             helped = f"; {', '.join(case.commands)}" if case.commands else ""
-            say(f"{case.name:<44} {verdict} ({case.seconds:.1f} s{helped})", flush=True)
+            say(f"{case.name:<44} {verdict} ({case.seconds:.1f} s; {case.told}{helped})", flush=True)
     finally:
         if world:
             world.__exit__(None, None, None)

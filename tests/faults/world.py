@@ -342,8 +342,8 @@ class World:
         raise Wrong(f"no copy could be made to run: {commands}, {said}, {[self.state(h) for h in self.pair]}")
 
     def next_command(self, states, source):
-        for host, state in states.items():
-            if state and "MIGR" in state:
+        for host in (source, self.other(source)):
+            if states[host] and "MIGR" in states[host]:
                 return host, "kill"  # it hangs
         for host, state in states.items():
             if state == "NOT_RUNNABLE" and host.vm(NAME)["pid"]:

@@ -40,6 +40,7 @@ struct fixture {
     struct log *log;
     struct machine_config config;
     const char *images_owner;
+    unsigned drops;      /* how often connections were lost */
     struct side a, b, c; /* source, destination, a third host */
 };
 
@@ -67,6 +68,13 @@ static void release_images(void *opaque)
         *images->owner = NULL;
 }
 
+static void drop_connections(void *opaque)
+{
+    struct fixture *fixture = opaque;
+
+    fixture->drops++;
+}
+
 static int make_next(struct fixture *fixture, struct side *side, const char *host, const char *lock_dir,
                      const char *former, struct ferry_error *err)
 {
@@ -79,6 +87,8 @@ static int make_next(struct fixture *fixture, struct side *side, const char *hos
         .images = &side->images,
         .acquire_images = acquire_images,
         .release_images = release_images,
+        .migrating = fixture,
+        .drop_connections = drop_connections,
     };
 
     side->images = (struct images){.owner = &fixture->images_owner, .name = host};
@@ -519,6 +529,29 @@ static void error_at_any_step_leaves_one_owner(void **state)
     }
 }
 
+static void lost_connections_change_no_step(void **state)
+{
+    static const char source[] = "source-before-handover:drop,source-after-handover:drop,"
+                                 "source-before-retake:drop,source-after-retake:drop";
+    static const char destination[] = "destination-before-acquired:drop,destination-after-acquired:drop,"
+                                      "destination-before-started:drop,destination-after-started:drop";
+    struct fixture *fixture = *state;
+
+#ifndef FERRY_FAULT_POINTS
+    skip();
+#endif
+    reopen_with_fault(fixture, &fixture->a, "a", source);
+    reopen_with_fault(fixture, &fixture->b, "b", destination);
+    hand_over(fixture);
+    assert_int_equal(fixture->drops, 2);
+    assert_int_equal(ownership_acquire(fixture->b.ownership, &handover, NULL), 0);
+    assert_int_equal(fixture->drops, 6);
+    assert_record(fixture, VM_LOCK_STARTED, 2, "b");
+    ownership_give_back(fixture->b.ownership, &handover);
+    assert_int_equal(ownership_retake(fixture->a.ownership, &handover, 0, NULL), FERRY_RETAKE_RESUME);
+    assert_int_equal(fixture->drops, 8);
+}
+
 /* ---- places ---- */
 
 static void vm_without_a_writable_disk_has_its_lock_in_the_lock_directory(void **state)
@@ -700,6 +733,7 @@ int main(void)
         TEST(images_that_are_gone_make_the_destination_refuse_and_the_source_go_on),
         TEST(destination_that_cannot_resume_gives_back),
         TEST(error_at_any_step_leaves_one_owner),
+        TEST(lost_connections_change_no_step),
         TEST_CLOSED(vm_without_a_writable_disk_has_its_lock_in_the_lock_directory),
         TEST_CLOSED(with_nothing_shared_only_the_destinations_word_counts),
         TEST_CLOSED(lock_directory_that_is_not_there_is_refused),
