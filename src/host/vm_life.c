@@ -31,7 +31,7 @@ static void set_ended(struct vm *vm, const json_t *word, const char *last_words)
     const char *why = text_of(word, "why");
 
     if (strcmp(reason, "powered-off") == 0 || strcmp(reason, "killed") == 0 ||
-        strcmp(reason, "migrated") == 0) {
+        strcmp(reason, "migrated") == 0 || (!word && vm->killed)) {
         vm->state = VM_STATE_STOPPED;
     } else {
         vm->state = VM_STATE_CRASHED;

@@ -397,6 +397,7 @@ void vm_publish(struct host *host, struct vm *vm, struct vm_process *process, en
 {
     host_lock(host);
     vm->process = process;
+    vm->killed = false;
     vm->state = state;
     vm->why[0] = '\0';
     vm->listed = true;
@@ -566,6 +567,9 @@ int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_
         host_unlock(host);
     } else if (vm_process_call(process, "quit", NULL, KILL_TIMEOUT_MS, NULL, NULL) < 0 ||
                !vm_wait_gone(host, vm, clock_deadline(KILL_TIMEOUT_MS))) {
+        host_lock(host);
+        vm->killed = true;
+        host_unlock(host);
         vm_process_kill(process);
         if (!vm_wait_gone(host, vm, clock_deadline(KILL_TIMEOUT_MS)))
             result = error_set(err, -ETIMEDOUT, "process %d of VM %s does not end even when killed",

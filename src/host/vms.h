@@ -52,6 +52,7 @@ struct vm {
     uint64_t memory_promised;      /* bytes, while a reservation is being made */
     const char *busy;              /* "being started"; NULL: unclaimed */
     struct vm_process *process;    /* NULL: none */
+    bool killed;                   /* that one, by a person's wish, as it did not end by itself */
     struct migration *migration;   /* in progress; a reference */
     struct vm_ban ban;
     json_t *exit; /* exit.json of the process that ended last, or NULL */
