@@ -34,6 +34,14 @@ void console_flush(void)
     out.used = 0;
 }
 
+char console_typed(void)
+{
+    /* A 16550: its data and its line status, whose bit 0 tells of data. */
+    const volatile uint8_t *uart = (const volatile uint8_t *)CONSOLE_UART;
+
+    return (uart[5] & 1) ? (char)uart[0] : 0;
+}
+
 void console_char(char c)
 {
     out.data[out.used++] = c;

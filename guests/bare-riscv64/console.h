@@ -1,6 +1,6 @@
 /*
  * Text out, by the SBI debug console where there is one, else by the old console call. Written a line at a
- * time. One hart at a time may use it.
+ * time. One hart at a time may use it. Characters in, from the UART.
  */
 #ifndef BARE_CONSOLE_H
 #define BARE_CONSOLE_H
@@ -23,5 +23,11 @@ void console_field(const char *name, uint64_t value);
 void console_field_hex(const char *name, uint64_t value);
 
 void console_flush(void);
+
+/* Where the UART is: one page, to be mapped by who uses console_typed() with paging on. */
+#define CONSOLE_UART UINT64_C(0x10000000)
+
+/* The next character that was typed; 0 for none. */
+char console_typed(void);
 
 #endif

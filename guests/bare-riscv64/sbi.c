@@ -51,10 +51,15 @@ void hart_stop(void)
         sbi_call(SBI_EXT_HSM, 1, 0, 0, 0);
 }
 
-void machine_off(void)
+void machine_reset(enum reset_type type, enum reset_reason reason)
 {
     console_flush();
-    sbi_call(SBI_EXT_SRST, 0, 0, 0, 0);
+    sbi_call(SBI_EXT_SRST, 0, type, reason, 0);
     for (;;)
         __asm__ volatile("wfi");
+}
+
+void machine_off(void)
+{
+    machine_reset(RESET_OFF, RESET_REASON_NONE);
 }

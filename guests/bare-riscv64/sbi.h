@@ -40,7 +40,11 @@ bool hart_is_stopped(uint64_t hart);
 
 __attribute__((noreturn)) void hart_stop(void);
 
-/* Writes out what the console still holds and powers off. */
+enum reset_type { RESET_OFF = 0, RESET_REBOOT = 1 };
+enum reset_reason { RESET_REASON_NONE = 0, RESET_REASON_FAILURE = 1 };
+
+/* Writes out what the console still holds and has the machine switched off or started again. */
+__attribute__((noreturn)) void machine_reset(enum reset_type type, enum reset_reason reason);
 __attribute__((noreturn)) void machine_off(void);
 
 #endif

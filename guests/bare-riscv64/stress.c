@@ -11,6 +11,10 @@
  * default 20M), harts=N, order=seq|random|hot (hot: nine writes of ten go to the first tenth of the pages),
  * interval=MS, seconds=S (default 0: for ever), once=1 (fill, verify everything once, print a line and go
  * off).
+ *
+ * Looks at the console with every line and does what one typed character says: o goes off, r reboots, c
+ * reports a failure, t takes the last hart's trap handler away and has it trap. From then on that hart does
+ * nothing but fault; the first hart does its work, too.
  */
 #include "../common/pattern.h"
 #include "console.h"
@@ -42,6 +46,7 @@ struct worker {
 
     uint64_t cursor, random, due;
     uint64_t verified, written, errors; /* Pages, pages, faults. */
+    bool lose, lost;                    /* It is to lose its trap handler; it has. */
 } __attribute__((aligned(64)));
 
 static struct worker workers[HARTS_MAX];
@@ -161,6 +166,25 @@ static void worker_rest(const struct worker *worker, uint64_t now)
     __asm__ volatile("wfi");
 }
 
+/* Nothing is mapped at address 0: the handler's first instruction faults, which enters the handler, ... */
+static void worker_lose(struct worker *worker)
+{
+    print_begin();
+    console_text("hart of worker ");
+    console_decimal(worker->index);
+    console_text(" is lost\n");
+    print_end();
+    __atomic_store_n(&worker->lost, true, __ATOMIC_RELEASE);
+    csr_write(stvec, 0);
+    __asm__ volatile("unimp");
+}
+
+static void worker_look(struct worker *worker)
+{
+    if (__atomic_load_n(&worker->lose, __ATOMIC_RELAXED))
+        worker_lose(worker);
+}
+
 static void second_main(void *argument)
 {
     struct worker *worker = argument;
@@ -170,6 +194,7 @@ static void second_main(void *argument)
     for (;;) {
         uint64_t now = time_read();
 
+        worker_look(worker);
         if (!worker_step(worker, now))
             worker_rest(worker, now);
     }
@@ -237,25 +262,46 @@ static void print_line(const struct options *options, struct gaps *gaps, uint64_
     gaps->now = 0;
 }
 
+static void obey(char typed, struct worker *last)
+{
+    switch (typed) {
+    case 'o':
+        machine_off();
+    case 'r':
+        machine_reset(RESET_REBOOT, RESET_REASON_NONE);
+    case 'c':
+        machine_reset(RESET_OFF, RESET_REASON_FAILURE);
+    case 't':
+        __atomic_store_n(&last->lose, true, __ATOMIC_RELAXED);
+    }
+}
+
 /* The first hart: works like the others, and prints. */
 static void first_main(const struct options *options, uint64_t hz)
 {
     uint64_t interval = options->interval_ms * hz / 1000, start = time_read(), line = start + interval,
              number = 0;
     struct gaps gaps = {.last = start};
+    struct worker *last = &workers[options->harts - 1];
 
     csr_write(sie, INTERRUPT_TIMER);
     for (;;) {
         uint64_t now = time_read();
+        bool idle;
 
         gaps_look(&gaps, now);
         if (now >= line) {
             print_line(options, &gaps, ++number, now - start, hz);
+            obey(console_typed(), last);
             line = now - line > interval ? now + interval : line + interval;
             if (options->seconds && now - start >= options->seconds * hz)
                 return;
         }
-        if (!worker_step(&workers[0], now))
+        worker_look(&workers[0]);
+        idle = !worker_step(&workers[0], now);
+        if (__atomic_load_n(&last->lost, __ATOMIC_ACQUIRE) && worker_step(last, now))
+            idle = false;
+        if (idle)
             worker_rest(&workers[0], now);
     }
 }
@@ -364,6 +410,7 @@ void bare_main(uint64_t hart, const void *fdt)
     paging_map_identity(&paging, (uint64_t)__image_end,
                         (info.memory_start + info.memory_size) & ~(PAGE_SIZE - 1),
                         PTE_R | PTE_W | PTE_A | PTE_D);
+    paging_map_identity(&paging, CONSOLE_UART, CONSOLE_UART + PAGE_SIZE, PTE_R | PTE_W | PTE_A | PTE_D);
     paging_use(&paging);
     workers_prepare(&options, &info, &paging);
     if (options.once) {

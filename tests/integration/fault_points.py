@@ -4,14 +4,19 @@ from hosts import BUILD, Hosts, introduce, wait_until
 # Where a migration can be held, in the order of the protocol: name, side, fault point.
 INIT = ("Init", "destination", "destination-before-welcome")
 COPY = ("Copy", "source", "source-after-round")
-FROZEN = ("Frozen", "source", "source-after-pause")
+PAUSING = ("I/O Quiesce begins", "source", "source-before-pause")
+QUIESCE = ("I/O Quiesce", "source", "source-before-quiesce")
+FROZEN = ("Frozen", "source", "source-before-last-pages")
 RESTORE = ("restoring", "destination", "destination-before-load")
 RELEASED = ("released", "source", "source-after-release")
 GO = ("GO", "destination", "destination-before-acquire")
 STARTED = ("started", "destination", "destination-before-resume")
 RUNS_THERE = ("runs there", "destination", "destination-before-running")
 
-BEFORE_RELEASE = [INIT, COPY, FROZEN, RESTORE]
+# The guest executes instructions; it stands still, and no state of it is on its way yet.
+GUEST_RUNS = [INIT, COPY, PAUSING]
+GUEST_STANDS = [QUIESCE, FROZEN]
+BEFORE_RELEASE = [*GUEST_RUNS, *GUEST_STANDS, RESTORE]
 BEFORE_GO = [*BEFORE_RELEASE, RELEASED]
 AFTER_GO = [GO, STARTED, RUNS_THERE]
 PHASES = [*BEFORE_GO, *AFTER_GO]
@@ -32,7 +37,8 @@ class FaultyHosts(Hosts):
         return host
 
     def pair(self, *options):
-        a, b = (self.start(name, "--lock-wait", "3", *options) for name in "ab")
+        """A side that is held is silent: on a busy machine for longer than the default peer timeout."""
+        a, b = (self.start(name, "--lock-wait", "3", "--peer-timeout", "60", *options) for name in "ab")
         introduce(a, b)
         return a, b
 

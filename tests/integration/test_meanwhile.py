@@ -1,67 +1,35 @@
-"""What is done while a VM moves, in every phase: it is cancelled, paused, killed; its guest reboots or powers off; ferryd
-dies. Each has one outcome, the one of docs/SWITCHOVER.md."""
+"""What operators do while a VM moves, in every phase: they cancel, pause, unpause, stop and kill it, and ferryd dies. Each
+has one outcome, the one of docs/SWITCHOVER.md. What the guest does meanwhile is in test_guest_acts.py."""
 import signal
-import socket
 import time
 
 import pytest
 
-from fault_points import (AFTER_GO, BEFORE_GO, BEFORE_RELEASE, COPY, FROZEN, INIT, PHASES, RELEASED, FaultyHosts,
-                          phase_name)
-from hosts import BUILD, Refused, assert_refused, wait_until
+from fault_points import (AFTER_GO, BEFORE_GO, BEFORE_RELEASE, GO, GUEST_RUNS, GUEST_STANDS, PHASES, RELEASED,
+                          RUNS_THERE, STARTED, phase_name)
+from hosts import Refused, assert_refused, wait_until
+from moving import assert_gone, assert_here, boot_linux, goes_on, hosts, lives, needs_guests, pid_of, run, stays  # noqa: F401
 
-STRESS = BUILD / "guest" / "stress-riscv64.elf"
-LINUX = BUILD / "guest" / "riscv64"
 AT_ONCE_S = 5  # much less than any deadline of a migration, and plenty for a slow machine
+STAYS_STOPPED = [phase for phase in PHASES if phase not in GUEST_RUNS]
 
-pytestmark = pytest.mark.skipif(not STRESS.exists() or not (LINUX / "kernel").exists(),
-                                reason="needs the guests (make guests)")
-
-
-@pytest.fixture
-def hosts():
-    with FaultyHosts() as made:
-        yield made
+pytestmark = needs_guests
 
 
-def run(hosts, host, **definition):
-    disk = hosts.directory / "disk"
-    disk.touch()
-    if disk.stat().st_size == 0:
-        disk.write_bytes(bytes(1 << 20))
-    return host.run("web", **{"kernel": str(STRESS), "cmdline": "mem=8M rate=4M interval=20", "memory": 32 << 20,
-                              "disks": [{"path": str(disk)}], **definition})
+def assert_moved(hosts, migration, a, b):
+    """It completed, and the guest goes on at b with the memory it had."""
+    assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
+    assert_here(hosts, b, a)
 
 
-def console(host):
-    return host.request("GET", "/v1/vms/web/console/log")[1].decode(errors="replace").replace("\r", "")
+def refused_by_both(operation, a, b, phase):
+    """OPERATION is refused at either end: the source hands the VM over, at the destination it is not there yet."""
+    assert_refused(lambda: a.post(f"/v1/vms/web/{operation}"), 409, "conflict", "handed over")
+    if phase is not RUNS_THERE:
+        assert_refused(lambda: b.post(f"/v1/vms/web/{operation}"), 409, "conflict", "arriving")
 
 
-def goes_on(host):
-    """The guest on HOST prints more, and has found no error."""
-    begin = len(console(host))
-    wait_until(lambda: console(host)[begin:].count("work ") >= 3, f"the guest on {host.name} to go on")
-    assert "errors=1" not in console(host) and "WORK ERROR" not in console(host)
-
-
-def pid_of(host):
-    vm = host.vm("web")
-    return vm["pid"] if vm else None
-
-
-def assert_gone(host):
-    """No process of the VM is left there; it may still be known, as not runnable."""
-    assert pid_of(host) is None
-    assert host.vm("web") is None or host.vm("web")["state"] == "NOT_RUNNABLE"
-
-
-def stays(hosts, a, b, pid):
-    """The VM is where it was, by the same process, and nothing is left of the attempt."""
-    assert (a.vm("web")["state"], pid_of(a)) == ("RUNNING", pid)
-    assert b.vm("web") is None
-    goes_on(a)
-    assert hosts.vm_processes() == [pid]
-
+# --- cancel ---
 
 @pytest.mark.parametrize("by", ["source", "destination"])
 @pytest.mark.parametrize("phase", BEFORE_GO, ids=phase_name)
@@ -74,8 +42,7 @@ def test_cancel_before_go_wins_and_is_answered_at_once(hosts, phase, by):
     if phase is RELEASED and by == "source":  # the lock is given away: GO follows at once
         assert_refused(lambda: a.post(f"/v1/migrations/{migration}/cancel"), 409, "conflict", "too late")
         hosts.release(side)
-        assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
-        goes_on(b)
+        assert_moved(hosts, migration, a, b)
         return
     host.post(f"/v1/migrations/{migration}/cancel")
     try:
@@ -100,9 +67,7 @@ def test_cancel_after_go_is_too_late_on_either_side(hosts, phase):
         assert_refused(lambda: host.post(f"/v1/migrations/{migration}/cancel"), 409, "conflict", "too late")
         assert time.monotonic() - begin < AT_ONCE_S
     hosts.release(side)
-    assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
-    assert_gone(a)
-    goes_on(b)
+    assert_moved(hosts, migration, a, b)
 
 
 def test_cancel_during_quick_failures_is_answered_and_changes_nothing(hosts):
@@ -121,24 +86,82 @@ def test_cancel_during_quick_failures_is_answered_and_changes_nothing(hosts):
         stays(hosts, a, b, pid)
 
 
-@pytest.mark.parametrize("phase", PHASES, ids=phase_name)
-def test_pause_is_done_and_arrives_or_is_refused_while_handed_over(hosts, phase):
+# --- pause, unpause, stop ---
+
+@pytest.mark.parametrize("phase", GUEST_RUNS, ids=phase_name)
+def test_vm_paused_while_its_guest_runs_arrives_paused(hosts, phase):
     a, b = hosts.pair()
     run(hosts, a)
     migration, side = hosts.start_held(phase, "web", a, b)
-    if phase in (INIT, COPY):
-        assert a.post("/v1/vms/web/pause")["state"] == "PAUSED(MIGR)"
-        expected = "PAUSED"
-    else:
-        assert_refused(lambda: a.post("/v1/vms/web/pause"), 409, "conflict", "handed over")
-        expected = "RUNNING"
+    assert a.post("/v1/vms/web/pause")["state"] == "PAUSED(MIGR)"
     hosts.release(side)
-    assert a.finish(migration)["outcome"] == "completed"
-    assert b.vm("web")["state"] == expected
-    if expected == "PAUSED":
-        b.post("/v1/vms/web/unpause")
-    goes_on(b)
+    assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
+    assert b.vm("web")["state"] == "PAUSED"
+    b.post("/v1/vms/web/unpause")
+    assert_here(hosts, b, a)
 
+
+@pytest.mark.parametrize("phase", STAYS_STOPPED, ids=phase_name)
+def test_pause_is_refused_while_the_guest_is_handed_over(hosts, phase):
+    a, b = hosts.pair()
+    run(hosts, a)
+    migration, side = hosts.start_held(phase, "web", a, b)
+    refused_by_both("pause", a, b, phase)
+    hosts.release(side)
+    assert_moved(hosts, migration, a, b)
+
+
+@pytest.mark.parametrize("phase", GUEST_RUNS, ids=phase_name)
+def test_paused_vm_that_is_unpaused_arrives_running(hosts, phase):
+    a, b = hosts.pair()
+    run(hosts, a)
+    a.post("/v1/vms/web/pause")
+    migration, side = hosts.start_held(phase, "web", a, b)
+    assert a.post("/v1/vms/web/unpause")["state"] == "RUNNING(MIGR)"
+    goes_on(a)
+    hosts.release(side)
+    assert_moved(hosts, migration, a, b)
+
+
+@pytest.mark.parametrize("phase", STAYS_STOPPED, ids=phase_name)
+def test_unpause_is_refused_while_the_guest_is_handed_over(hosts, phase):
+    a, b = hosts.pair()
+    run(hosts, a)
+    a.post("/v1/vms/web/pause")
+    migration, side = hosts.start_held(phase, "web", a, b)
+    refused_by_both("unpause", a, b, phase)
+    hosts.release(side)
+    assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
+    assert b.vm("web")["state"] == "PAUSED"
+    b.post("/v1/vms/web/unpause")
+    assert_here(hosts, b, a)
+
+
+@pytest.mark.parametrize("phase", [*GUEST_STANDS, STARTED], ids=phase_name)
+def test_stop_is_refused_while_the_guest_could_not_hear(hosts, phase):
+    a, b = hosts.pair()
+    boot_linux(hosts, a)
+    migration, side = hosts.start_held(phase, "web", a, b)
+    refused_by_both("stop", a, b, phase)
+    hosts.release(side)
+    assert_moved(hosts, migration, a, b)
+
+
+def test_stop_that_the_guest_hears_after_the_move_stops_it_there(hosts):
+    a, b = hosts.pair()
+    boot_linux(hosts, a)
+    a.post("/v1/vms/web/pause")
+    a.post("/v1/vms/web/stop")  # it waits in the guest's port
+    assert a.move("web", b)["outcome"] == "completed"
+    assert_gone(a)
+    b.post("/v1/vms/web/unpause")
+    wait_until(lambda: b.vm("web")["state"] == "STOPPED", "the guest to power off")
+    b.post("/v1/vms/web/start")
+    wait_until(lambda: lives(b) == 2, "the guest to boot")
+    assert_here(hosts, b, a, booted=2)
+
+
+# --- kill ---
 
 @pytest.mark.parametrize("phase", BEFORE_RELEASE, ids=phase_name)
 def test_kill_ends_the_vm_and_its_migration(hosts, phase):
@@ -148,22 +171,53 @@ def test_kill_ends_the_vm_and_its_migration(hosts, phase):
     assert a.post("/v1/vms/web/kill")["state"] == "STOPPED"
     hosts.release(side)
     assert a.finish(migration)["outcome"] in ("failed", "cancelled")
-    assert a.vm("web")["state"] == "STOPPED" and b.vm("web") is None and hosts.vm_processes() == []
+    assert_ended(hosts, a, b)
+
+
+def assert_ended(hosts, a, b):
+    """Nothing of the VM is left but its entry on a, which starts it anew."""
+    assert a.vm("web")["state"] == "STOPPED" and hosts.vm_processes() == []
+    wait_until(lambda: b.vm("web") is None, "what had arrived to be gone")
     a.post("/v1/vms/web/start")
-    goes_on(a)
+    assert_here(hosts, a, b, booted=2)
 
 
-@pytest.mark.parametrize("phase", AFTER_GO[1:], ids=phase_name)
-def test_kill_at_the_source_after_the_destination_took_it_does_not_harm_it(hosts, phase):
+@pytest.mark.parametrize("phase", GUEST_STANDS, ids=phase_name)
+def test_kill_ends_a_vm_whose_migration_hangs(hosts, phase):
+    a, b = hosts.pair()
+    run(hosts, a)
+    hosts.set_fault(a, f"{phase[2]}:hang")
+    migration = a.migrate("web", b)
+    wait_until(lambda: a.get(f"/v1/migrations/{migration}")["phase"] == phase[0], f"phase {phase[0]}")
+    assert a.post("/v1/vms/web/kill")["state"] == "STOPPED"
+    hosts.set_fault(a, "")
+    assert a.finish(migration)["outcome"] == "failed"
+    assert_ended(hosts, a, b)
+
+
+def test_kill_at_the_source_after_handover_leaves_the_vm_to_be_recovered(hosts):
+    a, b = hosts.pair()
+    run(hosts, a)
+    migration, side = hosts.start_held(RELEASED, "web", a, b)
+    a.post("/v1/vms/web/kill")
+    hosts.release(side)
+    assert a.finish(migration)["outcome"] == "failed"
+    assert b.finish(migration)["outcome"] in ("failed", "cancelled")
+    assert hosts.vm_processes() == []
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "recover web")
+    assert a.post("/v1/vms/web/recover")["state"] == "STOPPED"
+    a.post("/v1/vms/web/start")
+    assert_here(hosts, a, b, booted=2)
+
+
+@pytest.mark.parametrize("phase", AFTER_GO, ids=phase_name)
+def test_kill_at_the_source_after_go_does_not_harm_the_vm(hosts, phase):
     a, b = hosts.pair()
     run(hosts, a)
     migration, side = hosts.start_held(phase, "web", a, b)
     a.post("/v1/vms/web/kill")
     hosts.release(side)
-    assert b.finish(migration)["outcome"] == "completed"
-    assert a.finish(migration)["outcome"] == "completed"
-    assert_gone(a)
-    goes_on(b)
+    assert_moved(hosts, migration, a, b)
 
 
 @pytest.mark.parametrize("phase", BEFORE_GO, ids=phase_name)
@@ -177,6 +231,32 @@ def test_kill_of_the_arriving_copy_leaves_the_source_running(hosts, phase):
     stays(hosts, a, b, pid)
 
 
+def test_kill_of_the_copy_that_is_to_take_the_vm_gives_it_back(hosts):
+    a, b = hosts.pair()
+    pid = run(hosts, a)["pid"]
+    migration, side = hosts.start_held(GO, "web", a, b)
+    b.post("/v1/vms/web/kill")
+    hosts.release(side)
+    assert a.finish(migration)["outcome"] == "failed"
+    stays(hosts, a, b, pid)
+
+
+@pytest.mark.parametrize("phase", [STARTED, RUNS_THERE], ids=phase_name)
+def test_kill_of_the_copy_that_has_taken_the_vm_kills_a_vm_that_has_moved(hosts, phase):
+    a, b = hosts.pair()
+    run(hosts, a)
+    migration, side = hosts.start_held(phase, "web", a, b)
+    b.post("/v1/vms/web/kill")
+    hosts.release(side)
+    assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
+    assert b.vm("web")["state"] == "STOPPED" and hosts.vm_processes() == []
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "host b")
+    b.post("/v1/vms/web/start")
+    assert_here(hosts, b, a, booted=None)
+
+
+# --- ferryd ---
+
 @pytest.mark.parametrize("who", ["source", "destination"])
 @pytest.mark.parametrize("phase", PHASES, ids=phase_name)
 def test_death_of_ferryd_in_any_phase_changes_nothing(hosts, phase, who):
@@ -187,77 +267,4 @@ def test_death_of_ferryd_in_any_phase_changes_nothing(hosts, phase, who):
     killed.stop(signal.SIGKILL)
     hosts.release(side)
     killed.start()
-    assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
-    assert_gone(a)
-    assert b.vm("web")["state"] == "RUNNING"
-    goes_on(b)
-
-
-# --- the guest acts ---
-
-def boot_linux(hosts, host):
-    run(hosts, host, kernel=str(LINUX / "kernel"), initrd=str(LINUX / "initrd"), memory=128 << 20,
-        cmdline="console=ttyS0 quiet ferry.shell ferry.work=threads=1,mem=1M,rate=1M,interval=50")
-    wait_until(lambda: "FERRY-GUEST READY" in console(host), "the guest to boot")
-    wait_until(lambda: "work 3 " in console(host), "the guest's work")
-
-
-def type_at(host, text):
-    with socket.socket(socket.AF_UNIX) as terminal:
-        terminal.connect(str(host.state_dir / "vms" / "web" / "console.sock"))
-        terminal.sendall(text.encode())
-
-
-@pytest.mark.parametrize("phase", [INIT, COPY], ids=phase_name)
-def test_reboot_of_the_guest_does_not_break_the_move(hosts, phase):
-    a, b = hosts.pair()
-    boot_linux(hosts, a)
-    migration, side = hosts.start_held(phase, "web", a, b)
-    type_at(a, "\nreboot -f\n")
-    wait_until(lambda: "the guest reboots" in (a.state_dir / "vms" / "web" / "vm.log").read_text(), "the reboot")
-    hosts.release(side)
-    assert a.finish(migration)["outcome"] == "completed"
-    wait_until(lambda: console(b).count("FERRY-GUEST READY") == 2, "the guest to be up again")
-    goes_on(b)
-
-
-@pytest.mark.parametrize("phase", [INIT, COPY], ids=phase_name)
-@pytest.mark.parametrize("how", ["by itself", "ferry stop"])
-def test_power_off_of_the_guest_cancels_the_move_cleanly(hosts, phase, how):
-    a, b = hosts.pair()
-    boot_linux(hosts, a)
-    migration, side = hosts.start_held(phase, "web", a, b)
-    if how == "ferry stop":
-        a.post("/v1/vms/web/stop")
-    else:
-        type_at(a, "\npoweroff -f\n")
-    wait_until(lambda: a.vm("web")["state"].startswith("STOPPED"), "the guest to power off")
-    hosts.release(side)
-    record = a.finish(migration)
-    assert (record["outcome"], record["cause"]) == ("failed", "guest"), record
-    assert b.finish(migration)["outcome"] == "failed"
-    wait_until(lambda: hosts.vm_processes() == [], "the process to end")
-    assert a.vm("web")["state"] == "STOPPED" and b.vm("web") is None
-    a.post("/v1/vms/web/start")
-    goes_on(a)
-
-
-def test_panic_of_the_guest_moves_as_it_stands(hosts):
-    a, b = hosts.pair()
-    boot_linux(hosts, a)
-    migration, side = hosts.start_held(COPY, "web", a, b)
-    type_at(a, "\necho c > /proc/sysrq-trigger\n")
-    wait_until(lambda: "Kernel panic" in console(a), "the panic")
-    hosts.release(side)
-    assert a.finish(migration)["outcome"] == "completed"
-    assert b.vm("web")["state"] == "RUNNING" and "Kernel panic" in console(b)
-
-
-def test_stop_while_the_guest_is_frozen_is_refused(hosts):
-    a, b = hosts.pair()
-    boot_linux(hosts, a)
-    migration, side = hosts.start_held(FROZEN, "web", a, b)
-    assert_refused(lambda: a.post("/v1/vms/web/stop"), 409, "conflict", "handed over")
-    hosts.release(side)
-    assert a.finish(migration)["outcome"] == "completed"
-    goes_on(b)
+    assert_moved(hosts, migration, a, b)

@@ -12,8 +12,9 @@ import pytest
 
 from fault_points import COPY, FROZEN, GO, INIT, RESTORE, RUNS_THERE, STARTED, phase_name
 from hosts import Refused, introduce, wait_until
-from test_meanwhile import assert_gone, console, goes_on, hosts, pid_of, pytestmark, run, stays  # noqa: F401
+from moving import assert_gone, console, goes_on, hosts, needs_guests, pid_of, run, stays  # noqa: F401
 
+pytestmark = needs_guests
 PEER_TIMEOUT_S = 2
 # The peer timeout, the last words on either side, and plenty for a slow machine; less than it and the 10 s that outstanding
 # I/O may take, and less than the kernels' buffers take at VERY_SLOW.
@@ -133,6 +134,20 @@ def test_source_that_is_stopped_after_go_does_not_stand_in_the_way(hosts, phase)
     assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "completed"
     assert_gone(a)
     goes_on(b)
+
+
+@pytest.mark.parametrize("phase", [COPY, FROZEN], ids=phase_name)
+def test_source_that_is_stopped_is_killed_like_any_other(hosts, phase):  # noqa: F811
+    a, b = hosts.pair("--peer-timeout", str(PEER_TIMEOUT_S))
+    pid = run(hosts, a)["pid"]
+    migration, side = hosts.start_held(phase, "web", a, b)
+    with stopped(pid):
+        assert a.post("/v1/vms/web/kill")["state"] == "STOPPED"
+    hosts.release(side)
+    assert a.finish(migration)["outcome"] == b.finish(migration)["outcome"] == "failed"
+    assert a.vm("web")["state"] == "STOPPED" and b.vm("web") is None and hosts.vm_processes() == []
+    a.post("/v1/vms/web/start")
+    goes_on(a, booted=2)
 
 
 # --- a network that is cut ---

@@ -282,6 +282,51 @@ static uint64_t clock_of(struct soft_guest *guest)
     return value;
 }
 
+static void run_a_moment(struct soft_guest *guest)
+{
+    pthread_mutex_lock(&guest->lock);
+    (void)thread_cond_wait_until(&guest->changed, &guest->lock, clock_now_ns() + NS_PER_MS);
+    pthread_mutex_unlock(&guest->lock);
+}
+
+/* pc and scause of hart 0. */
+static void read_trap(struct soft_guest *guest, uint64_t *pc, uint64_t *cause)
+{
+    struct buffer saved = BUFFER_INIT;
+    struct ferry_error err = {0};
+
+    assert_ok(accel_soft.section_save(guest->accel, 0, &saved, &err), err);
+    memcpy(pc, saved.data, 8);
+    memcpy(cause, saved.data + 8 + 32 * 8 + 32 * 8 + 8 + 4 + 48, 8);
+    buffer_free(&saved);
+}
+
+/* A trap handler that cannot be fetched is entered again and again: the hart looks stuck, but is not. */
+static void a_hart_lost_in_its_trap_handler_can_be_stopped_and_moved(void **state)
+{
+    static const uint32_t program[] = {0x10501073 /* csrw stvec, zero */, 0 /* illegal */};
+    struct soft_guest guests[2];
+    uint64_t pc, cause;
+
+    soft_guest_new(&guests[0], 1);
+    soft_guest_new(&guests[1], 1);
+    soft_guest_boot(&guests[0], program, sizeof(program), 0, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        do {
+            soft_guest_start(&guests[i]);
+            run_a_moment(&guests[i]);
+            soft_guest_stop(&guests[i]);
+            read_trap(&guests[i], &pc, &cause);
+        } while (pc != 0);
+        assert_int_equal(cause, 1); /* instruction access fault */
+        assert_int_equal(guests[i].event, 0);
+        if (i == 0)
+            soft_guest_move(&guests[0], &guests[1]);
+    }
+    soft_guest_free(&guests[0]);
+    soft_guest_free(&guests[1]);
+}
+
 static void the_clock_stands_still_while_stopped_and_can_be_advanced(void **state)
 {
     struct soft_guest guest;
@@ -405,9 +450,7 @@ static void random_programs_do_no_harm(void **state)
         assert_ok(accel_soft.reset(guest.accel, &boot, &err), err);
         scramble(&guest, &seed);
         soft_guest_start(&guest);
-        pthread_mutex_lock(&guest.lock);
-        (void)thread_cond_wait_until(&guest.changed, &guest.lock, clock_now_ns() + NS_PER_MS);
-        pthread_mutex_unlock(&guest.lock);
+        run_a_moment(&guest);
         soft_guest_stop(&guest);
         steps += retired(&guest);
     }
@@ -432,6 +475,7 @@ int main(void)
         cmocka_unit_test(every_page_that_is_written_is_reported),
         cmocka_unit_test(dirty_pages_of_a_region_that_is_not_there_are_refused),
         cmocka_unit_test(a_kick_before_running_is_not_lost),
+        cmocka_unit_test(a_hart_lost_in_its_trap_handler_can_be_stopped_and_moved),
         cmocka_unit_test(the_clock_stands_still_while_stopped_and_can_be_advanced),
         cmocka_unit_test(impossible_registers_are_refused_by_name),
         cmocka_unit_test(random_programs_do_no_harm),
