@@ -11,15 +11,22 @@
  * With passed memory (PASSED: both processes on one host) nothing is copied: the two have one memory. Whoever is not the owner
  * must not have written to it: a source that takes the guest back finds what its vCPUs and devices left.
  *
+ * With quick resume (QUICK) pages are missing at the destination when it starts: the source's process is needed after
+ * RUNNING, until all are there. A lost connection stops the guest there, and is made again by the source. If the source dies
+ * meanwhile, the VM is lost as in any host failure: the destination gives it up, and it is started anew from its disks.
+ *
  * What is checked:
  *   never two running            RUNNING_COUNT never exceeds one
  *   no acknowledged write lost   a copy that runs has in its memory every write that was acknowledged to disk or client
  *   one ends up running          when everything has come to rest and a host lives that reaches the lock, one runs
+ *   nothing discarded too early  a source gives up no memory that a living destination still needs
  *
  * Mutants, each of which must be caught: MUTANT_GO_EARLY (GO before the lock is released, and the destination trusts it),
  * MUTANT_NO_REACQUIRE (the source resumes without taking the lock back), MUTANT_IGNORE_STARTED (the source resumes
  * although the lock says `started`), MUTANT_LOAD_WRITES (with passed memory, the destination writes to it before it has written
- * `started`).
+ * `started`), and of quick resume MUTANT_RESUME_SERVING (the source resumes when the connection is lost after RUNNING),
+ * MUTANT_DISCARD_AT_RUNNING (the source ends at RUNNING), MUTANT_DISCARD_AT_STARTED (the source ends when the lock says that it
+ * runs elsewhere).
  */
 
 mtype = { HELD, HANDOVER, ACQUIRED, STARTED };        /* lock content: state */
@@ -27,8 +34,8 @@ mtype = { NOBODY, SOURCE, DESTINATION, THIRD };       /* who */
 mtype = { CHECKPOINT, LAST_PAGES, RESTORE_OK, RESTORE_FAILURE, GO, RUNNING }; /* messages */
 
 /* The source's states carry the names of the transition states. */
-mtype = { TO_PRECOPY, TO_CHECKPT, TO_WAIT_HANDSHAKE, TO_RETAKE, TO_FINISHED };
-mtype = { FROM_PRECOPY, FROM_CHECKPT, FROM_WAIT_GO, FROM_ACQUIRE, FROM_FINISHED };
+mtype = { TO_PRECOPY, TO_CHECKPT, TO_WAIT_HANDSHAKE, TO_RETAKE, TO_SERVING, TO_FINISHED };
+mtype = { FROM_PRECOPY, FROM_CHECKPT, FROM_WAIT_GO, FROM_ACQUIRE, FROM_FETCHING, FROM_FINISHED };
 
 /* The lock file. The kernel drops the lock when its holder dies; the content stays. */
 mtype lock_holder = SOURCE;
@@ -52,6 +59,7 @@ byte destination_state_of = 0;
 bool source_runs = true;
 bool destination_runs = false;
 bool third_runs = false;
+byte missing = 0; /* pages that only the source has while the guest runs at the destination */
 bool source_alive = true;
 bool destination_alive = true;
 
@@ -63,6 +71,7 @@ chan control_to = [2] of { mtype, byte };
 chan control_from = [2] of { mtype };
 chan pages_to = [1] of { byte };
 bool connection_up = true;
+byte connections_left = 1; /* that a serving source makes again; bounds the model, not the protocol */
 
 /* Storage reachable from each host; only STORAGE_CUT lets it go away. */
 bool source_storage = true;
@@ -70,6 +79,11 @@ bool destination_storage = true;
 
 #define RUNNING_COUNT ((source_runs -> 1 : 0) + (destination_runs -> 1 : 0) + (third_runs -> 1 : 0))
 #define WRITES_MAX    3
+#ifdef QUICK
+#define PAGES_MISSING 2
+#else
+#define PAGES_MISSING 0
+#endif
 
 inline check_one_running()
 {
@@ -91,14 +105,21 @@ inline destination_resumes()
     assert(destination_memory >= acknowledged && destination_state_of == destination_memory)
 }
 
-/* ---- the guest: wherever it runs, it writes and is acknowledged ---- */
+/* A source's process that ends takes its memory along. */
+inline source_discards()
+{
+    assert(missing == 0 || !destination_alive || !destination_runs)
+}
+
+/* ---- the guest: wherever it runs, it writes and is acknowledged. With pages missing it stands still while the source cannot
+ * be reached ---- */
 active proctype guest()
 {
 end_guest:
     do
     :: atomic { source_runs && source_alive && acknowledged < WRITES_MAX ->
            acknowledged++; source_memory = acknowledged; source_state_of = acknowledged }
-    :: atomic { destination_runs && destination_alive && acknowledged < WRITES_MAX ->
+    :: atomic { destination_runs && destination_alive && (missing == 0 || connection_up) && acknowledged < WRITES_MAX ->
            acknowledged++; destination_memory = acknowledged;
            destination_state_of = acknowledged }
     od
@@ -113,7 +134,7 @@ active proctype source()
     source_state = TO_CHECKPT;
     if
     :: atomic { source_alive -> /* pause, quiesce: nothing is acknowledged any more */
-           source_runs = false; checkpoint_version = source_memory }
+           source_runs = false; checkpoint_version = source_memory; missing = PAGES_MISSING }
     :: !source_alive -> goto dead
     fi;
 
@@ -160,7 +181,13 @@ active proctype source()
 #endif
 
     if
-    :: atomic { source_alive && control_from?[RUNNING] -> control_from?RUNNING; goto finished }
+    :: atomic { source_alive && control_from?[RUNNING] -> control_from?RUNNING;
+           if
+#ifndef MUTANT_DISCARD_AT_RUNNING
+           :: missing > 0 -> goto serving
+#endif
+           :: else -> source_discards(); goto finished
+           fi }
     :: atomic { source_alive && !connection_up && empty(control_from) -> goto retake }
     :: !source_alive -> goto dead
     fi;
@@ -192,8 +219,34 @@ end_retake:
        }
     :: atomic { source_alive && source_storage && lock_holder != NOBODY && lock_holder != SOURCE &&
                 lock_state != HANDOVER && lock_state != ACQUIRED ->
-           source_alive = false; /* the other side owns it, and it says so: this process ends */
+           if
+#ifndef MUTANT_DISCARD_AT_STARTED
+           :: missing > 0 && lock_holder == DESTINATION -> goto serving
+#endif
+           :: else -> source_discards(); source_alive = false /* the other side owns it, and it says so: this process ends */
+           fi;
            goto finished }
+    :: !source_alive -> goto dead
+    fi;
+
+serving:
+    /* Quick resume: the guest runs there and needs what is here. The copy here is behind: it is never resumed, unless the lock
+     * says that the destination has not executed one instruction. */
+    source_state = TO_SERVING;
+end_serving:
+    if
+    :: atomic { source_alive && missing == 0 -> source_discards(); goto finished } /* all is there, and it said so */
+    :: atomic { source_alive && !connection_up && destination_alive && missing > 0 && connections_left > 0 &&
+                destination_state == FROM_FETCHING ->
+           connections_left--; connection_up = true; goto end_serving }
+    :: atomic { source_alive && !connection_up && source_storage && lock_holder != DESTINATION && lock_state == STARTED ->
+           source_discards(); goto finished } /* the destination has died: a host failure */
+    :: atomic { source_alive && !connection_up && source_storage && lock_holder == NOBODY &&
+                (lock_state == HANDOVER || lock_state == ACQUIRED) ->
+           goto retake } /* it could not resume it: nothing ran */
+#ifdef MUTANT_RESUME_SERVING
+    :: atomic { source_alive && !connection_up -> source_resumes(); goto finished }
+#endif
     :: !source_alive -> goto dead
     fi;
 
@@ -298,6 +351,16 @@ active proctype destination()
     :: destination_alive && !connection_up
     :: !destination_alive -> goto dead
     fi;
+    destination_state = FROM_FETCHING;
+end_fetching:
+    do
+    :: atomic { destination_alive && missing > 0 && connection_up && source_alive -> missing-- }
+    :: atomic { destination_alive && missing > 0 && !source_alive ->
+           /* What is missing is gone: a host failure. The guest is given up, and can be started anew from its disks. */
+           destination_runs = false; lock_holder = NOBODY; goto discard }
+    :: atomic { destination_alive && missing == 0 -> break }
+    :: !destination_alive -> goto dead
+    od;
 finished:
     destination_state = FROM_FINISHED;
     goto done;
@@ -373,8 +436,10 @@ active proctype judge()
     :: timeout -> break
     od;
 #ifndef STORAGE_CUT
-    assert(RUNNING_COUNT == 1)
+    assert(RUNNING_COUNT == 1);
 #else
-    assert(RUNNING_COUNT <= 1)
+    assert(RUNNING_COUNT <= 1);
 #endif
+    /* What is not there yet is still to be had. */
+    assert(!(destination_runs && missing > 0) || source_alive)
 }
