@@ -27,6 +27,13 @@
  * Until GO is sent any failure, on either side or of the network, leaves the source running as if nothing had
  * been asked. After GO was sent the source never runs the guest again unless retake_ownership says it may.
  *
+ * Quick resume. The guest may start at the destination before all of its memory is there: instead of the last
+ * pages their numbers are sent, and after RUNNING the source keeps its memory and serves pages until all are
+ * there; only then both sessions end. A page that the guest touches comes first; the others come unasked.
+ * When the connection is lost in that time the guest stands still at the destination, both sides keep
+ * everything, and the source connects again: by itself for a set time, or when ferry_session_reconnect is
+ * called.
+ *
  * Units are in the names; sizes are bytes; durations nanoseconds of a monotonic clock. All structs passed in
  * are borrowed for the call or, for sessions, for the session's life. What says so may be called from any
  * thread, everything else from one.
@@ -79,16 +86,18 @@ enum ferry_phase {
     FERRY_PHASE_COPY,     /* track writes, copy all memory */
     FERRY_PHASE_QUIESCE,  /* finish outstanding I/O, queue new requests for the target */
     FERRY_PHASE_FROZEN,   /* vCPUs stopped; modified memory and state copied */
+    FERRY_PHASE_FETCH,    /* quick resume only: it runs at the destination, missing pages are fetched */
 };
 
-const char *ferry_phase_name(enum ferry_phase phase); /* "Init", "Copy", "I/O Quiesce", "Frozen" */
+const char *ferry_phase_name(enum ferry_phase phase); /* "Init", "Copy", "I/O Quiesce", "Frozen", "Fetch" */
 
 struct ferry_ram_region {
     char name[FERRY_NAME_SIZE]; /* the same on both sides; unique */
     uint64_t guest_addr;
     uint64_t size; /* whole pages */
     uint8_t *host_ptr;
-    int memfd; /* the memory's descriptor, offset 0; -1 when it has none (then holes cannot be skipped) */
+    int memfd; /* the memory's descriptor, offset 0; -1 when it has none (then holes cannot be skipped, and
+                  there is no quick resume) */
 };
 
 /* Where save_state puts sections. */
@@ -117,6 +126,14 @@ enum ferry_retake {
     FERRY_RETAKE_RESUME = 1, /* ownership is here again: the guest may run */
     FERRY_RETAKE_LOST,       /* the destination owns the guest: it must never run here */
     FERRY_RETAKE_UNKNOWN,    /* nobody can say: stay stopped, a person decides */
+};
+
+/* What an arbiter can tell of a guest that was handed over. */
+enum ferry_elsewhere {
+    FERRY_ELSEWHERE_UNKNOWN = 1, /* nobody can say, just now */
+    FERRY_ELSEWHERE_OWNED,       /* the destination has it, and has started it */
+    FERRY_ELSEWHERE_GONE,        /* it was started there, and the destination does not have it any more */
+    FERRY_ELSEWHERE_NEVER_RAN,   /* it was not started there, and nobody has it */
 };
 
 /*
@@ -184,6 +201,15 @@ struct ferry_guest_ops {
     /* [destination] The guest runs: tell the network where it is now. May be NULL. */
     void (*announce)(void *guest);
 
+    /* [source] Quick resume, the connection is lost: what has become of the guest? Changes nothing. NULL: as
+     * if nobody could ever say. */
+    enum ferry_elsewhere (*look_elsewhere)(void *guest, const struct ferry_handover *handover,
+                                           struct ferry_error *err);
+    /* [destination] Quick resume: the connection is lost (HOLD, and WHY), the guest must stand still; or it
+     * is back. Must not wait for vCPUs, which may be waiting for pages themselves. NULL: those that touch
+     * missing pages wait, others run on. */
+    void (*hold)(void *guest, bool hold, const char *why);
+
     /* [destination] acquire_ownership succeeded, resume failed: nothing ran here, give the guest up so that
      * the source can take it back. NULL: it is not given up before this process ends. */
     void (*give_back_ownership)(void *guest, const struct ferry_handover *handover);
@@ -218,7 +244,9 @@ enum ferry_outcome {
     FERRY_OUTCOME_FAILED,    /* the guest is where it was, as it was; destination: nothing ran here */
     FERRY_OUTCOME_CANCELLED, /* as failed, because somebody asked */
     FERRY_OUTCOME_UNKNOWN,   /* source only: GO was sent and nobody can say; the guest stays stopped here */
-    FERRY_OUTCOME_LOST,      /* source only: the destination owns the guest but did not say RUNNING */
+    FERRY_OUTCOME_LOST, /* source: the destination owns the guest but did not say RUNNING, or has died with
+                           it. Destination: the guest ran here, and pages it needs are gone with the
+                           source; it can never run on */
 };
 
 const char *ferry_outcome_name(enum ferry_outcome outcome); /* "completed", "failed", … */
@@ -239,6 +267,23 @@ enum ferry_cause {
 };
 
 const char *ferry_cause_name(enum ferry_cause cause);
+
+/* Of quick resume. */
+struct ferry_fetch_progress {
+    bool used;              /* the guest was, or is being, stopped with pages missing */
+    bool running;           /* it runs at the destination and pages are still missing there */
+    bool disconnected;      /* in that time: there is no connection, the guest stands still */
+    uint64_t missing_pages; /* when it was stopped */
+    /* Pages it had to wait for, and how long: from the fault's arrival until the page was in its place. The
+     * source knows these at the end only. */
+    uint64_t faults;
+    uint64_t fault_median_ns;
+    uint64_t fault_p99_ns;
+    uint64_t fault_max_ns;
+    uint64_t duration_ns; /* from the guest's start until all pages were there */
+    unsigned reconnects;  /* connections lost and made again */
+    uint64_t paused_ns;   /* without a connection */
+};
 
 /* A snapshot of a session, and at its end the report. */
 struct ferry_progress {
@@ -268,6 +313,8 @@ struct ferry_progress {
     uint64_t setup_ns;    /* session start to first page */
     uint64_t downtime_ns; /* source: pause begins until the guest runs and is announced there; 0 before */
     uint64_t downtime_part_ns[FERRY_DOWNTIME_PARTS];
+
+    struct ferry_fetch_progress fetch;
 };
 
 enum ferry_log_level {
@@ -284,6 +331,13 @@ struct ferry_observer {
     void (*state_changed)(void *opaque, enum ferry_state state);
     void (*phase_changed)(void *opaque, enum ferry_phase phase);
     void (*round_done)(void *opaque, unsigned number, const struct ferry_round *round);
+};
+
+/* May the guest start before all of its memory is there? */
+enum ferry_quick_resume {
+    FERRY_QUICK_RESUME_OFF = 0,
+    FERRY_QUICK_RESUME_ALLOWED, /* when rounds do not converge */
+    FERRY_QUICK_RESUME_NOW,     /* in any case: after quick_resume_rounds rounds, or when no more are needed */
 };
 
 struct ferry_source_options {
@@ -305,7 +359,12 @@ struct ferry_source_options {
     unsigned throttle_max;       /* per cent they may be slowed by at most, up to 99; 0: that much */
     uint64_t quiesce_timeout_ns; /* 0: default 10 s */
     uint64_t peer_timeout_ns;    /* a silent peer is given up after this; 0: default 10 s */
-    bool verify_memory;          /* compare a checksum of all memory before Restore-OK; costs downtime */
+    bool verify_memory;          /* compare a checksum of all memory before Restore-OK; costs downtime. Not
+                                    with quick resume */
+    enum ferry_quick_resume quick_resume;
+    unsigned quick_resume_rounds; /* with NOW; 0: before the first */
+    uint64_t reconnect_ns; /* how long a lost connection is tried again without being told to; 0: default
+                              300 s */
     /* What is known from earlier moves, for predicting the downtime; 0: unknown, a cautious guess is used. */
     uint64_t known_part_ns[FERRY_DOWNTIME_PARTS]; /* "last pages" and "wire" are not looked at */
     uint64_t known_state_bytes;
@@ -345,6 +404,30 @@ void ferry_session_set_bandwidth(struct ferry_session *session, uint64_t bytes_p
 /* The guest was reset, powered off or crashed during the move: ends it as failed (cause guest) with WHY if
  * that is still possible. Any thread. */
 void ferry_session_abort(struct ferry_session *session, enum ferry_cause cause, const char *why);
+
+/* Quick resume, source: tries to connect again now, and anew for the set time. Any thread. -EALREADY: it is
+ * connected, or there is nothing to connect for. */
+int ferry_session_reconnect(struct ferry_session *session, struct ferry_error *err);
+
+/* What somebody who knows says about a guest of which pages are missing at the destination. */
+enum ferry_fetch_end {
+    FERRY_FETCH_COMPLETED = 1, /* source: the destination needs nothing any more */
+    FERRY_FETCH_GUEST_ENDED,   /* destination: the guest is over; the source is told */
+    FERRY_FETCH_LOST,          /* the other side is gone for good */
+    FERRY_FETCH_STAYED,        /* source: RUNNING did not come, and not one instruction was executed there */
+};
+
+/*
+ * Ends fetching, and so the session: as completed, as lost (with WHY), or (STAYED), if retake_ownership
+ * allows, as failed with the guest here. At the destination missing pages stay missing: whoever touches one
+ * waits until the process ends. Any thread. -EALREADY: nothing is being fetched. -EPERM: STAYED, but the
+ * guest ran there.
+ */
+int ferry_session_end_fetch(struct ferry_session *session, enum ferry_fetch_end how, const char *why,
+                            struct ferry_error *err);
+
+/* Does this host let this process do quick resume as a destination? -EPERM, -ENOSYS in words. */
+int ferry_quick_resume_check(struct ferry_error *err);
 
 /* Any thread: a consistent copy. */
 void ferry_session_progress(struct ferry_session *session, struct ferry_progress *progress);

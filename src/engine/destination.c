@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/sock.h"
 #include "engine/passed.h"
+#include "engine/postcopy_destination.h"
 #include "engine/switchover.h"
 
 #include <errno.h>
@@ -35,21 +36,21 @@ static int destination_refuse(struct destination *destination, int code, const s
 
 static uint64_t features_here(const struct ferry_session *session)
 {
-    return session->settings.pass_memory ? WIRE_FEATURE_MEMORY : WIRE_FEATURE_PRESENT;
+    return session->settings.pass_memory ? WIRE_FEATURE_MEMORY : WIRE_FEATURE_PRESENT | WIRE_FEATURE_FETCH;
 }
 
 /* Is this a migration that can be taken here? */
-static int hello_check(const struct ferry_session *session, const struct wire_hello *hello,
+static int hello_check(const struct ferry_session *session, const struct wire_hello *hello, uint64_t features,
                        enum ferry_cause *cause, struct ferry_error *err)
 {
     *cause = FERRY_CAUSE_VERSION;
     if (hello->page_size != FERRY_PAGE_SIZE)
         return error_set(err, -EPROTONOSUPPORT, "the source's pages have %u bytes, this host's %d",
                          hello->page_size, FERRY_PAGE_SIZE);
-    if (hello->required & ~features_here(session))
+    if (hello->required & ~features)
         return error_set(err, -EPROTONOSUPPORT,
                          "the source requires features (0x%llx) that this host does not have",
-                         (unsigned long long)(hello->required & ~features_here(session)));
+                         (unsigned long long)(hello->required & ~features));
     if (session->settings.pass_memory && !(hello->features & WIRE_FEATURE_MEMORY))
         return error_set(err, -EPROTONOSUPPORT,
                          "the source would copy memory; this process waits for it to be passed");
@@ -131,6 +132,32 @@ static int destination_prepared(struct destination *destination, struct ferry_er
     return control_send(&destination->control, WIRE_PREPARED, 0, NULL, err);
 }
 
+/* Takes quick resume out of what is welcome when it is not possible; that is an error when it is required. */
+static int destination_may_fetch(struct destination *destination, const struct wire_hello *hello,
+                                 struct wire_welcome *welcome, struct ferry_error *err)
+{
+    struct ferry_session *session = destination->session;
+    struct ferry_error why = {0};
+    int result = 0;
+
+    if (!(welcome->features & WIRE_FEATURE_FETCH))
+        return 0;
+    result = ferry_quick_resume_check(&why);
+    for (size_t i = 0; result == 0 && i < destination->map.count; i++) {
+        if (destination->map.regions[i].memfd < 0)
+            result = error_set(&why, -EOPNOTSUPP,
+                               "quick resume is not possible: memory region %s has no descriptor",
+                               destination->map.regions[i].name);
+    }
+    if (result == 0)
+        return 0;
+    if (hello->required & WIRE_FEATURE_FETCH)
+        return error_set(err, result, "%s", why.text);
+    session_log(session, FERRY_LOG_WARN, "This migration goes without quick resume: %s", why.text);
+    welcome->features &= ~WIRE_FEATURE_FETCH;
+    return 0;
+}
+
 /* REGIONS come right after HELLO; WELCOME goes back, START comes. */
 static int destination_greet(struct destination *destination, const struct wire_hello *hello,
                              struct ferry_error *err)
@@ -153,7 +180,10 @@ static int destination_greet(struct destination *destination, const struct wire_
     result = wire_regions_decode(&frame.body, regions, &count, &why);
     if (result < 0)
         return destination_refuse(destination, result, &why, err);
-    result = hello_check(session, hello, &cause, err);
+    result = destination_may_fetch(destination, hello, &welcome, err);
+    if (result < 0)
+        return destination_failed(session, FERRY_CAUSE_MEMORY, result, err);
+    result = hello_check(session, hello, welcome.features, &cause, err);
     if (result < 0)
         return destination_failed(session, cause, result, err);
     result = page_place_init(&destination->place, &destination->map, regions, count, err);
@@ -383,6 +413,31 @@ static int destination_pages(struct destination *destination, struct frame *fram
     return result < 0 ? destination_refuse(destination, result, &why, err) : 0;
 }
 
+static int destination_fetch(struct destination *destination, struct frame *frame, struct ferry_error *err)
+{
+    struct ferry_error why = {0};
+    uint16_t connections;
+    int result = wire_fetch_decode(&frame->body, &connections, &why);
+
+    if (result == 0 && !(destination->features & WIRE_FEATURE_FETCH))
+        result = error_set(&why, -EBADMSG, "FETCH frame without quick resume");
+    if (result < 0)
+        return destination_refuse(destination, result, &why, err);
+    return postcopy_begin(&destination->postcopy, destination, connections, err);
+}
+
+static int destination_missing(struct destination *destination, struct frame *frame, struct ferry_error *err)
+{
+    struct ferry_error why = {0};
+    int result = postcopy_add(destination->postcopy, frame, &why);
+
+    if (result == -ENOMEM) {
+        error_set(err, result, "%s", why.text);
+        return destination_failed(destination->session, FERRY_CAUSE_MEMORY, result, err);
+    }
+    return result < 0 ? destination_refuse(destination, result, &why, err) : 0;
+}
+
 static int destination_frame(struct destination *destination, struct frame *frame, struct ferry_error *err)
 {
     struct ferry_error why = {0};
@@ -393,7 +448,11 @@ static int destination_frame(struct destination *destination, struct frame *fram
         return destination_round_end(destination, frame, err);
     if (frame->type == WIRE_PAUSED)
         return destination_paused(destination, frame, err);
-    if (frame->type == WIRE_PAGES && paused && copied)
+    if (frame->type == WIRE_FETCH && !paused && copied && !destination->postcopy)
+        return destination_fetch(destination, frame, err);
+    if (frame->type == WIRE_MISSING && paused && destination->postcopy)
+        return destination_missing(destination, frame, err);
+    if (frame->type == WIRE_PAGES && paused && copied && !destination->postcopy)
         return destination_pages(destination, frame, err);
     if (frame->type == WIRE_SECTION && paused)
         return destination_section(destination, frame, err);
@@ -425,6 +484,8 @@ static int destination_receive(struct destination *destination, struct wire_end 
     }
     *verify = frame.flags & WIRE_END_VERIFY;
     result = wire_end_decode(&frame.body, end, &why);
+    if (result == 0 && !(frame.flags & WIRE_END_FETCH) != !destination->postcopy)
+        result = error_set(&why, -EBADMSG, "END frame that does not go with FETCH");
     if (result == 0 && (end->sections != destination->checkpoint.count || end->fence != destination->round))
         result =
             error_set(&why, -EBADMSG, "END frame says %u sections and round %u, but %zu came, and round %u",
@@ -496,6 +557,10 @@ int destination_run(struct ferry_session *session, enum ferry_outcome *outcome, 
     }
     if (result == 0) {
         *outcome = FERRY_OUTCOME_COMPLETED;
+        if (destination->postcopy)
+            *outcome = postcopy_fetch(destination->postcopy, err);
+        if (*outcome != FERRY_OUTCOME_COMPLETED)
+            result = session_fail(session, FERRY_CAUSE_NETWORK, err->code, err);
     } else {
         if (destination->acquired && session->ops->give_back_ownership) {
             session->ops->give_back_ownership(session->guest, &session->handover);
@@ -505,6 +570,8 @@ int destination_run(struct ferry_session *session, enum ferry_outcome *outcome, 
         if (!destination->acquired)
             control_end_failed(&destination->control, session->committed ? WIRE_NOT_RUNNING : WIRE_ABORT);
     }
+    postcopy_free(destination->postcopy);
+    gate_close(&destination->gate);
     receiver_close(&destination->receiver);
     control_close(&destination->control);
     prefault_close(&destination->prefault);

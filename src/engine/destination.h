@@ -30,11 +30,13 @@ struct destination {
     uint64_t round_ns;    /* when it began */
     uint64_t round_pages; /* counters when it began */
     uint64_t round_bytes;
-    bool paused;           /* PAUSED has come */
-    bool was_running;      /* and said that the guest ran */
-    uint64_t paused_at_ns; /* by our clock */
-    uint64_t go_ns;        /* GO has come */
-    bool acquired;         /* the guest is ours */
+    bool paused;               /* PAUSED has come */
+    bool was_running;          /* and said that the guest ran */
+    uint64_t paused_at_ns;     /* by our clock */
+    uint64_t go_ns;            /* GO has come */
+    bool acquired;             /* the guest is ours */
+    bool ran;                  /* and was resumed */
+    struct postcopy *postcopy; /* quick resume was begun; else NULL */
 
     struct wire_run runs[WIRE_RUNS_MAX]; /* scratch for pages on the control connection */
     struct iovec iov[WIRE_RUNS_MAX];

@@ -73,3 +73,11 @@ int pace_take(struct pace *pace, size_t bytes, size_t *taken, struct ferry_error
     }
     return 0;
 }
+
+void pace_charge(struct pace *pace, size_t bytes)
+{
+    uint64_t limit = pace_limit(pace);
+
+    if (limit)
+        pace_pay(pace, (uint64_t)((double)bytes * 1e9 / (double)limit), clock_now_ns());
+}

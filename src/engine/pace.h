@@ -31,5 +31,7 @@ bool pace_lifted(const struct pace *pace);
 uint64_t pace_limit(const struct pace *pace);
 /* Waits until some of BYTES (not 0) may be sent; *taken is how many. -ECANCELED. */
 int pace_take(struct pace *pace, size_t bytes, size_t *taken, struct ferry_error *err);
+/* BYTES that could not wait: what is less urgent makes up for them. */
+void pace_charge(struct pace *pace, size_t bytes);
 
 #endif

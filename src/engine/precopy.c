@@ -181,18 +181,34 @@ int precopy_run(struct source *source, struct ferry_error *err)
     session_enter_phase(session, FERRY_PHASE_COPY);
     policy_init(&policy, &(struct policy_settings){.downtime_limit_ns = session->settings.downtime_limit_ns,
                                                    .copy_time_limit_ns = session->settings.copy_time_limit_ns,
-                                                   .throttle_max = session->settings.throttle_max});
+                                                   .throttle_max = session->settings.throttle_max,
+                                                   .quick_resume = source->features & WIRE_FEATURE_FETCH});
     result = precopy_begin(source, &pages, err);
     if (result < 0)
         return result;
 
-    for (;;) {
+    for (uint64_t rounds = 0;; rounds++) {
         uint64_t dirtied;
 
+        if (session->settings.quick_resume == FERRY_QUICK_RESUME_NOW &&
+            rounds >= session->settings.quick_resume_rounds) {
+            source->fetch = true;
+            session_log(session, FERRY_LOG_INFO,
+                        "Stopping pre-copy: quick resume, %llu pages are to be fetched",
+                        (unsigned long long)pages);
+            break;
+        }
         result = precopy_round(source, &policy, pages, &dirtied, &decision, err);
         if (result < 0)
             return result;
         precopy_log(source, &decision, dirtied, last);
+        pages = dirtied;
+        last = (int64_t)dirtied;
+        if (session->settings.quick_resume == FERRY_QUICK_RESUME_NOW && decision.verdict != POLICY_CONTINUE)
+            rounds = session->settings.quick_resume_rounds;
+        if (session->settings.quick_resume == FERRY_QUICK_RESUME_NOW && decision.verdict != POLICY_ABORT)
+            continue;
+        source->fetch = decision.verdict == POLICY_QUICK_RESUME;
         if (decision.verdict == POLICY_STOP || decision.verdict == POLICY_QUICK_RESUME)
             break;
         if (decision.verdict == POLICY_ABORT) {
@@ -200,8 +216,6 @@ int precopy_run(struct source *source, struct ferry_error *err)
             error_set(err, -ETIME, "%s", why.text);
             return session_fail(session, FERRY_CAUSE_CONVERGENCE, -ETIME, &why);
         }
-        pages = dirtied;
-        last = (int64_t)dirtied;
     }
     session_set_percent(session, 1, 1);
     return 0;

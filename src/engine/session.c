@@ -22,6 +22,7 @@
 #define DEFAULT_COPY_TIME_NS       (100 * NS_PER_S)
 #define DEFAULT_QUIESCE_TIMEOUT_NS (10 * NS_PER_S)
 #define DEFAULT_PEER_TIMEOUT_NS    (10 * NS_PER_S)
+#define DEFAULT_RECONNECT_NS       (300 * NS_PER_S)
 /* Longer ones are as good as this; keeps sums of deadlines far from overflow. */
 #define TIMEOUT_MAX_NS (24 * 3600 * NS_PER_S)
 
@@ -134,6 +135,9 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
         .throttle_max = throttle_setting(options, ops),
         .known_state_bytes = options->known_state_bytes,
         .quiesce_timeout_ns = setting(options->quiesce_timeout_ns, DEFAULT_QUIESCE_TIMEOUT_NS),
+        .quick_resume = options->quick_resume,
+        .quick_resume_rounds = options->quick_resume_rounds,
+        .reconnect_ns = setting(options->reconnect_ns, DEFAULT_RECONNECT_NS),
         .listen_fd = -1,
     };
     int result = text_check(options->address, sizeof(options->address), "destination address", err);
@@ -281,20 +285,25 @@ void session_set_percent(struct ferry_session *session, uint64_t done, uint64_t 
     pthread_mutex_unlock(&session->lock);
 }
 
-/* Under the lock. */
-static bool fail_locked(struct ferry_session *session, enum ferry_cause cause, const char *text, int code)
+static void wake(struct ferry_session *session)
 {
     uint64_t one = 1;
 
+    /* An eventfd takes this unless it is readable already. */
+    while (write(session->stop_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+        continue;
+}
+
+/* Under the lock. */
+static bool fail_locked(struct ferry_session *session, enum ferry_cause cause, const char *text, int code)
+{
     if (session->cause != FERRY_CAUSE_NONE)
         return false;
     session->cause = cause == FERRY_CAUSE_NONE ? FERRY_CAUSE_INTERNAL : cause;
     session->failure.code = code;
     snprintf(session->failure.text, sizeof(session->failure.text), "%s", text);
     __atomic_store_n(&session->stopped, true, __ATOMIC_RELEASE);
-    /* An eventfd takes this unless it is readable already. */
-    while (write(session->stop_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-        continue;
+    wake(session);
     return true;
 }
 
@@ -305,6 +314,19 @@ int session_fail(struct ferry_session *session, enum ferry_cause cause, int code
     fail_locked(session, cause, err->text, code);
     pthread_mutex_unlock(&session->lock);
     return code;
+}
+
+bool session_fail_uncommitted(struct ferry_session *session, enum ferry_cause cause, int code,
+                              const struct ferry_error *err)
+{
+    bool committed;
+
+    pthread_mutex_lock(&session->lock);
+    committed = session->committed;
+    if (!committed)
+        fail_locked(session, cause, err->text, code);
+    pthread_mutex_unlock(&session->lock);
+    return !committed;
 }
 
 int session_fail_network(struct ferry_session *session, int code, const struct ferry_error *err)
@@ -479,6 +501,11 @@ int ferry_session_cancel(struct ferry_session *session, struct ferry_error *err)
     pthread_mutex_lock(&session->lock);
     if (session->ended)
         result = error_set(err, -EALREADY, "too late to cancel: the migration has ended");
+    else if (session->progress.fetch.running)
+        result =
+            error_set(err, -EALREADY,
+                      "too late to cancel: the guest runs on %s, and needs what of its memory is still on %s",
+                      session->handover.destination, session->handover.source);
     else if (session->committed)
         result = error_set(err, -EALREADY, "too late to cancel: the guest is being handed over");
     else if (session->cause != FERRY_CAUSE_NONE && session->cause != FERRY_CAUSE_CANCELLED)
@@ -496,6 +523,42 @@ void ferry_session_abort(struct ferry_session *session, enum ferry_cause cause, 
     if (!session->ended && !session->committed)
         fail_locked(session, cause, why, -ECANCELED);
     pthread_mutex_unlock(&session->lock);
+}
+
+int ferry_session_reconnect(struct ferry_session *session, struct ferry_error *err)
+{
+    int result = 0;
+
+    pthread_mutex_lock(&session->lock);
+    if (session->ended || !session->progress.fetch.running || !session->progress.fetch.disconnected ||
+        session->role != SESSION_SOURCE) {
+        result = error_set(err, -EALREADY, "there is no connection to be made again");
+    } else {
+        session->reconnect = true;
+        wake(session);
+    }
+    pthread_mutex_unlock(&session->lock);
+    return result;
+}
+
+int ferry_session_end_fetch(struct ferry_session *session, enum ferry_fetch_end how, const char *why,
+                            struct ferry_error *err)
+{
+    int result = 0;
+
+    pthread_mutex_lock(&session->lock);
+    if (session->ended || !session->progress.fetch.running) {
+        result = error_set(err, -EALREADY, "no memory is being fetched");
+    } else if (how == FERRY_FETCH_STAYED && session->seen_running) {
+        result = error_set(err, -EPERM, "the guest has run on %s: the memory here is out of date",
+                           session->handover.destination);
+    } else if (!session->fetch_end) {
+        session->fetch_end = how;
+        snprintf(session->fetch_end_why, sizeof(session->fetch_end_why), "%s", why);
+        wake(session);
+    }
+    pthread_mutex_unlock(&session->lock);
+    return result;
 }
 
 void ferry_session_progress(struct ferry_session *session, struct ferry_progress *progress)

@@ -5,7 +5,8 @@
  * Ending. The first failure wins (session_fail): it is recorded and stop_fd becomes readable for good, which
  * ends every wait of every thread of the session with -ECANCELED. session_commit is the point of no return:
  * it succeeds only if nothing has failed, and from then on cancel and abort are refused. The source commits
- * before it releases ownership, the destination when GO has come.
+ * before it releases ownership, the destination when GO has come. From then on stop_fd becomes readable only
+ * to end or hurry fetching (ferry_session_end_fetch, ferry_session_reconnect).
  *
  * Locks: `lock` guards what is marked so. It is a leaf: nothing is called while it is held.
  */
@@ -38,6 +39,9 @@ struct session_settings {
     uint64_t known_part_ns[FERRY_DOWNTIME_PARTS];
     uint64_t known_state_bytes;
     uint64_t quiesce_timeout_ns;
+    enum ferry_quick_resume quick_resume;
+    unsigned quick_resume_rounds;
+    uint64_t reconnect_ns;
 
     /* Destination. */
     int listen_fd;
@@ -87,6 +91,10 @@ struct ferry_session {
     bool running;
     bool committed;
     bool ended;
+    enum ferry_fetch_end fetch_end; /* 0: go on */
+    char fetch_end_why[FERRY_ERROR_TEXT_SIZE];
+    bool reconnect;    /* somebody asked for it */
+    bool seen_running; /* source: the destination said, in whatever way, that it runs the guest */
     struct channel *channels[SESSION_CHANNELS_MAX]; /* open ones, for byte counts and fault points */
     size_t channel_count;
     uint64_t closed_bytes; /* counts of channels that are closed */
@@ -112,6 +120,9 @@ int session_fail(struct ferry_session *session, enum ferry_cause cause, int code
 int session_fail_network(struct ferry_session *session, int code, const struct ferry_error *err);
 int session_fail_by_peer(struct ferry_session *session, enum ferry_cause cause, const char *text,
                          struct ferry_error *err);
+/* As session_fail, unless the session is committed. False: it is, and nothing was recorded. */
+bool session_fail_uncommitted(struct ferry_session *session, enum ferry_cause cause, int code,
+                              const struct ferry_error *err);
 /* 0, or the failure's code with err filled in. Any thread. */
 int session_check(struct ferry_session *session, struct ferry_error *err);
 int session_commit(struct ferry_session *session, struct ferry_error *err);

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/sock.h"
 #include "engine/passed.h"
+#include "engine/postcopy_source.h"
 #include "engine/precopy.h"
 #include "engine/switchover.h"
 
@@ -31,6 +32,20 @@ static int source_failed(struct ferry_session *session, enum ferry_cause cause, 
     return session_fail(session, cause, code, err);
 }
 
+static uint64_t source_features(const struct ferry_session *session)
+{
+    if (session->settings.pass_memory)
+        return WIRE_FEATURE_MEMORY;
+    return WIRE_FEATURE_PRESENT | (session->settings.quick_resume ? WIRE_FEATURE_FETCH : 0);
+}
+
+static uint64_t source_features_required(const struct ferry_session *session)
+{
+    if (session->settings.pass_memory)
+        return WIRE_FEATURE_MEMORY;
+    return session->settings.quick_resume == FERRY_QUICK_RESUME_NOW ? WIRE_FEATURE_FETCH : 0;
+}
+
 static void source_hello(const struct source *source, struct wire_hello *hello)
 {
     const struct ferry_session *session = source->session;
@@ -41,8 +56,8 @@ static void source_hello(const struct source *source, struct wire_hello *hello)
         .connection = WIRE_CONNECTION_CONTROL,
         .streams = (uint16_t)session->settings.streams,
         .page_size = FERRY_PAGE_SIZE,
-        .features = session->settings.pass_memory ? WIRE_FEATURE_MEMORY : WIRE_FEATURE_PRESENT,
-        .required = session->settings.pass_memory ? WIRE_FEATURE_MEMORY : 0,
+        .features = source_features(session),
+        .required = source_features_required(session),
     };
     memcpy(hello->migration_id, session->handover.migration_id, sizeof(hello->migration_id));
     memcpy(hello->token, session->settings.token, sizeof(hello->token));
@@ -147,6 +162,9 @@ static int source_greet(struct source *source, struct ferry_error *err)
         goto out;
     }
     source->features = welcome.features;
+    if (hello.features & ~welcome.features & WIRE_FEATURE_FETCH)
+        session_log(source->session, FERRY_LOG_WARN, "Quick resume is not possible at %s; its log says why",
+                    source->session->handover.destination);
     result = source_start(source, err);
 
 out:
@@ -154,8 +172,8 @@ out:
     return result;
 }
 
-static int source_open_stream(struct source *source, unsigned index, struct link *link,
-                              struct ferry_error *err)
+int source_open_stream(struct source *source, enum wire_connection kind, unsigned index, unsigned count,
+                       struct link *link, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
     struct buffer body = BUFFER_INIT;
@@ -167,8 +185,9 @@ static int source_open_stream(struct source *source, unsigned index, struct link
     sock_tune(fd, (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
     link_init(link, fd, session->stop_fd, session->settings.peer_timeout_ns);
     source_hello(source, &hello);
-    hello.connection = WIRE_CONNECTION_PAGES;
+    hello.connection = kind;
     hello.index = (uint16_t)index;
+    hello.streams = (uint16_t)count;
     wire_hello_encode(&body, &hello);
 
     int result = link_send(link, WIRE_HELLO, 0, &body, err);
@@ -186,7 +205,7 @@ static int source_open_streams(struct source *source, struct ferry_error *err)
     unsigned count = session->settings.streams;
 
     for (unsigned i = 0; i < count; i++) {
-        int result = source_open_stream(source, i, &links[i], err);
+        int result = source_open_stream(source, WIRE_CONNECTION_PAGES, i, count, &links[i], err);
 
         if (result < 0) {
             while (i-- > 0)
@@ -341,16 +360,37 @@ int source_fetch_dirty(struct source *source, uint64_t *found, struct ferry_erro
     return 0;
 }
 
-/* After a failure: the guest is put back as it was, or what retake_ownership says. */
-static enum ferry_outcome source_restore(struct source *source)
+/* RUNNING did not come, and the destination may need what is here: nothing is given up before it is known. */
+static enum ferry_outcome source_settle(struct source *source, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
-    enum ferry_outcome outcome = FERRY_OUTCOME_FAILED;
+    struct ferry_handover handover = session->handover;
+    struct ferry_error why = {0};
+
+    session_speak(session);
+    handover.destination_never_ran = source->destination_out;
+    if (session->ops->retake_ownership(session->guest, &handover, &why) == FERRY_RETAKE_RESUME) {
+        session_log(session, FERRY_LOG_WARN, "%s did not take the guest over; it was taken back",
+                    handover.destination);
+        return FERRY_OUTCOME_FAILED;
+    }
+    session_log(session, FERRY_LOG_WARN,
+                "%s did not say that the guest runs there; its memory is kept for it: %s",
+                handover.destination, why.text);
+    return postcopy_source_serve(source->postcopy, false, err);
+}
+
+/* After a failure: the guest is put back as it was, or what retake_ownership says. */
+static enum ferry_outcome source_restore(struct source *source, enum ferry_outcome outcome)
+{
+    struct ferry_session *session = source->session;
     struct ferry_error why = {0};
 
     throttle_end(&source->throttle);
-    if (source->handed_over)
+    if (source->handed_over && outcome == FERRY_OUTCOME_NONE)
         outcome = switchover_retake(source);
+    else if (outcome == FERRY_OUTCOME_NONE)
+        outcome = FERRY_OUTCOME_FAILED;
     if (source->dirty_tracking)
         session->ops->dirty_stop(session->guest);
     if (outcome != FERRY_OUTCOME_FAILED || !source->paused)
@@ -364,6 +404,27 @@ static enum ferry_outcome source_restore(struct source *source)
     return outcome;
 }
 
+/* Quick resume, from the switchover's RESULT on. *OUTCOME stays NONE when source_restore is to find it. */
+static int source_fetch(struct source *source, int result, enum ferry_outcome *outcome,
+                        struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    struct ferry_error why = {0};
+
+    if (result == 0)
+        *outcome = postcopy_source_serve(source->postcopy, true, &why);
+    else if (source->handed_over && source->postcopy)
+        *outcome = source_settle(source, &why);
+    postcopy_source_free(source->postcopy);
+    source->postcopy = NULL;
+    if (*outcome == FERRY_OUTCOME_COMPLETED)
+        return 0;
+    if (result < 0)
+        return result; /* that is the reason */
+    error_set(err, why.code, "%s", why.text);
+    return session_fail(session, FERRY_CAUSE_NETWORK, why.code, &why);
+}
+
 int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struct ferry_error *err)
 {
     struct source *source = calloc(1, sizeof(*source));
@@ -373,6 +434,7 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
         return session_fail(session, FERRY_CAUSE_MEMORY, -ENOMEM, err);
     }
     source->session = session;
+    *outcome = FERRY_OUTCOME_NONE;
     pace_init(&source->pace, &session->bandwidth_limit, session->stop_fd);
 
     int result = session_check(session, err);
@@ -381,15 +443,20 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
         result = source_begin(source, err);
     if (result == 0)
         result = session->settings.pass_memory ? passed_run(source, err) : precopy_run(source, err);
+    if (result == 0 && source->fetch)
+        result = postcopy_source_begin(&source->postcopy, source, err);
     if (result == 0)
         result = switchover_source(source, err);
-    if (result == 0) {
+    if (source->fetch)
+        result = source_fetch(source, result, outcome, err);
+    else if (result == 0)
         *outcome = FERRY_OUTCOME_COMPLETED;
+    if (result == 0) {
         throttle_end(&source->throttle);
         if (source->dirty_tracking)
             session->ops->dirty_stop(session->guest);
     } else {
-        *outcome = source_restore(source); /* first: the guest waits */
+        *outcome = source_restore(source, *outcome); /* first: the guest waits */
         /* After GO there is nothing to say: the destination acts on that, or on the lock. */
         if (!source->handed_over || source->destination_out)
             control_end_failed(&source->control, WIRE_ABORT);

@@ -26,13 +26,19 @@ struct source {
     uint32_t round;     /* the last one sent by the page connections */
     uint64_t bandwidth; /* measured, bytes of memory a second; 0 unknown */
     struct throttle throttle;
-    bool dirty_tracking;     /* is on */
-    bool paused;             /* the guest was stopped by us */
-    bool was_running;        /* what it was before */
-    bool handed_over;        /* ownership was released: only retake_ownership gives the guest back */
-    bool destination_out;    /* the destination certainly runs nothing */
-    struct page_batch batch; /* for pages sent on the control connection */
+    bool dirty_tracking;              /* is on */
+    bool paused;                      /* the guest was stopped by us */
+    bool was_running;                 /* what it was before */
+    bool handed_over;                 /* ownership was released: only retake_ownership gives the guest back */
+    bool destination_out;             /* the destination certainly runs nothing */
+    struct page_batch batch;          /* for pages sent on the control connection */
+    bool fetch;                       /* quick resume was decided on */
+    struct postcopy_source *postcopy; /* from then on */
 };
+
+/* Connects and sends HELLO for connection INDEX of COUNT. On failure there is nothing to close. */
+int source_open_stream(struct source *source, enum wire_connection kind, unsigned index, unsigned count,
+                       struct link *link, struct ferry_error *err);
 
 /* Has the page connections send `set` as the next round and waits for them; the other side's words and
  * failures end the wait. */

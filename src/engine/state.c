@@ -18,10 +18,8 @@ static const char *const state_names[] = {
 };
 
 static const char *const phase_names[] = {
-    [FERRY_PHASE_INIT] = "Init",
-    [FERRY_PHASE_COPY] = "Copy",
-    [FERRY_PHASE_QUIESCE] = "I/O Quiesce",
-    [FERRY_PHASE_FROZEN] = "Frozen",
+    [FERRY_PHASE_INIT] = "Init",     [FERRY_PHASE_COPY] = "Copy",   [FERRY_PHASE_QUIESCE] = "I/O Quiesce",
+    [FERRY_PHASE_FROZEN] = "Frozen", [FERRY_PHASE_FETCH] = "Fetch",
 };
 
 static const char *const downtime_part_names[] = {

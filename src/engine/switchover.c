@@ -2,6 +2,8 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "engine/postcopy_destination.h"
+#include "engine/postcopy_source.h"
 
 #include <errno.h>
 #include <string.h>
@@ -117,6 +119,10 @@ static int source_last_pages(struct source *source, struct ferry_error *err)
         result = source_fetch_dirty(source, &pages, err);
     if (result < 0)
         return result;
+    if (source->fetch) {
+        result = postcopy_source_missing(source->postcopy, err);
+        return result < 0 ? result : session_fault(session, FAULT_SOURCE_AFTER_LAST_PAGES, err);
+    }
     if (pages > LAST_PAGES_HERE) {
         result = source_send_round(source, err);
     } else {
@@ -152,7 +158,7 @@ static int source_send_state(struct source *source, const struct checkpoint *che
     struct buffer body = BUFFER_INIT;
     struct wire_end end = {.sections = (uint32_t)checkpoint->count, .fence = source->round};
     uint64_t bytes = 0;
-    uint8_t flags = 0;
+    uint8_t flags = source->fetch ? WIRE_END_FETCH : 0;
 
     for (size_t i = 0; i < checkpoint->count; i++) {
         bytes += checkpoint->sections[i].size;
@@ -163,7 +169,7 @@ static int source_send_state(struct source *source, const struct checkpoint *che
     pthread_mutex_lock(&session->lock);
     session->progress.state_bytes = bytes;
     pthread_mutex_unlock(&session->lock);
-    if (session->settings.verify_memory) {
+    if (session->settings.verify_memory && !source->fetch) {
         int result = page_map_checksum(&source->map, say_alive, &source->control, &end.memory_checksum, err);
 
         if (result < 0) {
@@ -171,7 +177,7 @@ static int source_send_state(struct source *source, const struct checkpoint *che
             return step_failed(session, FERRY_CAUSE_MEMORY, result,
                                err); /* unless the session failed before */
         }
-        flags = WIRE_END_VERIFY;
+        flags |= WIRE_END_VERIFY;
     }
     buffer_clear(&body);
     wire_end_encode(&body, &end);
@@ -323,6 +329,8 @@ static int source_hand_over(struct source *source, struct timeline *timeline, st
     int result = source_await_verdict(source, err);
 
     timeline->mark_ns = clock_now_ns();
+    if (result == 0 && source->fetch)
+        postcopy_source_push(source->postcopy);
     if (result == 0)
         result = source_release(source, err);
     timeline_part(timeline, FERRY_DOWNTIME_LOCK);
@@ -479,10 +487,15 @@ static int destination_restore(struct destination *destination, const struct wir
 
     if (result < 0)
         return result;
-    if (verify)
+    if (destination->postcopy)
+        result = postcopy_prepare(destination->postcopy, &why);
+    else if (verify)
         result = destination_verify(destination, end->memory_checksum, &why);
     if (result == 0)
         result = destination_load(destination, &why);
+    /* Should pages that it read never have come, it loaded nonsense. */
+    if (result == 0 && destination->postcopy && session_check(session, err) < 0)
+        return session_check(session, NULL);
     running->state_load_ns = clock_now_ns() - begin;
     if (result < 0) {
         reason.cause = load_cause(result);
@@ -552,6 +565,10 @@ static int destination_resume(struct destination *destination, struct wire_runni
         error_prefix(err, result, "the guest cannot be resumed");
         return step_failed(session, FERRY_CAUSE_INTERNAL, result, err);
     }
+    destination->ran = true;
+    pthread_mutex_lock(&session->lock);
+    session->progress.fetch.running = destination->postcopy != NULL;
+    pthread_mutex_unlock(&session->lock);
     return 0;
 }
 

@@ -6,9 +6,11 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define WIRE_BATCH_HEAD 8
-#define WIRE_RUN_SIZE   8
-#define WIRE_REASON_MAX (1 + 4 + FERRY_ERROR_TEXT_SIZE)
+#define WIRE_BATCH_HEAD   8
+#define WIRE_RUN_SIZE     8
+#define WIRE_REASON_MAX   (1 + 4 + FERRY_ERROR_TEXT_SIZE)
+#define WIRE_MISSING_HEAD 9
+#define WIRE_PAGE_SIZE    5 /* of a page's name */
 
 static const uint8_t wire_magic[8] = {'F', 'E', 'R', 'R', 'Y', 'M', 'I', 'G'};
 
@@ -33,7 +35,7 @@ static const struct frame_kind frame_kinds[] = {
     [WIRE_ROUND_DONE] = {"ROUND_DONE", 4, 4, 0, 0},
     [WIRE_PAUSED] = {"PAUSED", 1, 1, 0, 0},
     [WIRE_SECTION] = {"SECTION", 4 + 1 + 4 + 4, WIRE_BODY_MAX, 0, 0},
-    [WIRE_END] = {"END", 16, 16, 0, WIRE_END_VERIFY},
+    [WIRE_END] = {"END", 16, 16, 0, WIRE_END_VERIFY | WIRE_END_FETCH},
     [WIRE_VERDICT] = {"VERDICT", 1 + 5, 1 + WIRE_REASON_MAX, 0, 0},
     [WIRE_GO] = {"GO", 0, 0, 0, 0},
     [WIRE_RUNNING] = {"RUNNING", 40, 40, 0, 0},
@@ -44,6 +46,11 @@ static const struct frame_kind frame_kinds[] = {
     [WIRE_MEMORY_TAKEN] = {"MEMORY_TAKEN", 0, 0, 0, 0},
     [WIRE_PRESENT] = {"PRESENT", 1 + 4 + 1, 1 + 4 + (UINT32_C(1) << 25), 0, 0},
     [WIRE_PREPARED] = {"PREPARED", 0, 0, 0, 0},
+    [WIRE_FETCH] = {"FETCH", 2, 2, 0, 0},
+    [WIRE_READY] = {"READY", 8, 8, 0, 0},
+    [WIRE_MISSING] = {"MISSING", WIRE_MISSING_HEAD + 8, WIRE_MISSING_HEAD + WIRE_MISSING_WORDS_MAX * 8, 0, 0},
+    [WIRE_REQUEST] = {"REQUEST", 2 + WIRE_PAGE_SIZE, 2 + WIRE_REQUEST_PAGES_MAX *WIRE_PAGE_SIZE, 0, 0},
+    [WIRE_FETCHED] = {"FETCHED", 48, 48, 0, 0},
 };
 
 #define FRAME_KINDS (sizeof(frame_kinds) / sizeof(frame_kinds[0]))
@@ -201,7 +208,8 @@ int wire_hello_decode(struct reader *in, struct wire_hello *hello, struct ferry_
 
     if (result < 0)
         return result;
-    if (hello->connection != WIRE_CONNECTION_CONTROL && hello->connection != WIRE_CONNECTION_PAGES)
+    if (hello->connection != WIRE_CONNECTION_CONTROL && hello->connection != WIRE_CONNECTION_PAGES &&
+        hello->connection != WIRE_CONNECTION_FETCH)
         return error_set(err, -EBADMSG, "HELLO frame for unknown kind of connection %d",
                          (int)hello->connection);
     if (hello->streams == 0 || hello->streams > FERRY_STREAMS_MAX || hello->index >= hello->streams)
@@ -478,4 +486,99 @@ int wire_running_decode(struct reader *in, struct wire_running *running, struct 
     running->resume_ns = reader_get_u64(in);
     running->announce_ns = reader_get_u64(in);
     return decode_finish(in, WIRE_RUNNING, err);
+}
+
+void wire_fetch_encode(struct buffer *out, uint16_t connections)
+{
+    buffer_put_u16(out, connections);
+}
+
+int wire_fetch_decode(struct reader *in, uint16_t *connections, struct ferry_error *err)
+{
+    *connections = reader_get_u16(in);
+
+    int result = decode_finish(in, WIRE_FETCH, err);
+
+    if (result == 0 && (*connections < 2 || *connections > FERRY_STREAMS_MAX))
+        result = error_set(err, -EBADMSG, "FETCH frame for %u connections, must be 2 to %d", *connections,
+                           FERRY_STREAMS_MAX);
+    return result;
+}
+
+void wire_ready_encode(struct buffer *out, uint64_t missing)
+{
+    buffer_put_u64(out, missing);
+}
+
+int wire_ready_decode(struct reader *in, uint64_t *missing, struct ferry_error *err)
+{
+    *missing = reader_get_u64(in);
+    return decode_finish(in, WIRE_READY, err);
+}
+
+void wire_missing_encode(struct buffer *out, const struct wire_missing *missing, const uint64_t *bits)
+{
+    buffer_put_u8(out, missing->region);
+    buffer_put_u32(out, missing->first);
+    buffer_put_u32(out, missing->words);
+    for (uint32_t i = 0; i < missing->words; i++)
+        buffer_put_u64(out, bits[i]);
+}
+
+int wire_missing_decode(struct reader *in, struct wire_missing *missing, uint64_t *bits,
+                        struct ferry_error *err)
+{
+    missing->region = reader_get_u8(in);
+    missing->first = reader_get_u32(in);
+    missing->words = reader_get_u32(in);
+    if (missing->first % 64 != 0 || missing->words == 0 || missing->words > WIRE_MISSING_WORDS_MAX)
+        return error_set(err, -EBADMSG, "MISSING frame of %u words from page %u", missing->words,
+                         missing->first);
+    for (uint32_t i = 0; i < missing->words; i++)
+        bits[i] = reader_get_u64(in);
+    return decode_finish(in, WIRE_MISSING, err);
+}
+
+void wire_request_encode(struct buffer *out, const struct wire_page *pages, size_t count)
+{
+    buffer_put_u16(out, (uint16_t)count);
+    for (size_t i = 0; i < count; i++) {
+        buffer_put_u8(out, pages[i].region);
+        buffer_put_u32(out, pages[i].page);
+    }
+}
+
+int wire_request_decode(struct reader *in, struct wire_page pages[static WIRE_REQUEST_PAGES_MAX],
+                        size_t *count, struct ferry_error *err)
+{
+    *count = reader_get_u16(in);
+    if (*count == 0 || *count > WIRE_REQUEST_PAGES_MAX)
+        return error_set(err, -EBADMSG, "REQUEST frame for %zu pages, must be 1 to %d", *count,
+                         WIRE_REQUEST_PAGES_MAX);
+    for (size_t i = 0; i < *count; i++) {
+        pages[i].region = reader_get_u8(in);
+        pages[i].page = reader_get_u32(in);
+    }
+    return decode_finish(in, WIRE_REQUEST, err);
+}
+
+void wire_fetched_encode(struct buffer *out, const struct wire_fetched *fetched)
+{
+    buffer_put_u64(out, fetched->faults);
+    buffer_put_u64(out, fetched->median_ns);
+    buffer_put_u64(out, fetched->p99_ns);
+    buffer_put_u64(out, fetched->max_ns);
+    buffer_put_u64(out, fetched->duration_ns);
+    buffer_put_u64(out, fetched->paused_ns);
+}
+
+int wire_fetched_decode(struct reader *in, struct wire_fetched *fetched, struct ferry_error *err)
+{
+    fetched->faults = reader_get_u64(in);
+    fetched->median_ns = reader_get_u64(in);
+    fetched->p99_ns = reader_get_u64(in);
+    fetched->max_ns = reader_get_u64(in);
+    fetched->duration_ns = reader_get_u64(in);
+    fetched->paused_ns = reader_get_u64(in);
+    return decode_finish(in, WIRE_FETCHED, err);
 }

@@ -44,6 +44,10 @@
  *       MEMORY              ──────────────▶   with it come the descriptors of all REGIONS, in their order
  *                           ◀──────────────   MEMORY_TAKEN: they are mapped
  *
+ *     Quick resume (feature WIRE_FEATURE_FETCH): FETCH before the guest is paused, answered by FETCH; the
+ *     fetch connections are made, READY comes on the first of them; then MISSING* in the place of the last
+ * pages, and END with WIRE_END_FETCH.
+ *
  *       KEEPALIVE, ABORT: both ways at any time. An ABORT or NOT_RUNNING of the destination also means that
  * the guest was not and will not be run there.
  *
@@ -56,6 +60,15 @@
  *       HELLO, (PAGES*, FENCE)* ──────────▶   FENCE: everything before it is placed on all page connections
  *                                             before anything after it on any, so that an older copy of a
  * page never overwrites a newer one.
+ *
+ *     source                  fetch connections                   destination
+ *       HELLO (on each)     ──────────────▶
+ *                           ◀──────────────   MISSING* (only when made again), READY
+ *                           ◀──────────────   REQUEST (first connection: pages that the guest waits for)
+ *       PAGES               ──────────────▶   asked for on the first one, all others unasked on the rest.
+ *                                             Each page is sent once; round is that of END plus one.
+ *                           ◀──────────────   FETCHED: all are there; the source closes
+ *       KEEPALIVE: both ways on the first one.
  *
  * Versions. HELLO names the lowest and highest version the source speaks; the destination picks the highest
  * both know and says so in WELCOME, or sends ABORT with the versions in words. A released version's frames
@@ -101,14 +114,21 @@ enum wire_type {
     WIRE_KEEPALIVE = 17,
     WIRE_PRESENT = 18,
     WIRE_PREPARED = 19,
+    WIRE_FETCH = 32,
+    WIRE_READY = 33,
+    WIRE_MISSING = 34,
+    WIRE_REQUEST = 35,
+    WIRE_FETCHED = 36,
     WIRE_MEMORY = 40,
     WIRE_MEMORY_TAKEN = 41,
 };
 
 #define WIRE_END_VERIFY 0x01 /* flag of END: the memory checksum is there and must be compared */
+#define WIRE_END_FETCH  0x02 /* flag of END: pages are missing, the guest starts without them */
 
 /* Features of HELLO and WELCOME. */
 #define WIRE_FEATURE_PRESENT (UINT64_C(1) << 0)  /* PRESENT and PREPARED */
+#define WIRE_FEATURE_FETCH   (UINT64_C(1) << 8)  /* quick resume */
 #define WIRE_FEATURE_MEMORY  (UINT64_C(1) << 16) /* memory is passed */
 
 const char *wire_type_name(uint8_t type); /* "HELLO"; "unknown" */
@@ -137,6 +157,7 @@ void wire_frame_put(struct buffer *out, enum wire_type type, uint8_t flags, uint
 enum wire_connection {
     WIRE_CONNECTION_CONTROL = 1,
     WIRE_CONNECTION_PAGES = 2,
+    WIRE_CONNECTION_FETCH = 3,
 };
 
 struct wire_hello {
@@ -146,8 +167,8 @@ struct wire_hello {
     uint8_t token[FERRY_TOKEN_SIZE];
     /* From here on only when `version` is not 0. */
     enum wire_connection connection;
-    uint16_t index;   /* of a page connection, from 0 */
-    uint16_t streams; /* page connections in all, 1 to FERRY_STREAMS_MAX */
+    uint16_t index;   /* of a page or fetch connection, from 0 */
+    uint16_t streams; /* such connections in all, 1 to FERRY_STREAMS_MAX */
     uint32_t page_size;
     uint64_t features; /* offered */
     uint64_t required; /* of those, not to be done without */
@@ -270,5 +291,52 @@ struct wire_running {
 
 void wire_running_encode(struct buffer *out, const struct wire_running *running);
 int wire_running_decode(struct reader *in, struct wire_running *running, struct ferry_error *err);
+
+/* FETCH: how many fetch connections the source makes, 2 to FERRY_STREAMS_MAX. */
+void wire_fetch_encode(struct buffer *out, uint16_t connections);
+int wire_fetch_decode(struct reader *in, uint16_t *connections, struct ferry_error *err);
+
+/* READY: how many pages are missing; 0 while the guest is still at the source. */
+void wire_ready_encode(struct buffer *out, uint64_t missing);
+int wire_ready_decode(struct reader *in, uint64_t *missing, struct ferry_error *err);
+
+/* Pages of a region that are missing: bit i of word w is page first + 64 * w + i. */
+struct wire_missing {
+    uint8_t region; /* index in REGIONS */
+    uint32_t first; /* a multiple of 64 */
+    uint32_t words; /* 1 to WIRE_MISSING_WORDS_MAX */
+};
+
+#define WIRE_MISSING_WORDS_MAX 8192
+
+void wire_missing_encode(struct buffer *out, const struct wire_missing *missing, const uint64_t *bits);
+/* *BITS gets room for WIRE_MISSING_WORDS_MAX words. */
+int wire_missing_decode(struct reader *in, struct wire_missing *missing, uint64_t *bits,
+                        struct ferry_error *err);
+
+struct wire_page {
+    uint8_t region; /* index in REGIONS */
+    uint32_t page;
+};
+
+#define WIRE_REQUEST_PAGES_MAX 64
+
+void wire_request_encode(struct buffer *out, const struct wire_page *pages, size_t count);
+int wire_request_decode(struct reader *in, struct wire_page pages[static WIRE_REQUEST_PAGES_MAX],
+                        size_t *count, struct ferry_error *err);
+
+/* What fetching was like: pages the guest waited for, and how long (from the fault's arrival until the page
+ * was in its place). */
+struct wire_fetched {
+    uint64_t faults;
+    uint64_t median_ns;
+    uint64_t p99_ns;
+    uint64_t max_ns;
+    uint64_t duration_ns; /* from the guest's start until all pages were there */
+    uint64_t paused_ns;   /* of that, without a connection */
+};
+
+void wire_fetched_encode(struct buffer *out, const struct wire_fetched *fetched);
+int wire_fetched_decode(struct reader *in, struct wire_fetched *fetched, struct ferry_error *err);
 
 #endif

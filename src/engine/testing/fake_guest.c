@@ -121,7 +121,7 @@ static void *guest_main(void *opaque)
 
     pthread_mutex_lock(&guest->lock);
     while (!guest->quit) {
-        if (!guest->run) {
+        if (!guest->run || guest->held) {
             guest->parked = true;
             pthread_cond_broadcast(&guest->changed);
             pthread_cond_wait(&guest->changed, &guest->lock);
@@ -134,7 +134,7 @@ static void *guest_main(void *opaque)
         guest_slice(guest);
         pthread_mutex_lock(&guest->lock);
         tick = guest_next_slice(guest, tick, began);
-        while (guest->run && !guest->quit && tick != 0 &&
+        while (guest->run && !guest->held && !guest->quit && tick != 0 &&
                thread_cond_wait_until(&guest->changed, &guest->lock, tick))
             continue;
     }
@@ -189,7 +189,7 @@ static void guest_set_run(struct fake_guest *guest, bool run)
     pthread_mutex_lock(&guest->lock);
     was = guest->run;
     guest->run = run;
-    __atomic_store_n(&guest->stop_soon, !run, __ATOMIC_RELAXED);
+    __atomic_store_n(&guest->stop_soon, !run || guest->held, __ATOMIC_RELAXED);
     if (run && !was && guest->owner)
         owner_run(guest->owner, true);
     pthread_cond_broadcast(&guest->changed);
@@ -246,6 +246,15 @@ bool fake_guest_running(struct fake_guest *guest)
 uint64_t fake_guest_count(const struct fake_guest *guest)
 {
     return __atomic_load_n(&guest->count, __ATOMIC_RELAXED);
+}
+
+void fake_guest_step(struct fake_guest *guest, uint64_t count)
+{
+    for (; count > 0; count--) {
+        if (guest->pattern != FAKE_PATTERN_NONE)
+            guest_write(guest);
+        guest->count++;
+    }
 }
 
 void fake_guest_fill(struct fake_guest *guest, size_t region, uint64_t first, uint64_t pages, uint64_t seed)
@@ -527,6 +536,39 @@ static enum ferry_retake fake_retake(void *opaque, const struct ferry_handover *
     return answer;
 }
 
+static enum ferry_elsewhere fake_look_elsewhere(void *opaque, const struct ferry_handover *handover,
+                                                struct ferry_error *err)
+{
+    struct fake_guest *guest = opaque;
+    struct fake_owner *owner = guest->owner;
+    enum ferry_elsewhere where = FERRY_ELSEWHERE_UNKNOWN;
+
+    pthread_mutex_lock(&owner->lock);
+    if (!owner->arbiter)
+        error_set(err, -ENOLCK, "there is no lock that both can reach");
+    else if (owner->holder && owner->state == FAKE_OWNER_STARTED)
+        where = FERRY_ELSEWHERE_OWNED;
+    else if (!owner->holder)
+        where = owner->state == FAKE_OWNER_STARTED ? FERRY_ELSEWHERE_GONE : FERRY_ELSEWHERE_NEVER_RAN;
+    pthread_mutex_unlock(&owner->lock);
+    return where;
+}
+
+/* Waits for nobody: the vCPU may itself be waiting for a page. */
+static void fake_hold(void *opaque, bool hold, const char *why)
+{
+    struct fake_guest *guest = opaque;
+
+    step(guest, FAKE_STEP_NONE, hold ? "hold" : "let_go", NULL);
+    pthread_mutex_lock(&guest->lock);
+    guest->held = hold;
+    guest->holds += hold;
+    snprintf(guest->held_why, sizeof(guest->held_why), "%s", why);
+    __atomic_store_n(&guest->stop_soon, hold || !guest->run, __ATOMIC_RELAXED);
+    pthread_cond_broadcast(&guest->changed);
+    pthread_mutex_unlock(&guest->lock);
+}
+
 static void fake_announce(void *opaque)
 {
     struct fake_guest *guest = opaque;
@@ -569,4 +611,6 @@ const struct ferry_guest_ops fake_guest_ops = {
     .retake_ownership = fake_retake,
     .announce = fake_announce,
     .give_back_ownership = fake_give_back,
+    .look_elsewhere = fake_look_elsewhere,
+    .hold = fake_hold,
 };

@@ -98,6 +98,9 @@ struct fake_guest {
     unsigned vcpus; /* setting: that can be told apart; the first one does all the writing. 0: none can */
     unsigned throttle_others; /* per cent the others were slowed by at most */
     bool quiesced;
+    bool held; /* quick resume: the connection is lost */
+    unsigned holds;
+    char held_why[FERRY_ERROR_TEXT_SIZE];
 };
 
 extern const struct ferry_guest_ops fake_guest_ops;
@@ -112,6 +115,8 @@ void fake_guest_destroy(struct fake_guest *guest);
 void fake_guest_run(struct fake_guest *guest, bool run);
 bool fake_guest_running(struct fake_guest *guest);
 uint64_t fake_guest_count(const struct fake_guest *guest);
+/* What the vCPU does in COUNT turns, done here and now. Paused only. */
+void fake_guest_step(struct fake_guest *guest, uint64_t count);
 /* Pseudo-random content, the same for the same seed; never zero pages. Not recorded as dirty. */
 void fake_guest_fill(struct fake_guest *guest, size_t region, uint64_t first, uint64_t pages, uint64_t seed);
 

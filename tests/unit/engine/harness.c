@@ -118,23 +118,29 @@ static void *proxy_main(void *opaque)
     bool cut = proxy->cut_after == 0;
 
     for (;;) {
-        struct pollfd polled[2 + 2 * PAIRS_MAX];
+        struct pollfd polled[3 + 2 * PAIRS_MAX];
+        eventfd_t value;
 
         polled[0] = (struct pollfd){.fd = proxy->stop_fd, .events = POLLIN};
         polled[1] = (struct pollfd){.fd = proxy->listen_fd, .events = POLLIN};
         for (size_t i = 0; i < count; i++) {
-            polled[2 + 2 * i] = (struct pollfd){.fd = pairs[i].a, .events = POLLIN};
-            polled[3 + 2 * i] = (struct pollfd){.fd = pairs[i].b, .events = POLLIN};
+            polled[3 + 2 * i] = (struct pollfd){.fd = pairs[i].a, .events = POLLIN};
+            polled[4 + 2 * i] = (struct pollfd){.fd = pairs[i].b, .events = POLLIN};
         }
-        poll(polled, 2 + 2 * count, -1);
+        polled[2] = (struct pollfd){.fd = proxy->wake_fd, .events = POLLIN};
+        poll(polled, 3 + 2 * count, -1);
         if (polled[0].revents)
             break;
+        if (polled[2].revents)
+            eventfd_read(proxy->wake_fd, &value);
+        bool blocked = __atomic_load_n(&proxy->blocked, __ATOMIC_ACQUIRE);
+
         for (size_t i = count; i-- > 0 && !cut;) {
             bool alive = true;
 
-            if (polled[2 + 2 * i].revents)
+            if (polled[3 + 2 * i].revents)
                 alive = forward(proxy, pairs[i].a, pairs[i].b);
-            if (alive && polled[3 + 2 * i].revents)
+            if (alive && polled[4 + 2 * i].revents)
                 alive = forward(proxy, pairs[i].b, pairs[i].a);
             if (!alive) {
                 close(pairs[i].a);
@@ -143,13 +149,20 @@ static void *proxy_main(void *opaque)
                 cut = proxy->forwarded >= proxy->cut_after;
             }
         }
-        for (; cut && count > 0; count--) {
+        for (; (cut || blocked) && count > 0; count--) {
             close(pairs[count - 1].a);
             close(pairs[count - 1].b);
         }
+        if (cut && proxy->mends > 0) {
+            proxy->forwarded = 0;
+            if (--proxy->mends == 0)
+                proxy->cut_after = UINT64_MAX;
+            cut = false;
+        }
         if (polled[1].revents) {
             int a = sock_accept(proxy->listen_fd, clock_deadline(0), -1, NULL);
-            int b = a < 0 || cut ? -1 : sock_connect(proxy->target, clock_deadline(5000), -1, NULL);
+            int b =
+                a < 0 || cut || blocked ? -1 : sock_connect(proxy->target, clock_deadline(5000), -1, NULL);
 
             if (b < 0 || count == PAIRS_MAX) {
                 close(a);
@@ -219,10 +232,23 @@ void migration_cut_after(struct migration *m, uint64_t bytes)
     memcpy(proxy->target, m->source_options.address, sizeof(proxy->target));
     proxy->listen_fd = sock_listen("127.0.0.1:0", NULL);
     proxy->stop_fd = eventfd(0, EFD_CLOEXEC);
-    assert_true(proxy->listen_fd >= 0 && proxy->stop_fd >= 0);
+    proxy->wake_fd = eventfd(0, EFD_CLOEXEC);
+    assert_true(proxy->listen_fd >= 0 && proxy->stop_fd >= 0 && proxy->wake_fd >= 0);
     assert_int_equal(sock_local_address(proxy->listen_fd, m->source_options.address, NULL), 0);
     assert_int_equal(thread_start(&proxy->thread, "proxy", proxy_main, proxy, NULL), 0);
     m->proxied = true;
+}
+
+void migration_cut_often(struct migration *m, uint64_t bytes, unsigned cuts)
+{
+    m->proxy.mends = cuts;
+    migration_cut_after(m, bytes);
+}
+
+void migration_block(struct migration *m, bool blocked)
+{
+    __atomic_store_n(&m->proxy.blocked, blocked, __ATOMIC_RELEASE);
+    eventfd_write(m->proxy.wake_fd, 1);
 }
 
 void migration_create(struct migration *m)
@@ -287,6 +313,7 @@ void migration_free(struct migration *m)
         thread_join(&m->proxy.thread);
         close(m->proxy.listen_fd);
         close(m->proxy.stop_fd);
+        close(m->proxy.wake_fd);
     }
     close(m->destination_options.listen_fd);
     if (m->socket_path[0])

@@ -45,6 +45,9 @@ struct proxy {
     int listen_fd;
     int stop_fd;
     uint64_t cut_after; /* bytes in both directions; UINT64_MAX: never */
+    unsigned mends;     /* so often connections are let through again after a cut; then never cut */
+    bool blocked;       /* atomic: nothing gets through, and what is there is cut */
+    int wake_fd;
     char target[128];
     uint64_t forwarded;
 };
@@ -79,6 +82,11 @@ void migration_init(struct migration *m, const uint64_t *sizes, size_t count, bo
 void migration_pass_memory(struct migration *m);
 /* All connections go through a proxy that cuts them after BYTES. Before migration_create. */
 void migration_cut_after(struct migration *m, uint64_t bytes);
+/* As migration_cut_after, but new connections are let through, and cut again after as many bytes, CUTS times
+ * in all. */
+void migration_cut_often(struct migration *m, uint64_t bytes, unsigned cuts);
+/* Of proxied connections, at any time: cuts them and lets no new ones through, or lets them through again. */
+void migration_block(struct migration *m, bool blocked);
 /* The sessions exist afterwards; migration_run does it when it was not done. */
 void migration_create(struct migration *m);
 void migration_start_destination(struct migration *m);

@@ -99,6 +99,23 @@ static void encode_sample(enum wire_type type, struct buffer *out)
     case WIRE_PREPARED:
     case WIRE_MEMORY_TAKEN:
         break;
+    case WIRE_FETCH:
+        wire_fetch_encode(out, 3);
+        break;
+    case WIRE_READY:
+        wire_ready_encode(out, 0x123456789a);
+        break;
+    case WIRE_MISSING:
+        wire_missing_encode(out, &(struct wire_missing){.region = 1, .first = 640, .words = 2},
+                            (const uint64_t[]){0x8000000000000001, 0x10});
+        break;
+    case WIRE_REQUEST:
+        wire_request_encode(
+            out, (const struct wire_page[]){{.region = 0, .page = 77}, {.region = 1, .page = 9}}, 2);
+        break;
+    case WIRE_FETCHED:
+        wire_fetched_encode(out, &(struct wire_fetched){1, 2, 3, 4, 5, 6});
+        break;
     }
 }
 
@@ -118,6 +135,12 @@ static int decode_any(enum wire_type type, struct reader *in, struct ferry_error
     size_t count;
     uint32_t round;
     bool was_running;
+    static uint64_t bits[WIRE_MISSING_WORDS_MAX];
+    struct wire_page pages[WIRE_REQUEST_PAGES_MAX];
+    struct wire_missing missing;
+    struct wire_fetched fetched;
+    uint16_t connections;
+    uint64_t left;
 
     switch (type) {
     case WIRE_HELLO:
@@ -156,6 +179,16 @@ static int decode_any(enum wire_type type, struct reader *in, struct ferry_error
     case WIRE_PREPARED:
     case WIRE_MEMORY_TAKEN:
         return 0;
+    case WIRE_FETCH:
+        return wire_fetch_decode(in, &connections, err);
+    case WIRE_READY:
+        return wire_ready_decode(in, &left, err);
+    case WIRE_MISSING:
+        return wire_missing_decode(in, &missing, bits, err);
+    case WIRE_REQUEST:
+        return wire_request_decode(in, pages, &count, err);
+    case WIRE_FETCHED:
+        return wire_fetched_decode(in, &fetched, err);
     }
     return -EBADMSG;
 }
@@ -212,6 +245,10 @@ static void values_survive_the_round_trip(void **state)
     struct reader reader;
     uint32_t round;
     size_t count;
+    static uint64_t bits[WIRE_MISSING_WORDS_MAX];
+    struct wire_page pages[WIRE_REQUEST_PAGES_MAX];
+    struct wire_missing missing;
+    struct wire_fetched fetched;
 
 #define DECODE(type, call)                                                                                   \
     do {                                                                                                     \
@@ -254,6 +291,19 @@ static void values_survive_the_round_trip(void **state)
     assert_int_equal(present.region, 1);
     assert_int_equal(present.size, 2);
     assert_memory_equal(present.bits, "\x05\x80", 2);
+    DECODE(WIRE_MISSING, wire_missing_decode(&reader, &missing, bits, NULL));
+    assert_int_equal(missing.region, 1);
+    assert_int_equal(missing.first, 640);
+    assert_int_equal(missing.words, 2);
+    assert_int_equal(bits[0], 0x8000000000000001);
+    assert_int_equal(bits[1], 0x10);
+    DECODE(WIRE_REQUEST, wire_request_decode(&reader, pages, &count, NULL));
+    assert_int_equal(count, 2);
+    assert_int_equal(pages[0].page, 77);
+    assert_int_equal(pages[1].region, 1);
+    DECODE(WIRE_FETCHED, wire_fetched_decode(&reader, &fetched, NULL));
+    assert_int_equal(fetched.faults, 1);
+    assert_int_equal(fetched.paused_ns, 6);
     buffer_free(&body);
 }
 
@@ -279,7 +329,7 @@ static void impossible_values_are_refused(void **state)
     refuse_changed(WIRE_HELLO, 8, 0);                  /* version 0 */
     refuse_changed(WIRE_HELLO, 12, 200);               /* id longer than an id */
     refuse_changed(WIRE_HELLO, connection, 0);         /* kinds of connection */
-    refuse_changed(WIRE_HELLO, connection, 3);         /* that do not exist */
+    refuse_changed(WIRE_HELLO, connection, 4);         /* that do not exist */
     refuse_changed(WIRE_HELLO, connection + 1, 2);     /* index 2 of 2 */
     refuse_changed(WIRE_HELLO, connection + 3, 0);     /* no page connection */
     refuse_changed(WIRE_HELLO, connection + 3, 17);    /* too many */
@@ -304,6 +354,14 @@ static void impossible_values_are_refused(void **state)
     refuse_changed(WIRE_SECTION, 4, 0);  /* a NUL in the name */
     refuse_changed(WIRE_VERDICT, 0, 0);
     refuse_changed(WIRE_VERDICT, 0, 3);
+    refuse_changed(WIRE_FETCH, 0, 1);      /* requests alone */
+    refuse_changed(WIRE_FETCH, 0, 17);     /* too many */
+    refuse_changed(WIRE_MISSING, 1, 1);    /* not the beginning of a word */
+    refuse_changed(WIRE_MISSING, 5, 0);    /* no words */
+    refuse_changed(WIRE_MISSING, 5, 3);    /* more than there are */
+    refuse_changed(WIRE_MISSING, 6, 0x21); /* more than there may be */
+    refuse_changed(WIRE_REQUEST, 0, 0);
+    refuse_changed(WIRE_REQUEST, 0, 65);
 }
 
 static void versions_are_chosen_and_unknown_ones_told_apart(void **state)
