@@ -14,6 +14,9 @@ static void add_state(struct table *table, const json_t *migration)
 {
     if (migration_has_ended(migration))
         table_cell(table, object_text(migration, "outcome"));
+    else if (object_number(migration, "queue"))
+        table_cell_format(table, "Queued, number %llu",
+                          (unsigned long long)object_number(migration, "queue"));
     else
         table_cell_format(table, "%s %llu %%", object_text(migration, "phase"),
                           (unsigned long long)object_number(migration, "percent"));
@@ -81,9 +84,9 @@ const struct command command_migrations = {
     .name = "migrations",
     .group = "Moving",
     .summary = "List migrations that this host takes or took part in, newest first",
-    .text =
-        "active: going on now. history: ended. failed: ended without the VM having moved, with the reason. "
-        "Without a word: all.",
+    .text = "active: going on now, or queued because as many VMs leave the host already as may at once. "
+            "history: ended. failed: ended without the VM having moved, with the reason. "
+            "Without a word: all.",
     .operands =
         (const struct operand[]){
             {.name = "active|history|failed", .kind = VALUE_CHOICE, .optional = true, .choices = views},

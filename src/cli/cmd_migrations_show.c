@@ -43,6 +43,9 @@ static void print_what(struct fields *fields, const json_t *migration)
                   object_text(migration, "state"), object_text(migration, "side"));
     if (migration_has_ended(migration))
         fields_text(fields, "outcome", object_text(migration, "outcome"));
+    else if (object_number(migration, "queue"))
+        fields_format(fields, "phase", "Queued, number %llu",
+                      (unsigned long long)object_number(migration, "queue"));
     else
         fields_format(fields, "phase", "%s, %llu %%", object_text(migration, "phase"),
                       (unsigned long long)object_number(migration, "percent"));

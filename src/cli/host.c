@@ -49,6 +49,18 @@ static void print_certificate(struct fields *fields, const json_t *certificate)
         fields_format(fields, "", "valid until %s", until);
 }
 
+static void print_limits(struct fields *fields, const json_t *host)
+{
+    unsigned long long most = object_number(host, "migrate_max");
+    uint64_t bandwidth = object_number(host, "migrate_bandwidth");
+    char rate[UNITS_TEXT_SIZE];
+
+    if (most)
+        fields_format(fields, "leaving at once", "%llu VMs at most, others wait", most);
+    if (bandwidth)
+        fields_format(fields, "", "%s together at most", units_format_rate(bandwidth, rate));
+}
+
 void host_print(struct cli *cli, const json_t *host)
 {
     char total[UNITS_TEXT_SIZE], available[UNITS_TEXT_SIZE];
@@ -64,6 +76,7 @@ void host_print(struct cli *cli, const json_t *host)
                   (unsigned long long)object_number(host, "protocol"));
     fields_text(&fields, "address", object_text(host, "address"));
     fields_text(&fields, "migrate address", object_text(host, "migrate_address"));
+    print_limits(&fields, host);
     fields_format(&fields, "memory", "%s, %s of it available",
                   units_format_size(object_number(host, "memory_total"), total),
                   units_format_size(object_number(host, "memory_available"), available));

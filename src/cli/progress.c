@@ -102,6 +102,8 @@ static char *phase_line(const struct progress *progress, const json_t *migration
     fprintf(line, "  %-12s", phases[phase]);
     append_bar(line, progress, percent);
     fprintf(line, " %3u %%", percent);
+    if (phase == 0 && object_number(migration, "queue"))
+        fprintf(line, "  queued, number %llu", (unsigned long long)object_number(migration, "queue"));
     if (phase == PHASE_COPY && phase == current && !ended)
         append_copy_details(line, migration);
     if (phase == current && ended && !completed)
@@ -168,7 +170,11 @@ static void tell(struct progress *progress, const json_t *migration, int current
 {
     size_t rounds = json_array_size(object_get(migration, "rounds"));
     size_t copied = rounds;
+    uint64_t queue = object_number(migration, "queue");
 
+    if (queue && queue != progress->queue)
+        fprintf(progress->out, "Queued, number %llu\n", (unsigned long long)queue);
+    progress->queue = queue;
     if (has_outcome(migration, "completed"))
         current = PHASE_FROZEN;
     if (current == PHASE_FROZEN && progress->phase < PHASE_FROZEN && rounds > 0)

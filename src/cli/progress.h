@@ -11,14 +11,16 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 
 struct progress {
     const struct term *term; /* borrowed */
     FILE *out;
     bool drawn;
-    int phase;     /* the furthest seen; -1: none yet */
-    size_t rounds; /* told so far */
+    uint64_t queue; /* the number in the queue that was told last */
+    int phase;      /* the furthest seen; -1: none yet */
+    size_t rounds;  /* told so far */
 };
 
 void progress_init(struct progress *progress, const struct term *term, FILE *out);

@@ -18,6 +18,9 @@
 #define FERRY_BINDIR "/usr/bin"
 #endif
 
+/* More at once only make each other longer, and so what changes meanwhile. */
+#define MIGRATE_MAX 2
+
 bool config_name_valid(const char *name)
 {
     size_t length = strlen(name);
@@ -50,6 +53,32 @@ int config_parse_size(const char *text, uint64_t *bytes, struct ferry_error *err
         return 0;
     }
     return error_set(err, -EINVAL, "\"%s\" is not a size; write for example 512M or 4G", text);
+}
+
+int config_parse_rate(const char *text, uint64_t *bytes_per_s, struct ferry_error *err)
+{
+    static const struct {
+        const char *suffix;
+        uint64_t bits;
+    } units[] = {{"bit", 1}, {"Kbit", 1000}, {"Mbit", 1000000}, {"Gbit", 1000000000}};
+    unsigned long long value;
+    char *end;
+
+    errno = 0;
+    value = strtoull(text, &end, 10);
+    if (!isdigit((unsigned char)text[0]) || errno)
+        return error_set(err, -EINVAL, "\"%s\" is not a rate; write for example 125M or 10Gbit", text);
+    for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
+        if (strcasecmp(end, units[i].suffix) != 0)
+            continue;
+        if (value > UINT64_MAX / units[i].bits)
+            break;
+        *bytes_per_s = (uint64_t)value * units[i].bits / 8;
+        return 0;
+    }
+    if (config_parse_size(text, bytes_per_s, NULL) < 0)
+        return error_set(err, -EINVAL, "\"%s\" is not a rate; write for example 125M or 10Gbit", text);
+    return 0;
 }
 
 static int set_text(char *out, size_t size, const char *key, const char *value, struct ferry_error *err)
@@ -120,6 +149,24 @@ static int set_peer_timeout(struct config *config, const char *value, struct fer
     return result;
 }
 
+static int set_migrate_bandwidth(struct config *config, const char *value, struct ferry_error *err)
+{
+    int result = config_parse_rate(value, &config->migrate_bandwidth, err);
+
+    return result < 0 ? error_prefix(err, result, "migrate-bandwidth") : 0;
+}
+
+static int set_migrate_max(struct config *config, const char *value, struct ferry_error *err)
+{
+    size_t digits = strspn(value, "0123456789");
+
+    if (digits == 0 || value[digits] || digits > 4)
+        return error_set(err, -EINVAL, "migrate-max is a number of VMs, 0 (no limit) to 9999, not \"%s\"",
+                         value);
+    config->migrate_max = (unsigned)strtoul(value, NULL, 10);
+    return 0;
+}
+
 static int set_vm_program(struct config *config, const char *value, struct ferry_error *err)
 {
     return set_path(config->vm_program, "ferry-vm", value, err);
@@ -176,6 +223,9 @@ static const struct config_key {
      set_lock_wait},
     {"peer-timeout", "SECONDS", "when the other side of a migration is taken for dead (10)",
      set_peer_timeout},
+    {"migrate-max", "N", "VMs that leave at once, others wait; 0: no limit (2)", set_migrate_max},
+    {"migrate-bandwidth", "RATE", "what all that leave may take together, like 1G or 10Gbit",
+     set_migrate_bandwidth},
     {"ferry-vm", "FILE", "the program to run a VM with", set_vm_program},
     {"memory-limit", "SIZE", "memory all VMs together may have", set_memory_limit},
     {"insecure", NULL, "allow addresses other than loopback", set_insecure},
@@ -404,7 +454,7 @@ int config_read(struct config *config, int argc, char **argv, enum config_action
 {
     int result;
 
-    memset(config, 0, sizeof(*config));
+    *config = (struct config){.migrate_max = MIGRATE_MAX};
     *action = CONFIG_RUN;
     result = read_options(config, argc, argv, true, action, err);
     if (result == 0)

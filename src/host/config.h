@@ -28,6 +28,8 @@ struct config {
     uint64_t peer_timeout_ns;                /* 0: ferry-vm's default */
     char vm_program[PATH_MAX];               /* the ferry-vm to start */
     bool insecure;                           /* addresses other than loopback are allowed */
+    uint64_t migrate_bandwidth;              /* bytes/s all VMs that leave may take together; 0: no limit */
+    unsigned migrate_max;                    /* VMs that leave at once; 0: no limit */
     uint64_t memory_limit;                   /* bytes all VMs together may have; 0: what the machine has */
 };
 
@@ -44,6 +46,9 @@ void config_usage(FILE *stream);
 
 /* 1 to 63 of [A-Za-z0-9._-], beginning with a letter or a digit. */
 bool config_name_valid(const char *name);
+
+/* "125M", "1G" bytes a second, or "10Gbit", "100Mbit" bits a second in powers of 1000; to bytes a second. */
+int config_parse_rate(const char *text, uint64_t *bytes_per_s, struct ferry_error *err);
 
 /* "256M", "4GiB", "1048576" to bytes. -EINVAL when it is none or does not fit. */
 int config_parse_size(const char *text, uint64_t *bytes, struct ferry_error *err);

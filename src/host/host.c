@@ -180,6 +180,9 @@ json_t *host_object(struct host *host)
         (int)vms_count(host), "migration", enabled ? "enabled" : "disabled", "migration_status",
         certificate_migration_status(host), "certificate", certificate_object(host), "pid", (int)getpid(),
         "started", host->started, "state_dir", fields_text(host->config->state_dir));
+    json_object_set_new(object, "migrate_max", json_integer((json_int_t)host->config->migrate_max));
+    json_object_set_new(object, "migrate_bandwidth",
+                        json_integer((json_int_t)host->config->migrate_bandwidth));
     return object;
 }
 

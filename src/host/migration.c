@@ -4,6 +4,7 @@
 #include "host/agreement.h"
 #include "host/events.h"
 #include "host/fields.h"
+#include "host/migration_queue.h"
 #include "host/peers.h"
 #include "host/vms.h"
 
@@ -65,6 +66,7 @@ void migration_unref(struct migration *migration)
         return;
     vm_unref(host, migration->vm);
     json_decref(migration->send);
+    json_decref(migration->options);
     json_decref(migration->progress);
     json_decref(migration->forecast);
     json_decref(migration->lines);
@@ -99,6 +101,7 @@ void migration_register(struct migration *migration, struct vm *vm)
     migration->next = host->migrations;
     host->migrations = migration;
     migration->refs++;
+    shares_update(host);
     touch(migration);
     host_unlock(host);
 }
@@ -288,6 +291,12 @@ bool migration_wait(struct migration *migration)
     while (!migration->told_final && migration->vm && migration->vm->process && !host->stopping) {
         unsigned version = migration->version;
 
+        if (migration->sending && migration->share != migration->share_told) {
+            host_unlock(host);
+            share_tell(migration);
+            host_lock(host);
+            continue;
+        }
         if (!thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(SILENCE_MS)) &&
             migration->version == version) {
             host_unlock(host);
@@ -356,6 +365,19 @@ void migration_set_time(json_t *object, const char *key, uint64_t realtime_ns)
                         realtime_ns ? json_string(clock_format(realtime_ns, text)) : json_null());
 }
 
+/* While it waits nothing has begun: there is no state, and none of the phases. */
+static void set_queue(json_t *object, const struct migration *migration)
+{
+    unsigned position = queue_position(migration);
+
+    json_object_set_new(object, "queue", json_integer((json_int_t)position));
+    if (position == 0)
+        return;
+    json_object_set_new(object, "state", json_string("MIGRATE_VMX_NONE"));
+    json_object_set_new(object, "state_number", json_integer(0));
+    json_object_set_new(object, "phase", json_string("Queued"));
+}
+
 json_t *migration_object(const struct migration *migration)
 {
     json_t *object = blank_object(migration);
@@ -363,6 +385,7 @@ json_t *migration_object(const struct migration *migration)
     if (migration->progress)
         json_object_update(object, migration->progress);
     json_object_del(object, "log");
+    set_queue(object, migration);
     json_object_set_new(object, "id", json_string(migration->id));
     json_object_set_new(object, "vm", json_string(migration->vm_name));
     json_object_set_new(object, "source", json_string(migration->source));
@@ -406,6 +429,8 @@ void migration_record(struct migration *migration)
     migration->recorded = true;
     host_unlock(host);
     json_object_set_new(row.object, "peer_address", json_string(migration->peer_address));
+    if (migration->options)
+        json_object_set(row.object, "options", migration->options);
     json_object_set_new(row.object, "started_ns", json_integer((json_int_t)migration->started_ns));
     result = host->store->ops->migration_put(host->store, &row, &err);
     if (result < 0)
@@ -437,6 +462,7 @@ void migration_end(struct migration *migration, const char *outcome, const char 
     migration_release_vm(migration);
     host_lock(host);
     migration->ended = true;
+    shares_update(host);
     touch(migration);
     host_unlock(host);
 }
@@ -460,17 +486,25 @@ int migration_cancel(struct host *host, const char *prefix, json_t **answer, str
     char id[MIGRATION_ID_SIZE];
     struct vm_process *process = NULL;
     struct migration *migration;
+    bool unsent;
     int result = migration_resolve(host, prefix, id, err);
 
     if (result < 0)
         return result;
     host_lock(host);
     migration = migration_find(host, id);
-    if (migration && !migration->ended && migration->vm)
+    unsent = migration && !migration->ended && migration->unsent;
+    if (unsent) {
+        migration->cancelled = true;
+        touch(migration);
+    } else if (migration && !migration->ended && migration->vm) {
         process = migration->vm->process;
+    }
     if (process)
         process->refs++;
     host_unlock(host);
+    if (unsent)
+        return migration_show(host, id, true, answer, err);
     if (!process)
         return error_set(err, HOST_CONFLICT, "migration %s cannot be cancelled: too late, it has ended", id);
     result =

@@ -43,6 +43,16 @@ struct migration {
     uint64_t started_ns;                  /* real time */
     struct vm *vm;                        /* a reference; NULL when it is gone */
     json_t *send;                         /* source: parameters for migrate.send; NULL: it was sent already */
+    json_t *options;                      /* source: of them, what the caller asked for; NULL: not known */
+    uint64_t own_limit;                   /* source: of these, bytes/s; 0: none */
+
+    /* host lock; source only: migration_queue.h */
+    bool queued;         /* waits for a place */
+    bool unsent;         /* was queued, and migrate.send has not been called */
+    bool cancelled;      /* meanwhile */
+    bool sending;        /* ferry-vm was told to send */
+    uint64_t share;      /* bytes/s; 0: no limit */
+    uint64_t share_told; /* to ferry-vm */
 
     /* host lock */
     struct migration *next;
@@ -89,7 +99,7 @@ struct migration_options {
 
 #define MIGRATION_DEFAULT UINT64_MAX
 
-/* Both sides' checks, then the job. Returns when it is under way. */
+/* Both sides' checks, then the job. Returns when it is under way, or queued. */
 int migration_start(struct host *host, const char *vm, const struct migration_options *options,
                     char id[static MIGRATION_ID_SIZE], struct ferry_error *err);
 

@@ -55,12 +55,15 @@ static void take_up(struct migration *migration, struct vm *vm, json_t *word)
 
     migration->fresh = false;
     migration->recorded = true;
+    migration->sending = migration->outgoing;
     if (word) {
         migration->progress = json_incref(word);
         migration->told_final = final;
     }
     migration_register(migration, vm);
     host_lock(migration->host);
+    /* What the former ferryd has told last is not known; without a host's limit it is what was asked for. */
+    migration->share_told = migration->host->config->migrate_bandwidth ? UINT64_MAX : migration->share;
     if (vm && !migration->outgoing && !vm->process)
         vm->state = VM_STATE_SETUP; /* until the job has found out what became of it */
     host_unlock(migration->host);
@@ -99,8 +102,25 @@ static struct migration *read_record(struct host *host, const json_t *row)
     if (!migration)
         return NULL;
     migration->started_ns = (uint64_t)json_integer_value(json_object_get(row, "started_ns"));
+    migration->options = json_incref(json_object_get(row, "options"));
+    migration->own_limit =
+        (uint64_t)json_integer_value(json_object_get(migration->options, "bandwidth_limit"));
     snprintf(migration->peer_address, sizeof(migration->peer_address), "%s", text_of(row, "peer_address"));
     return migration;
+}
+
+/* It waited for a place, and goes on doing so. */
+static void queue_again(struct migration *migration, struct vm *vm, json_t *row)
+{
+    struct ferry_error err;
+
+    migration->recorded = true;
+    migration->queued = true;
+    migration->unsent = true;
+    migration_register(migration, vm);
+    migration_log(migration, LOG_LEVEL_INFO, "ferryd was restarted; the migration is still queued");
+    if (migration_start_job(migration, &err) < 0)
+        migration_end(migration, "failed", "internal", err.text);
 }
 
 static void adopt_record(struct host *host, json_t *row)
@@ -112,6 +132,13 @@ static void adopt_record(struct host *host, json_t *row)
     if (!migration) {
         vm_unref(host, vm);
         json_decref(word);
+        return;
+    }
+    if (json_integer_value(json_object_get(row, "queue")) > 0 &&
+        (!word || strcmp(text_of(word, "id"), migration->id) != 0)) {
+        queue_again(migration, vm, row);
+        json_decref(word);
+        migration_unref(migration);
         return;
     }
     if (word && strcmp(text_of(word, "id"), migration->id) != 0) {

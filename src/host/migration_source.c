@@ -5,6 +5,7 @@
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
+#include "host/migration_queue.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
@@ -44,9 +45,20 @@ static void set_number(json_t *object, const char *key, uint64_t value, uint64_t
         json_object_set_new(object, key, json_integer((json_int_t)value));
 }
 
+static json_t *make_options(const struct migration_options *options)
+{
+    json_t *object = json_object();
+
+    set_number(object, "downtime_limit", options->downtime_limit, 0);
+    set_number(object, "bandwidth_limit", options->bandwidth_limit, 0);
+    set_number(object, "copy_time_limit", options->copy_time_limit, 0);
+    set_number(object, "throttle_max", options->throttle_max, MIGRATION_DEFAULT);
+    set_number(object, "streams", options->streams, 0);
+    return object;
+}
+
 /* The destination's answer becomes the parameters of migrate.send. */
-static int take_offer(struct migration *migration, const json_t *answer,
-                      const struct migration_options *options, struct ferry_error *err)
+static int take_offer(struct migration *migration, const json_t *answer, struct ferry_error *err)
 {
     struct host *host = migration->host;
     const char *address = NULL;
@@ -67,11 +79,7 @@ static int take_offer(struct migration *migration, const json_t *answer,
                          migration->destination);
     migration->send = json_pack("{s:s, s:s, s:s, s:I}", "id", migration->id, "token", token, "address",
                                 address, "destination_pid", (json_int_t)pid);
-    set_number(migration->send, "downtime_limit", options->downtime_limit, 0);
-    set_number(migration->send, "bandwidth_limit", options->bandwidth_limit, 0);
-    set_number(migration->send, "copy_time_limit", options->copy_time_limit, 0);
-    set_number(migration->send, "throttle_max", options->throttle_max, MIGRATION_DEFAULT);
-    set_number(migration->send, "streams", options->streams, 0);
+    json_object_update(migration->send, migration->options);
     set_number(migration->send, "peer_timeout", host->config->peer_timeout_ns, 0);
     known = migration_known_costs(host, migration->vm_name, migration->destination);
     if (known)
@@ -121,8 +129,7 @@ static void withdraw(struct migration *migration, bool ours)
 }
 
 /* MIGRATE_TO to the VM here, the reservation there. On failure both are as before. */
-static int prepare(struct migration *migration, const json_t *definition,
-                   const struct migration_options *options, struct ferry_error *err)
+static int prepare(struct migration *migration, const json_t *definition, struct ferry_error *err)
 {
     json_t *answer = NULL;
     json_t *body;
@@ -138,7 +145,7 @@ static int prepare(struct migration *migration, const json_t *definition,
                        RESERVE_TIMEOUT_MS, &answer, err);
     json_decref(body);
     if (result == 0) {
-        result = take_offer(migration, answer, options, err);
+        result = take_offer(migration, answer, err);
         if (result < 0)
             withdraw(migration, true);
     } else if (result == HOST_UNREACHABLE) {
@@ -147,6 +154,36 @@ static int prepare(struct migration *migration, const json_t *definition,
     json_decref(answer);
     if (result < 0)
         cancel_vm(migration);
+    return result;
+}
+
+/* The migration passed its checks. */
+static int begin(struct migration *migration, const json_t *definition, struct ferry_error *err)
+{
+    bool placed = queue_enter(migration);
+    int result = placed ? prepare(migration, definition, err) : 0;
+
+    if (result < 0) {
+        migration_unregister(migration);
+        return result;
+    }
+    if (!placed) {
+        host_lock(migration->host);
+        migration->unsent = true;
+        host_unlock(migration->host);
+        migration_log(migration, LOG_LEVEL_INFO,
+                      "queued: %u VMs leave host %s already, which is the most (--migrate-max)",
+                      migration->host->config->migrate_max, migration->source);
+    }
+    migration_record(migration);
+    result = migration_start_job(migration, err);
+    if (result < 0) {
+        if (placed) {
+            withdraw(migration, true);
+            cancel_vm(migration);
+        }
+        migration_end(migration, "failed", "internal", err->text);
+    }
     return result;
 }
 
@@ -169,6 +206,8 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
         return error_set(err, -ENOMEM, "out of memory");
     }
     migration->outgoing = true;
+    migration->options = make_options(options);
+    migration->own_limit = options->bandwidth_limit;
     if (result == 0)
         result = migration_check(migration, vm->definition, NULL, err);
     if (result == 0) {
@@ -178,18 +217,7 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
             migration->forecast = json_incref(vm->forecast);
         host_unlock(host);
         migration_register(migration, vm);
-        result = prepare(migration, vm->definition, options, err);
-        if (result == 0) {
-            migration_record(migration);
-            result = migration_start_job(migration, err);
-            if (result < 0) {
-                withdraw(migration, true);
-                cancel_vm(migration);
-                migration_end(migration, "failed", "internal", err->text);
-            }
-        } else {
-            migration_unregister(migration);
-        }
+        result = begin(migration, vm->definition, err);
     }
     migration_unref(migration);
     vm_release(host, vm);
@@ -401,20 +429,91 @@ static void finish_as_told(struct migration *migration, const json_t *word)
     finish_failed(migration, strcmp(outcome, "cancelled") == 0 ? "cancelled" : "failed", cause, error);
 }
 
-void migration_run_source(struct migration *migration)
+/* It ended before the other host or the VM's process heard of it. */
+static void finish_unsent(struct migration *migration, const char *outcome, const char *cause,
+                          const char *error)
+{
+    tell_failed(migration, outcome, error);
+    host_lock(migration->host);
+    migration->agreed = true;
+    host_unlock(migration->host);
+    migration_end(migration, outcome, cause, error);
+}
+
+/* Waits for a place, and then does what a migration does that finds one at once. False: it has ended, or the
+ * host stops. */
+static bool leave_queue(struct migration *migration)
+{
+    struct ferry_error err = {0};
+    int result;
+
+    switch (queue_wait(migration)) {
+    case QUEUE_STOPPING:
+        return false;
+    case QUEUE_CANCELLED:
+        finish_unsent(migration, "cancelled", "cancelled", "cancelled while it was queued");
+        return false;
+    case QUEUE_VM_GONE:
+        finish_unsent(migration, "failed", "guest", "the VM ended while the migration was queued");
+        return false;
+    case QUEUE_GO:
+        break;
+    }
+    migration_log(migration, LOG_LEVEL_INFO, "a place is free: the migration begins");
+    /* Much may have changed since it was asked for. */
+    result = migration_check(migration, migration->vm->definition, NULL, &err);
+    if (result == 0)
+        result = prepare(migration, migration->vm->definition, &err);
+    if (result < 0)
+        finish_unsent(migration, "failed", result == HOST_UNREACHABLE ? "network" : "internal", err.text);
+    return result == 0;
+}
+
+/* From here on the VM's process has it, and who wants to cancel it asks there. False: somebody had. */
+static bool may_send(struct migration *migration)
 {
     struct host *host = migration->host;
+    bool cancelled;
+
+    shares_settle(migration);
+    host_lock(host);
+    cancelled = migration->cancelled;
+    migration->unsent = false;
+    migration->sending = !cancelled;
+    migration->share_told = migration->share;
+    if (migration->share)
+        json_object_set_new(migration->send, "bandwidth_limit", json_integer((json_int_t)migration->share));
+    host_unlock(host);
+    return !cancelled;
+}
+
+static int start_sending(struct migration *migration, struct ferry_error *err)
+{
+    int result;
+
+    events_emit(migration->host, EVENT_MIGRATION_OUT_STARTED, migration->vm_name, migration->machine,
+                migration->id, "migration of VM %s from host %s to host %s started", migration->vm_name,
+                migration->source, migration->destination);
+    result = call_vm(migration, "migrate.send", json_incref(migration->send), SEND_TIMEOUT_MS, err);
+    migration_exchange_events(migration);
+    return result;
+}
+
+void migration_run_source(struct migration *migration)
+{
     struct ferry_error err = {0};
     json_t *word;
     int result = 0;
 
-    if (migration->send) {
-        events_emit(host, EVENT_MIGRATION_OUT_STARTED, migration->vm_name, migration->machine, migration->id,
-                    "migration of VM %s from host %s to host %s started", migration->vm_name,
-                    migration->source, migration->destination);
-        result = call_vm(migration, "migrate.send", json_incref(migration->send), SEND_TIMEOUT_MS, &err);
-        migration_exchange_events(migration);
+    if (migration->queued && !leave_queue(migration))
+        return;
+    if (migration->send && !may_send(migration)) {
+        cancel_vm(migration);
+        finish_failed(migration, "cancelled", "cancelled", "cancelled before it began");
+        return;
     }
+    if (migration->send)
+        result = start_sending(migration, &err);
     if (result < 0 && result != -ESTALE && result != -EPIPE && result != -ETIMEDOUT) {
         cancel_vm(migration);
         finish_failed(migration, "failed", "internal", err.text);

@@ -40,6 +40,8 @@ const char *vm_state_text(const struct vm *vm)
 {
     if (vm->state == VM_STATE_SETUP || (vm->migration && !vm->migration->outgoing && vm->process))
         return "SETUP(MIGR)";
+    if (vm->migration && vm->migration->queued)
+        return base_state(vm->state);
     if (vm->migration && vm->state == VM_STATE_RUNNING)
         return "RUNNING(MIGR)";
     if (vm->migration && vm->state == VM_STATE_PAUSED)

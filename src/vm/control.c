@@ -69,6 +69,11 @@ static int control_send(struct vm *vm, json_t *params, json_t **result, struct f
     return migration_send(vm, params, err);
 }
 
+static int control_limit(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return migration_limit(vm, params, err);
+}
+
 static int control_cancel(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
 {
     return migration_cancel(vm, params, err);
@@ -90,6 +95,7 @@ static const struct control_method methods[] = {
     {"migrate.prepare", true, control_prepare},
     {"migrate.send", true, control_send},
     {"migrate.receive", true, migration_receive},
+    {"migrate.limit", true, control_limit},
     {"migrate.cancel", true, control_cancel},
     {"migrate.status", false, control_migration_status},
 };

@@ -616,6 +616,25 @@ int migration_receive(struct vm *vm, json_t *params, json_t **result, struct fer
     return 0;
 }
 
+int migration_limit(struct vm *vm, json_t *params, struct ferry_error *err)
+{
+    static const char *const names[] = {"id", "bandwidth_limit", NULL};
+    struct migration *migration = vm->migration;
+    const char *id = json_string_value(json_object_get(params, "id"));
+    uint64_t limit = 0;
+    int result = params_only(params, names, err);
+
+    if (!result)
+        result = params_number(params, "bandwidth_limit", INT64_MAX, &limit, err);
+    if (result)
+        return result;
+    if (!id || !migration || strcmp(id, migration->id) != 0 || migration->step != MIGRATION_RUNNING ||
+        !migration->is_source)
+        return error_set(err, -ENOENT, "migration %.40s does not send from here", id ? id : "(none)");
+    ferry_session_set_bandwidth(migration->session, limit);
+    return 0;
+}
+
 int migration_cancel(struct vm *vm, json_t *params, struct ferry_error *err)
 {
     static const char *const names[] = {"id", NULL};

@@ -22,6 +22,8 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err);
 int migration_send(struct vm *vm, json_t *params, struct ferry_error *err);
 /* *result: {"address"}. */
 int migration_receive(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err);
+/* The source sends no faster from now on. */
+int migration_limit(struct vm *vm, json_t *params, struct ferry_error *err);
 int migration_cancel(struct vm *vm, json_t *params, struct ferry_error *err);
 
 /* Any thread; the migration is in progress. Ends it as failed, if that is still possible. */

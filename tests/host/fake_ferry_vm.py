@@ -260,6 +260,11 @@ class FakeVm:
             self.listener = socket.create_server((address, int(port)))
             threading.Thread(target=self.run_destination, daemon=True).start()
             return {"address": "%s:%d" % self.listener.getsockname()[:2]}
+        if method == "migrate.limit":
+            if not self.active() or self.migration["id"] != params["id"]:
+                raise OSError(2, "no such migration")
+            self.say(f"limited to {params['bandwidth_limit']}")
+            return {}
         if method == "migrate.cancel":
             if not self.active() or self.too_late or self.migration["id"] != params["id"]:
                 raise OSError(114, "too late")

@@ -123,6 +123,40 @@ static void sizes_are_read_with_units(void **state)
     assert_int_equal(config_parse_size("1X", &bytes, &err), -EINVAL);
 }
 
+static void rates_are_read_in_bytes_and_bits(void **state)
+{
+    struct ferry_error err;
+    uint64_t rate;
+
+    assert_ok(config_parse_rate("125M", &rate, &err), err);
+    assert_int_equal(rate, 125ull << 20);
+    assert_ok(config_parse_rate("10Gbit", &rate, &err), err);
+    assert_int_equal(rate, 1250000000);
+    assert_ok(config_parse_rate("100mbit", &rate, &err), err);
+    assert_int_equal(rate, 12500000);
+    assert_int_equal(config_parse_rate("fast", &rate, &err), -EINVAL);
+    assert_int_equal(config_parse_rate("18446744073709551615Gbit", &rate, &err), -EINVAL);
+    assert_int_equal(config_parse_rate("1Tbit", &rate, &err), -EINVAL);
+    assert_contains(err.text, "10Gbit");
+}
+
+static void limits_on_leaving_are_read(void **state)
+{
+    struct ferry_error err;
+
+    assert_ok(READ(&config, &err, "--state-dir", "/x"), err);
+    assert_int_equal(config.migrate_max, 2);
+    assert_int_equal(config.migrate_bandwidth, 0);
+    assert_ok(READ(&config, &err, "--state-dir", "/x", "--migrate-max", "0", "--migrate-bandwidth", "1Gbit"),
+              err);
+    assert_int_equal(config.migrate_max, 0);
+    assert_int_equal(config.migrate_bandwidth, 125000000);
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--migrate-max", "-1"), -EINVAL);
+    assert_contains(err.text, "migrate-max");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--migrate-bandwidth", "much"), -EINVAL);
+    assert_contains(err.text, "migrate-bandwidth");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -132,6 +166,8 @@ int main(void)
         cmocka_unit_test(malformed_address_is_refused),
         cmocka_unit_test(other_than_loopback_needs_insecure),
         cmocka_unit_test(sizes_are_read_with_units),
+        cmocka_unit_test(rates_are_read_in_bytes_and_bits),
+        cmocka_unit_test(limits_on_leaving_are_read),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
