@@ -28,7 +28,7 @@ def cases():
 
 
 # A thread of a test that hangs stands for a process that never goes on: nobody waits for it for ever.
-HANG_S = 8
+HANG_S = 12
 # The hosts ask each other again every second at first, and seldom later.
 AGREED_S = 20
 

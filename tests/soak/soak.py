@@ -30,6 +30,8 @@ WARM_UP = 100  # migrations, at most, until a young ferryd has filled what it ke
 QUIET = 0.4  # of the migrations have no fault at all
 ENDINGS = ["at the destination", "at the source", "after a command", "booted anew"]
 WRONG_MAX = 10
+# Longer than the patience with a silent peer and with the lock, and then with the other host's ferryd.
+HANG_S = 8
 # A hang takes as long as the patience with a silent peer, which is 1 s here: rarely.
 WEIGHTS = {"crash": 5, "error": 6, "drop": 6, "hang": 1}
 
@@ -113,18 +115,19 @@ class Soak:
     def one(self, world, source, fault):
         """Returns the host on which the VM runs afterwards."""
         destination = world.other(source)
+        side = source if fault and fault[0].startswith("source-") else destination
         if fault:
-            world.fault(source if fault[0].startswith("source-") else destination, ":".join(fault))
+            world.fault(side, ":".join(fault))
         with world.watching():
             migration = world.migrate(source, destination)
             if migration is None:
                 raise Wrong("the migration was refused")
             self.meanwhile(world, migration)
-            world.settle(4 if fault and fault[1] == "hang" else 30)
+            world.settle(HANG_S if fault and fault[1] == "hang" else 30)
             for host in world.pair:
                 world.fault(host, "")
             host, commands = world.resolve(source, 1)
-            if commands and not (fault and matrix.allowed(commands, *fault)):
+            if commands and not (fault and matrix.allowed(commands, *fault, side.name)):
                 raise Wrong(f"the guest did not live through it without help: {commands}")
             world.verify(host)
         ending = ("booted anew" if any(word.startswith("run") for word in commands) else
