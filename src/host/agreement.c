@@ -9,9 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TELL_TIMEOUT_MS 3000
-#define RETRY_FIRST_NS  NS_PER_S
-#define RETRY_LAST_NS   (30 * NS_PER_S)
+#define RETRY_FIRST_NS NS_PER_S
+#define RETRY_LAST_NS  (30 * NS_PER_S)
 
 struct agreement_thread {
     struct thread thread;
@@ -121,13 +120,6 @@ void agreement_join(struct migration *migration)
 
 /* --- calls --- */
 
-static bool find_address(struct migration *migration, char address[static SOCK_ADDRESS_SIZE])
-{
-    if (peers_find(migration->host, migration_peer_name(migration), address, NULL) < 0)
-        snprintf(address, SOCK_ADDRESS_SIZE, "%s", migration->peer_address);
-    return address[0] != '\0';
-}
-
 /* WORD may be NULL. */
 static void take_word(struct migration *migration, const json_t *word)
 {
@@ -139,18 +131,15 @@ static void take_word(struct migration *migration, const json_t *word)
 static int call_there(struct migration *migration, const char *outcome, const char *cause, const char *error)
 {
     struct host *host = migration->host;
-    char address[SOCK_ADDRESS_SIZE];
     char path[80];
     json_t *answer = NULL;
     json_t *body;
     int result;
 
-    if (!find_address(migration, address))
-        return HOST_UNREACHABLE;
     body = json_pack("{s:s, s:s, s:s, s:o}", "host", host->config->name, "outcome", outcome, "cause", cause,
                      "error", fields_text(error));
     snprintf(path, sizeof(path), "/v1/migrations/%s/end", migration->id);
-    result = peer_call(host, address, "POST", path, body, TELL_TIMEOUT_MS, &answer, NULL);
+    result = migration_call_peer(migration, "POST", path, body, PEER_PROMPT, &answer, NULL);
     if (result == 0)
         take_word(migration, answer);
     json_decref(body);
@@ -167,7 +156,6 @@ const char *agreement_ask(struct migration *migration, int64_t wait_ms)
 {
     struct host *host = migration->host;
     uint64_t deadline = clock_deadline(wait_ms);
-    char address[SOCK_ADDRESS_SIZE];
     char path[80];
     json_t *object = NULL;
     const char *outcome;
@@ -178,8 +166,7 @@ const char *agreement_ask(struct migration *migration, int64_t wait_ms)
     if (outcome && knows(outcome))
         return outcome;
     snprintf(path, sizeof(path), "/v1/migrations/%s?local=1", migration->id);
-    if (find_address(migration, address) &&
-        peer_call(host, address, "GET", path, NULL, PEER_TIMEOUT_MS, &object, NULL) == 0)
+    if (migration_call_peer(migration, "GET", path, NULL, PEER_PROMPT, &object, NULL) == 0)
         take_word(migration, object);
     else
         deadline = 0;
@@ -194,16 +181,13 @@ const char *agreement_ask(struct migration *migration, int64_t wait_ms)
     return outcome;
 }
 
-void agreement_await(struct migration *migration, int64_t wait_ms)
+void agreement_await(struct migration *migration)
 {
-    char address[SOCK_ADDRESS_SIZE];
     char path[80];
     json_t *lines = NULL;
 
-    if (!find_address(migration, address))
-        return;
     snprintf(path, sizeof(path), "/v1/migrations/%s/watch", migration->id);
-    peer_lines(migration->host, address, path, wait_ms, &lines, NULL);
+    migration_lines_of_peer(migration, path, PEER_PROMPT, &lines);
     if (json_array_size(lines) > 0)
         take_word(migration, json_array_get(lines, json_array_size(lines) - 1));
     json_decref(lines);

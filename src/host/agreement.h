@@ -41,10 +41,9 @@ void agreement_tell(struct migration *migration, const char *outcome, const char
 /* How it ended, as the other host says: it is asked, and then has WAIT_MS to tell. A constant; NULL: it does
  * not say. */
 const char *agreement_ask(struct migration *migration, int64_t wait_ms);
-/* Returns once the other host's record is final, or after WAIT_MS, so that who asks there next sees how it
- * is.
- */
-void agreement_await(struct migration *migration, int64_t wait_ms);
+/* Returns once the other host's record is final, or after the peer timeout, so that who asks there next sees
+ * how it is. */
+void agreement_await(struct migration *migration);
 /* Under the lock, at the end: what our record is to say. */
 void agreement_join(struct migration *migration);
 

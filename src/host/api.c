@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #define CONNECTIONS_MAX     256
-#define IDLE_TIMEOUT_S      30
 #define CONNECTION_MEMORY   (32u << 10)
 #define STREAM_BLOCK_SIZE   (16u << 10)
 #define REQUEST_SWALLOW_MAX (8u << 20) /* of a body that is too large before the connection is cut */
@@ -229,6 +228,14 @@ int api_client_fd(struct api_request *request)
     return info ? info->connect_fd : -1;
 }
 
+void api_bear_with_reader(struct api_request *request)
+{
+    int fd = api_client_fd(request);
+    unsigned none = 0;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof(none)); /* fails on a Unix socket */
+}
+
 bool api_client_gone(int client_fd)
 {
     struct pollfd client = {.fd = client_fd, .events = POLLRDHUP};
@@ -439,25 +446,19 @@ static void completed(void *opaque, struct MHD_Connection *connection, void **st
     *state = NULL;
 }
 
-/* A client that is gone without a word must not keep a stream open for ever. No limit on unsent bytes: a
- * person may have stopped the pager. */
+/* A client that is gone without a word must not keep a connection open for ever. */
 static void connection_changed(void *opaque, struct MHD_Connection *connection, void **state,
                                enum MHD_ConnectionNotificationCode code)
 {
+    const struct api_listener *listener = opaque;
     const union MHD_ConnectionInfo *info;
-    int on = 1, idle_s = 10, interval_s = 5, probes = 4;
 
-    (void)opaque;
     (void)state;
     if (code != MHD_CONNECTION_NOTIFY_STARTED)
         return;
     info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    if (!info)
-        return;
-    setsockopt(info->connect_fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-    setsockopt(info->connect_fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-    setsockopt(info->connect_fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
-    setsockopt(info->connect_fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+    if (info)
+        sock_tune(info->connect_fd, (unsigned)host_peer_ms(listener->host), NULL);
 }
 
 /* --- start and stop --- */
@@ -513,8 +514,8 @@ static int serve(struct api_listener *listener, struct ferry_error *err)
         0, NULL, NULL, handle, listener, MHD_OPTION_EXTERNAL_LOGGER, log_http, listener,
         MHD_OPTION_LISTEN_SOCKET, listener->fd, MHD_OPTION_NOTIFY_COMPLETED, completed, NULL,
         MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)IDLE_TIMEOUT_S, MHD_OPTION_NOTIFY_CONNECTION, connection_changed, NULL,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY, MHD_OPTION_END);
+        (unsigned)(host_peer_ms(listener->host) / 1000), MHD_OPTION_NOTIFY_CONNECTION, connection_changed,
+        listener, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY, MHD_OPTION_END);
     if (!listener->daemon)
         return error_set(err, -EIO, "cannot serve the API");
     listener->fd = -1; /* closed by the daemon */

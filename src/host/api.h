@@ -48,6 +48,11 @@ typedef size_t api_fill(void *opaque, char *buffer, size_t size);
 int api_answer_stream(struct api_request *request, const char *content_type, api_fill *fill, void *opaque,
                       void (*free_opaque)(void *opaque));
 
+/* The reader of a stream may be a person who has stopped the pager: what is not taken for long does not end
+ * the connection. A client that is gone without a word is noticed by keep-alive, or, while something is on
+ * its way, after the kernel's own time. */
+void api_bear_with_reader(struct api_request *request);
+
 /* The value of ?KEY=, NULL when there is none. */
 const char *api_query(struct api_request *request, const char *key);
 /* ?KEY=0|1; -EINVAL for anything else. */

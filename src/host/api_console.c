@@ -15,10 +15,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define SLICE_MS           1000 /* how often a quiet stream looks whether its client is still there */
-#define CONNECT_TIMEOUT_MS 3000
-#define PUMP_SIZE          4096
-#define LOG_FILE_MAX       (2 << 20) /* more than ferry-vm lets console.log grow */
+#define SLICE_MS     1000 /* how often a quiet stream looks whether its client is still there */
+#define PUMP_SIZE    4096
+#define LOG_FILE_MAX (2 << 20) /* more than ferry-vm lets console.log grow */
 
 /* --- history --- */
 
@@ -172,6 +171,7 @@ int api_console_log(struct api_request *request)
     if (snprintf(stream->path, sizeof(stream->path), "%s/console.log", stream->vm->directory) >= PATH_MAX)
         stream->path[0] = '\0';
     if (stream->follow) {
+        api_bear_with_reader(request);
         stream->inotify = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
         inotify_add_watch(stream->inotify, stream->vm->directory, IN_MODIFY | IN_CREATE | IN_MOVED_TO);
     }
@@ -186,21 +186,22 @@ struct console {
     int vm_fd;
 };
 
-/* Blocking, all of it; false when the other end is gone. */
-static bool pass_on(int fd, const char *data, size_t size)
+/* Blocking, all of it; false when the other end is gone, or takes nothing any more. */
+static bool pass_on(const struct console *console, int fd, const char *data, size_t size)
 {
-    return sock_write_full(fd, data, size, clock_deadline(10000), -1, NULL) == 0;
+    return sock_write_full(fd, data, size, clock_deadline(host_peer_ms(console->host)),
+                           console->host->stop_fd, NULL) == 0;
 }
 
 /* One direction's turn: false when either end is gone. */
-static bool pump(int from, int to)
+static bool pump(const struct console *console, int from, int to)
 {
     char data[PUMP_SIZE];
     ssize_t got = recv(from, data, sizeof(data), MSG_DONTWAIT);
 
     if (got < 0)
         return errno == EAGAIN || errno == EINTR;
-    return got > 0 && pass_on(to, data, (size_t)got);
+    return got > 0 && pass_on(console, to, data, (size_t)got);
 }
 
 /* The connection is ours now; runs on its thread until an end goes away or the host stops. */
@@ -208,7 +209,7 @@ static void converse(void *opaque, struct MHD_Connection *connection, void *cont
                      size_t extra_size, MHD_socket client, struct MHD_UpgradeResponseHandle *handle)
 {
     struct console *console = opaque;
-    bool open = extra_size == 0 || pass_on(console->vm_fd, extra, extra_size);
+    bool open = extra_size == 0 || pass_on(console, console->vm_fd, extra, extra_size);
 
     (void)connection;
     (void)context;
@@ -221,9 +222,9 @@ static void converse(void *opaque, struct MHD_Connection *connection, void *cont
             break;
         open = !polls[2].revents;
         if (open && polls[0].revents)
-            open = pump(client, console->vm_fd);
+            open = pump(console, client, console->vm_fd);
         if (open && polls[1].revents)
-            open = pump(console->vm_fd, client);
+            open = pump(console, console->vm_fd, client);
     }
     close(console->vm_fd);
     free(console);
@@ -246,7 +247,8 @@ static int connect_console(struct api_request *request, int *fd)
     vm_unref(request->host, vm);
     if (!runs)
         return error_set(&request->err, HOST_CONFLICT, "VM %s does not run", request->arguments[0]);
-    *fd = sock_connect(path, clock_deadline(CONNECT_TIMEOUT_MS), -1, &request->err);
+    *fd =
+        sock_connect(path, clock_deadline(host_vm_ms(request->host)), request->host->stop_fd, &request->err);
     if (*fd < 0)
         return error_prefix(&request->err, *fd, "the console of VM %s cannot be reached",
                             request->arguments[0]);

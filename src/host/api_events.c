@@ -102,6 +102,8 @@ int api_events(struct api_request *request)
         free_events(stream);
         return result;
     }
+    if (stream->follow)
+        api_bear_with_reader(request);
     return api_answer_stream(request, "application/x-ndjson", fill_events, stream, free_events);
 }
 

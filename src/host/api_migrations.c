@@ -230,13 +230,20 @@ int api_incoming(struct api_request *request)
         {"definition", FIELD_OBJECT, true, &definition},
         {"source", FIELD_STRING, true, &offer.source},
         {"protocol", FIELD_UINT, true, &offer.protocol},
+        {"patience", FIELD_UINT, false, &offer.patience_ns},
         {"check_only", FIELD_BOOL, false, &offer.check_only},
     };
-    int result = api_read_body(request, fields, 5);
+    int result = api_read_body(request, fields, 6);
 
     offer.definition = definition;
     if (result == 0)
         result = migration_receive(request->host, &offer, &answer, &request->err);
+    if (result == 0 && !offer.check_only && api_client_gone(api_client_fd(request))) {
+        /* The source gave up while memory was reserved: it will not come. */
+        json_decref(answer);
+        migration_withdraw(request->host, offer.id, true, NULL);
+        result = error_set(&request->err, HOST_CONFLICT, "the source gave up migration %s", offer.id);
+    }
     if (result < 0)
         return result;
     return api_answer(request, offer.check_only ? MHD_HTTP_OK : MHD_HTTP_CREATED, answer);

@@ -139,14 +139,29 @@ static int set_lock_wait(struct config *config, const char *value, struct ferry_
                       : set_text(config->lock_wait, sizeof(config->lock_wait), "lock-wait", value, err);
 }
 
-static int set_peer_timeout(struct config *config, const char *value, struct ferry_error *err)
+static int set_timeout(const char *name, const char *value, uint64_t *ns, struct ferry_error *err)
 {
     unsigned long seconds;
-    int result = parse_seconds("peer-timeout", value, 1, 3600, &seconds, err);
+    int result = parse_seconds(name, value, 1, 3600, &seconds, err);
 
     if (result == 0)
-        config->peer_timeout_ns = seconds * NS_PER_S;
+        *ns = seconds * NS_PER_S;
     return result;
+}
+
+static int set_peer_timeout(struct config *config, const char *value, struct ferry_error *err)
+{
+    return set_timeout("peer-timeout", value, &config->peer_timeout_ns, err);
+}
+
+static int set_vm_timeout(struct config *config, const char *value, struct ferry_error *err)
+{
+    return set_timeout("vm-timeout", value, &config->vm_timeout_ns, err);
+}
+
+static int set_start_timeout(struct config *config, const char *value, struct ferry_error *err)
+{
+    return set_timeout("start-timeout", value, &config->start_timeout_ns, err);
 }
 
 static int set_migrate_bandwidth(struct config *config, const char *value, struct ferry_error *err)
@@ -221,8 +236,11 @@ static const struct config_key {
     {"lock-dir", "DIR", "directory for locks, shared with the other hosts", set_lock_dir},
     {"lock-wait", "SECONDS", "how long to try for a VM's lock when a destination is silent (120)",
      set_lock_wait},
-    {"peer-timeout", "SECONDS", "when the other side of a migration is taken for dead (10)",
+    {"peer-timeout", "SECONDS", "how long another host may be silent before it is taken for dead (10)",
      set_peer_timeout},
+    {"vm-timeout", "SECONDS", "how long a VM's process may take to answer or to end (5)", set_vm_timeout},
+    {"start-timeout", "SECONDS", "how long it may take to get a VM's memory, or to give it back (60)",
+     set_start_timeout},
     {"migrate-max", "N", "VMs that leave at once, others wait; 0: no limit (2)", set_migrate_max},
     {"migrate-bandwidth", "RATE", "what all that leave may take together, like 1G or 10Gbit",
      set_migrate_bandwidth},
@@ -454,7 +472,12 @@ int config_read(struct config *config, int argc, char **argv, enum config_action
 {
     int result;
 
-    *config = (struct config){.migrate_max = MIGRATE_MAX};
+    *config = (struct config){
+        .peer_timeout_ns = 10 * NS_PER_S,
+        .vm_timeout_ns = 5 * NS_PER_S,
+        .start_timeout_ns = 60 * NS_PER_S,
+        .migrate_max = MIGRATE_MAX,
+    };
     *action = CONFIG_RUN;
     result = read_options(config, argc, argv, true, action, err);
     if (result == 0)

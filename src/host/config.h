@@ -25,12 +25,14 @@ struct config {
     char migrate_address[SOCK_ADDRESS_SIZE]; /* numeric address without a port; where moving VMs connect to */
     char lock_dir[PATH_MAX];                 /* empty: none */
     char lock_wait[8];                       /* seconds, in digits; empty: ferry-vm's default */
-    uint64_t peer_timeout_ns;                /* 0: ferry-vm's default */
-    char vm_program[PATH_MAX];               /* the ferry-vm to start */
-    bool insecure;                           /* addresses other than loopback are allowed */
-    uint64_t migrate_bandwidth;              /* bytes/s all VMs that leave may take together; 0: no limit */
-    unsigned migrate_max;                    /* VMs that leave at once; 0: no limit */
-    uint64_t memory_limit;                   /* bytes all VMs together may have; 0: what the machine has */
+    uint64_t peer_timeout_ns;                /* another host that says nothing for so long is dead */
+    uint64_t vm_timeout_ns;                  /* and so is a VM's process, or it does not end when told to */
+    uint64_t start_timeout_ns;  /* to get a VM's memory, or give it back, here or on another host */
+    char vm_program[PATH_MAX];  /* the ferry-vm to start */
+    bool insecure;              /* addresses other than loopback are allowed */
+    uint64_t migrate_bandwidth; /* bytes/s all VMs that leave may take together; 0: no limit */
+    unsigned migrate_max;       /* VMs that leave at once; 0: no limit */
+    uint64_t memory_limit;      /* bytes all VMs together may have; 0: what the machine has */
 };
 
 enum config_action {

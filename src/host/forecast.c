@@ -8,9 +8,9 @@
 
 #include <ferry/ferry.h>
 
-#define SAMPLE_TIMEOUT_MS 10000
-#define PAGE              FERRY_PAGE_SIZE
-#define LOOKS_MAX         16
+#define SAMPLE_MS 1000 /* ferry-vm's window */
+#define PAGE      FERRY_PAGE_SIZE
+#define LOOKS_MAX 16
 
 /* What a VM adds to a switchover of nothing, on a quiet machine: stopping and saving it, loading and starting
  * it. */
@@ -64,7 +64,7 @@ static int sample(struct host *host, struct vm *vm, struct looks *looks, struct 
 
     if (!process)
         return error_set(err, HOST_CONFLICT, "VM %s does not run any more", vm->name);
-    result = vm_process_call(process, "memory.sample", NULL, SAMPLE_TIMEOUT_MS, &answer, err);
+    result = vm_process_call(process, "memory.sample", NULL, SAMPLE_MS + host_vm_ms(host), &answer, err);
     if (result == 0)
         result = read_looks(answer, looks, err);
     json_decref(answer);

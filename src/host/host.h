@@ -104,6 +104,27 @@ static inline void host_changed(struct host *host)
     pthread_cond_broadcast(&host->changed);
 }
 
+/*
+ * How long something is waited for, in milliseconds; all other deadlines follow from these settings.
+ *   peer   another host's silence
+ *   vm     an answer of a VM's process, or its end when it was told to end: longer, and it hangs
+ *   start  work as long as a VM's memory is large: its process starting, or ending, here or there
+ */
+static inline int64_t host_peer_ms(const struct host *host)
+{
+    return (int64_t)(host->config->peer_timeout_ns / NS_PER_MS);
+}
+
+static inline int64_t host_vm_ms(const struct host *host)
+{
+    return (int64_t)(host->config->vm_timeout_ns / NS_PER_MS);
+}
+
+static inline int64_t host_start_ms(const struct host *host)
+{
+    return (int64_t)(host->config->start_timeout_ns / NS_PER_MS);
+}
+
 /* Whether the host is going down; any thread, with or without the lock. */
 bool host_stopping(struct host *host);
 

@@ -12,11 +12,6 @@
 #include <string.h>
 #include <time.h>
 
-#define SILENCE_MS     5000 /* a ferry-vm that tells nothing for so long is asked */
-#define STATUS_TIMEOUT 2000 /* ms */
-#define CANCEL_TIMEOUT 5000 /* ms */
-#define EVENTS_TIMEOUT 3000 /* ms */
-
 const char *migration_id(const struct migration *migration)
 {
     return migration->id;
@@ -271,7 +266,7 @@ static void ask(struct migration *migration)
     json_t *object = NULL;
     const char *outcome;
 
-    if (process && vm_process_call(process, "migrate.status", NULL, STATUS_TIMEOUT, &object, NULL) == 0) {
+    if (process && vm_process_call(process, "migrate.status", NULL, host_vm_ms(host), &object, NULL) == 0) {
         outcome = json_string_value(json_object_get(object, "outcome"));
         if (outcome)
             migration_told(host, migration->vm,
@@ -297,7 +292,8 @@ bool migration_wait(struct migration *migration)
             host_lock(host);
             continue;
         }
-        if (!thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(SILENCE_MS)) &&
+        /* One that tells nothing for so long is asked. */
+        if (!thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(host_vm_ms(host))) &&
             migration->version == version) {
             host_unlock(host);
             ask(migration);
@@ -508,7 +504,7 @@ int migration_cancel(struct host *host, const char *prefix, json_t **answer, str
     if (!process)
         return error_set(err, HOST_CONFLICT, "migration %s cannot be cancelled: too late, it has ended", id);
     result =
-        vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), CANCEL_TIMEOUT, NULL, err);
+        vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), host_vm_ms(host), NULL, err);
     vm_process_unref(process);
     if (result < 0)
         return error_prefix(err, result == -EALREADY || result == -EPIPE ? HOST_CONFLICT : result,
@@ -573,6 +569,67 @@ void migrations_reap(struct host *host, bool all)
     }
 }
 
+/* --- the other host --- */
+
+static uint64_t peer_timeout_ns(const struct migration *migration)
+{
+    return migration->host->config->peer_timeout_ns;
+}
+
+static int find_peer(const struct migration *migration, char address[static SOCK_ADDRESS_SIZE],
+                     struct ferry_error *err)
+{
+    if (peers_find(migration->host, migration_peer_name(migration), address, NULL) < 0)
+        snprintf(address, SOCK_ADDRESS_SIZE, "%s", migration->peer_address);
+    if (!address[0])
+        return error_set(err, HOST_UNREACHABLE, "the address of host %s is not known",
+                         migration_peer_name(migration));
+    if (migration->silent_ns && clock_now_ns() - migration->silent_ns < peer_timeout_ns(migration))
+        return error_set(err, HOST_UNREACHABLE, "host %s has just been silent",
+                         migration_peer_name(migration));
+    return 0;
+}
+
+/* A refusal costs nothing, and may be another one next time. */
+static void note_silence(struct migration *migration, int result, uint64_t begin_ns)
+{
+    uint64_t now = clock_now_ns();
+
+    if (result == HOST_UNREACHABLE && now - begin_ns >= peer_timeout_ns(migration) / 2)
+        migration->silent_ns = now;
+}
+
+int migration_call_peer(struct migration *migration, const char *method, const char *path, json_t *body,
+                        enum peer_patience patience, json_t **answer, struct ferry_error *err)
+{
+    char address[SOCK_ADDRESS_SIZE];
+    uint64_t begin = clock_now_ns();
+    int result = find_peer(migration, address, err);
+
+    if (answer)
+        *answer = NULL;
+    if (result < 0)
+        return result;
+    result = peer_call(migration->host, address, method, path, body, patience, answer, err);
+    note_silence(migration, result, begin);
+    return result;
+}
+
+int migration_lines_of_peer(struct migration *migration, const char *path, enum peer_patience patience,
+                            json_t **answer)
+{
+    char address[SOCK_ADDRESS_SIZE];
+    uint64_t begin = clock_now_ns();
+    int result = find_peer(migration, address, NULL);
+
+    *answer = NULL;
+    if (result < 0)
+        return result;
+    result = peer_lines(migration->host, address, path, patience, answer, NULL);
+    note_silence(migration, result, begin);
+    return result;
+}
+
 /* --- events of both sides --- */
 
 static bool event_is(const json_t *event, const char *key, const char *value)
@@ -599,7 +656,7 @@ static void send_events(struct migration *migration)
     if (json_array_size(chosen) > 0) {
         json_t *body = json_pack("{s:O}", "events", chosen);
 
-        peer_call(host, migration->peer_address, "POST", "/v1/events", body, EVENTS_TIMEOUT, NULL, NULL);
+        migration_call_peer(migration, "POST", "/v1/events", body, PEER_PROMPT, NULL, NULL);
         json_decref(body);
     }
     json_decref(chosen);
@@ -619,7 +676,7 @@ void migration_exchange_events(struct migration *migration)
     send_events(migration);
     snprintf(path, sizeof(path), "/v1/events?since=%llu&migration=%s",
              (unsigned long long)migration->events_theirs, migration->id);
-    if (peer_lines(host, migration->peer_address, path, EVENTS_TIMEOUT, &theirs, NULL) < 0)
+    if (migration_lines_of_peer(migration, path, PEER_PROMPT, &theirs) < 0)
         return;
     json_array_foreach(theirs, i, event)
     {

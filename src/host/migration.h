@@ -23,6 +23,7 @@
 
 #include "base/thread.h"
 #include "host/host.h"
+#include "host/peers.h"
 
 #define MIGRATION_ID_SIZE   37
 #define MIGRATION_LINES_MAX 4096
@@ -82,6 +83,7 @@ struct migration {
 
     /* the job's own */
     struct thread thread;
+    uint64_t silent_ns;   /* when the other host kept us waiting in vain, last; then the agreement's own */
     uint64_t events_ours; /* up to which event numbers were exchanged with the other host */
     uint64_t events_theirs;
 };
@@ -117,6 +119,7 @@ struct migration_offer {
     const json_t *definition; /* as it came, not yet checked */
     const char *source;
     uint64_t protocol;
+    uint64_t patience_ns; /* how long the source waits for the answer; 0: it does not say */
     bool check_only;
 };
 
@@ -184,6 +187,15 @@ void migration_end(struct migration *migration, const char *outcome, const char 
 /* CAUSE as one of libferry's names for it, a constant; "" when it is none. */
 const char *migration_known_cause(const char *cause);
 int migration_start_job(struct migration *migration, struct ferry_error *err);
+/*
+ * peer_call and peer_lines to the other host of MIGRATION. When it has just kept us waiting in vain it is not
+ * asked again for as long: HOST_UNREACHABLE at once. For who does the migration's work, and after its end the
+ * agreement.
+ */
+int migration_call_peer(struct migration *migration, const char *method, const char *path, json_t *body,
+                        enum peer_patience patience, json_t **answer, struct ferry_error *err);
+int migration_lines_of_peer(struct migration *migration, const char *path, enum peer_patience patience,
+                            json_t **answer);
 /* Tells the other host this one's events of the migration, and takes over its. */
 void migration_exchange_events(struct migration *migration);
 bool migration_id_valid(const char *id);

@@ -10,9 +10,8 @@
 
 #include <string.h>
 
-#define LIST_MAX          1000
-#define STATUS_TIMEOUT_MS 2000
-#define STATE_TO_READY    1
+#define LIST_MAX       1000
+#define STATE_TO_READY 1
 
 static const char *text_of(const json_t *object, const char *key)
 {
@@ -28,7 +27,7 @@ static json_t *ask(struct host *host, struct vm *vm)
     json_t *object = NULL;
 
     if (process)
-        vm_process_call(process, "migrate.status", NULL, STATUS_TIMEOUT_MS, &object, NULL);
+        vm_process_call(process, "migrate.status", NULL, host_vm_ms(host), &object, NULL);
     vm_process_unref(process);
     return object;
 }
@@ -41,8 +40,8 @@ static void cancel_prepared(struct migration *migration)
     migration_log(migration, LOG_LEVEL_WARN,
                   "ferryd was restarted before the migration began; cancelling it");
     if (process)
-        vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", migration->id), STATUS_TIMEOUT_MS,
-                        NULL, NULL);
+        vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", migration->id),
+                        host_vm_ms(migration->host), NULL, NULL);
     vm_process_unref(process);
 }
 

@@ -12,8 +12,9 @@
 
 json_t *migration_offer_body(const struct migration *migration, const json_t *definition, bool check_only)
 {
-    return json_pack("{s:s, s:O, s:s, s:i, s:b}", "id", migration->id, "definition", definition, "source",
-                     migration->source, "protocol", HOST_PROTOCOL, "check_only", check_only);
+    return json_pack("{s:s, s:O, s:s, s:i, s:b, s:I}", "id", migration->id, "definition", definition,
+                     "source", migration->source, "protocol", HOST_PROTOCOL, "check_only", check_only,
+                     "patience", (json_int_t)migration->host->config->start_timeout_ns);
 }
 
 /* The destination's rows: warnings into the log, all into RESULTS; the first error is the check's. */
@@ -44,10 +45,10 @@ static int take_rows(struct migration *migration, const json_t *rows, json_t *re
 
 /* A call to the destination; that it fails is a row too. */
 static int ask(struct migration *migration, const char *method, const char *path, json_t *body,
-               json_t **answer, json_t *results, struct ferry_error *err)
+               enum peer_patience patience, json_t **answer, json_t *results, struct ferry_error *err)
 {
     int result =
-        peer_call(migration->host, migration->peer_address, method, path, body, PEER_TIMEOUT_MS, answer, err);
+        peer_call(migration->host, migration->peer_address, method, path, body, patience, answer, err);
 
     if (result == HOST_UNREACHABLE)
         error_prefix(err, result, "VM %s cannot move: host %s is not reachable", migration->vm_name,
@@ -65,14 +66,14 @@ static int check_there(struct migration *migration, struct check_context *contex
     json_t *there = NULL;
     json_t *answer = NULL;
     json_t *body;
-    int result = ask(migration, "GET", "/v1/host", NULL, &there, results, err);
+    int result = ask(migration, "GET", "/v1/host", NULL, PEER_PROMPT, &there, results, err);
 
     context->there = there;
     if (result == 0)
         result = checks_run(CHECK_SOURCE_PEER, context, results, err);
     if (result == 0) {
         body = migration_offer_body(migration, context->definition, true);
-        result = ask(migration, "POST", "/v1/incoming", body, &answer, results, err);
+        result = ask(migration, "POST", "/v1/incoming", body, PEER_LONG, &answer, results, err);
         json_decref(body);
     }
     if (result == 0)

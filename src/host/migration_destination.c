@@ -14,13 +14,8 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define RESERVE_TIMEOUT_MS 50000 /* a little less than the source waits */
-#define LISTEN_TIMEOUT_MS  5000
-#define END_TIMEOUT_MS     10000
-#define HANG_TIMEOUT_MS    2000
-#define ASK_TIMEOUT_MS     2000
-#define TOKEN_SIZE         32
-#define TOKEN_TEXT_SIZE    (2 * TOKEN_SIZE + 1)
+#define TOKEN_SIZE      32
+#define TOKEN_TEXT_SIZE (2 * TOKEN_SIZE + 1)
 
 static int make_token(char text[static TOKEN_TEXT_SIZE], struct ferry_error *err)
 {
@@ -82,7 +77,6 @@ static int open_door(struct migration *migration, struct vm_process *process, js
 {
     char token[TOKEN_TEXT_SIZE];
     char listen[SOCK_ADDRESS_SIZE + 8];
-    uint64_t peer_timeout_ns = migration->host->config->peer_timeout_ns;
     json_t *told = NULL;
     json_t *params;
     const char *address = NULL;
@@ -92,11 +86,10 @@ static int open_door(struct migration *migration, struct vm_process *process, js
     if (result < 0)
         return result;
     listen_address(migration->host, listen);
-    params = json_pack("{s:s, s:s, s:s, s:s, s:s}", "id", migration->id, "token", token, "source",
-                       migration->source, "destination", migration->destination, "listen", listen);
-    if (peer_timeout_ns)
-        json_object_set_new(params, "peer_timeout", json_integer((json_int_t)peer_timeout_ns));
-    result = vm_process_call(process, "migrate.receive", params, LISTEN_TIMEOUT_MS, &told, err);
+    params = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "id", migration->id, "token", token, "source",
+                       migration->source, "destination", migration->destination, "listen", listen,
+                       "peer_timeout", (json_int_t)migration->host->config->peer_timeout_ns);
+    result = vm_process_call(process, "migrate.receive", params, host_vm_ms(migration->host), &told, err);
     if (result == 0)
         result = fields_read(told, fields, 1, FIELDS_LOOSE, "the answer of ferry-vm", err);
     if (result == 0) {
@@ -108,15 +101,27 @@ static int open_door(struct migration *migration, struct vm_process *process, js
     return result;
 }
 
+/* How long the process may take to get the memory: somewhat less than the source waits for our answer. */
+static int64_t reserve_ms(const struct host *host, const struct migration_offer *offer)
+{
+    uint64_t patience_ms = offer->patience_ns / NS_PER_MS;
+    int64_t ours_ms = host_start_ms(host);
+
+    if (patience_ms == 0 || patience_ms > (uint64_t)ours_ms)
+        patience_ms = (uint64_t)ours_ms;
+    return (int64_t)(patience_ms * 5 / 6);
+}
+
 /* Directory, process with its memory reserved, listening. VM is claimed; on failure it is gone. */
-static int set_up(struct migration *migration, struct vm *vm, json_t *answer, struct ferry_error *err)
+static int set_up(struct migration *migration, struct vm *vm, int64_t timeout_ms, json_t *answer,
+                  struct ferry_error *err)
 {
     struct host *host = migration->host;
     struct vm_process *process = NULL;
     int result = vm_directory_mark_incoming(vm, migration->id, migration->source, err);
 
     if (result == 0)
-        result = vm_process_start(&process, host, vm, VM_PROCESS_INCOMING, RESERVE_TIMEOUT_MS, err);
+        result = vm_process_start(&process, host, vm, VM_PROCESS_INCOMING, timeout_ms, err);
     if (!process) {
         vm_directory_log_tail(host, vm);
         vm_drop(host, vm);
@@ -136,7 +141,7 @@ static int set_up(struct migration *migration, struct vm *vm, json_t *answer, st
     }
     if (result < 0) {
         vm_process_kill(process);
-        vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS));
+        vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)));
         migration_unregister(migration);
         vm_drop(host, vm);
     }
@@ -161,7 +166,7 @@ static int receive(struct host *host, const struct migration_offer *offer, const
         host_lock(host);
         vm->memory_promised = definition_memory(definition);
         host_unlock(host);
-        result = set_up(migration, vm, answer, err);
+        result = set_up(migration, vm, reserve_ms(host, offer), answer, err);
         vm_release(host, vm);
     }
     if (result < 0)
@@ -260,12 +265,12 @@ bool migration_drop_remains(struct host *host, const char *id)
     return dropped;
 }
 
-/* It was told to end, and had time to. */
-static void end_hanging(struct host *host, struct vm *vm, struct vm_process *process)
+/* It was told to end. HANGS: it did not even answer that; otherwise it gets its time to. */
+static void end_hanging(struct host *host, struct vm *vm, struct vm_process *process, bool hangs)
 {
     bool arriving;
 
-    if (vm_wait_gone(host, vm, clock_deadline(HANG_TIMEOUT_MS)))
+    if (vm_wait_gone(host, vm, hangs ? 0 : clock_deadline(host_vm_ms(host))))
         return;
     host_lock(host);
     arriving = vm->process == process && vm->state == VM_STATE_SETUP;
@@ -284,7 +289,8 @@ int migration_withdraw(struct host *host, const char *id, bool force, struct fer
     bool moving;
     bool ended = false;
     unsigned seen = 0;
-    uint64_t deadline = clock_deadline(END_TIMEOUT_MS);
+    /* What hangs is killed with FORCE only. */
+    uint64_t deadline = clock_deadline(force ? host_start_ms(host) : 2 * host_vm_ms(host));
     int result = 0;
 
     if (!migration_id_valid(id))
@@ -300,10 +306,10 @@ int migration_withdraw(struct host *host, const char *id, bool force, struct fer
     }
     process = vm ? vm_process_get(host, vm) : NULL;
     if (process)
-        result = vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), HANG_TIMEOUT_MS,
+        result = vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), host_vm_ms(host),
                                  NULL, err);
     if (process && force)
-        end_hanging(host, vm, process);
+        end_hanging(host, vm, process, result == -ETIMEDOUT);
     vm_process_unref(process);
     vm_unref(host, vm);
     /* Refused ("too late"), done, or it had ended by itself: either way the job sees how it ends. */
@@ -354,7 +360,7 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
     struct host *host = migration->host;
     struct vm *vm = migration->vm;
 
-    if (vm && !vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS))) {
+    if (vm && !vm_wait_gone(host, vm, clock_deadline(host_vm_ms(host)))) {
         struct vm_process *process = vm_process_get(host, vm);
 
         if (host_stopping(host)) {
@@ -364,7 +370,7 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
         if (process)
             vm_process_kill(process);
         vm_process_unref(process);
-        vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS));
+        vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)));
     }
     migration_log(migration, LOG_LEVEL_ERROR, "migration of VM %s from host %s %s: %s", migration->vm_name,
                   migration->source, outcome, error);
@@ -436,8 +442,9 @@ static void finish_silent(struct migration *migration)
     }
     word = vm_owner_of_migration(migration->host, migration->vm, migration->id);
     /* Without a lock to go by the source may need a moment to know. */
-    there = word == VM_OWNER_STARTED ? NULL
-                                     : agreement_ask(migration, word == VM_OWNER_SILENT ? ASK_TIMEOUT_MS : 0);
+    there = word == VM_OWNER_STARTED
+                ? NULL
+                : agreement_ask(migration, word == VM_OWNER_SILENT ? host_vm_ms(migration->host) : 0);
     if (word == VM_OWNER_STARTED || (there && strcmp(there, "completed") == 0))
         finish_ended(migration, why);
     else if (word == VM_OWNER_TAKEN_BACK || (there && agreement_stayed(there)))

@@ -6,9 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TELL_TIMEOUT_MS   2000
-#define SETTLE_TIMEOUT_MS 2000
-#define LEAVING_MAX       1024 /* that share the bandwidth; more are each given what one of so many gets */
+#define LEAVING_MAX 1024 /* that share the bandwidth; more are each given what one of so many gets */
 
 /* --- the queue; under the lock --- */
 
@@ -147,7 +145,7 @@ static bool is_settled(const struct migration *migration)
 void shares_settle(struct migration *migration)
 {
     struct host *host = migration->host;
-    uint64_t deadline = clock_deadline(SETTLE_TIMEOUT_MS);
+    uint64_t deadline = clock_deadline(host_vm_ms(host));
 
     host_lock(host);
     while (!is_settled(migration) && !host->stopping && clock_left_ms(deadline) > 0)
@@ -174,7 +172,7 @@ void share_tell(struct migration *migration)
     params = json_pack("{s:s, s:I}", "id", migration->id, "bandwidth_limit", (json_int_t)share);
     if (!process)
         json_decref(params);
-    else if (vm_process_call(process, "migrate.limit", params, TELL_TIMEOUT_MS, NULL, &err) < 0)
+    else if (vm_process_call(process, "migrate.limit", params, host_vm_ms(host), NULL, &err) < 0)
         migration_log(migration, LOG_LEVEL_DEBUG, "telling ferry-vm its bandwidth: %s", err.text);
     vm_process_unref(process);
     /* Told or not: a process that does not hear has ended, or will be asked how it is. */

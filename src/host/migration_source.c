@@ -14,16 +14,6 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define PREPARE_TIMEOUT_MS   5000
-#define RESERVE_TIMEOUT_MS   55000 /* ferry-vm waits a minute for MIGRATE_START */
-#define SEND_TIMEOUT_MS      10000
-#define END_TIMEOUT_MS       30000
-#define WITHDRAW_TIMEOUT_MS  20000
-#define FINAL_TIMEOUT_MS     10000
-#define ASK_TIMEOUT_MS       2000
-#define END_THERE_TIMEOUT_MS 5000
-#define RECOVER_TIMEOUT_MS   10000
-
 /* A version 4 UUID. */
 int migration_make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err)
 {
@@ -106,13 +96,13 @@ static void cancel_vm(struct migration *migration)
 {
     struct ferry_error err;
 
-    if (call_vm(migration, "migrate.cancel", json_pack("{s:s}", "id", migration->id), PREPARE_TIMEOUT_MS,
-                &err) < 0)
+    if (call_vm(migration, "migrate.cancel", json_pack("{s:s}", "id", migration->id),
+                host_vm_ms(migration->host), &err) < 0)
         migration_log(migration, LOG_LEVEL_DEBUG, "taking back MIGRATE_TO: %s", err.text);
 }
 
 /* OURS: the VM is known to be here, and what hangs at the destination is in the way. */
-static void withdraw(struct migration *migration, bool ours)
+static void withdraw(struct migration *migration, bool ours, enum peer_patience patience)
 {
     struct ferry_error err;
     char path[64];
@@ -121,8 +111,7 @@ static void withdraw(struct migration *migration, bool ours)
     if (!migration->peer_address[0])
         return;
     snprintf(path, sizeof(path), "/v1/incoming/%s%s", migration->id, ours ? "?force=1" : "");
-    result = peer_call(migration->host, migration->peer_address, "DELETE", path, NULL, WITHDRAW_TIMEOUT_MS,
-                       NULL, &err);
+    result = migration_call_peer(migration, "DELETE", path, NULL, patience, NULL, &err);
     if (result < 0 && result != HOST_NOT_FOUND)
         migration_log(migration, LOG_LEVEL_WARN, "the reservation on host %s could not be given back: %s",
                       migration->destination, err.text);
@@ -134,22 +123,26 @@ static int prepare(struct migration *migration, const json_t *definition, struct
     json_t *answer = NULL;
     json_t *body;
     int result = call_vm(migration, "migrate.prepare",
-                         json_pack("{s:s, s:s, s:s}", "id", migration->id, "source", migration->source,
-                                   "destination", migration->destination),
-                         PREPARE_TIMEOUT_MS, err);
+                         json_pack("{s:s, s:s, s:s, s:I}", "id", migration->id, "source", migration->source,
+                                   "destination", migration->destination, "patience",
+                                   (json_int_t)migration->host->config->start_timeout_ns * 2),
+                         host_vm_ms(migration->host), err);
 
     if (result < 0)
         return error_prefix(err, result, "VM %s cannot move", migration->vm_name);
     body = migration_offer_body(migration, definition, false);
-    result = peer_call(migration->host, migration->peer_address, "POST", "/v1/incoming", body,
-                       RESERVE_TIMEOUT_MS, &answer, err);
+    result = peer_call(migration->host, migration->peer_address, "POST", "/v1/incoming", body, PEER_LONG,
+                       &answer, err);
     json_decref(body);
     if (result == 0) {
         result = take_offer(migration, answer, err);
         if (result < 0)
-            withdraw(migration, true);
-    } else if (result == HOST_UNREACHABLE) {
-        withdraw(migration, true); /* the answer may have been lost, not the request */
+            withdraw(migration, true, PEER_LONG);
+    } else if (result == HOST_UNREACHABLE || result == -ETIMEDOUT) {
+        error_prefix(err, result, "VM %s cannot move", migration->vm_name);
+        /* The answer may have been lost, not the request. Who has been silent will hardly answer now, and
+         * gives a reservation back by itself when nobody comes. */
+        withdraw(migration, true, PEER_BRIEF);
     }
     json_decref(answer);
     if (result < 0)
@@ -179,7 +172,7 @@ static int begin(struct migration *migration, const json_t *definition, struct f
     result = migration_start_job(migration, err);
     if (result < 0) {
         if (placed) {
-            withdraw(migration, true);
+            withdraw(migration, true, PEER_LONG);
             cancel_vm(migration);
         }
         migration_end(migration, "failed", "internal", err->text);
@@ -270,7 +263,7 @@ static void finish_completed(struct migration *migration)
 
     agreement_tell(migration, "completed", "", "");
     if (vm) {
-        if (!vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS))) {
+        if (!vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)))) {
             struct vm_process *process = vm_process_get(host, vm);
 
             if (host_stopping(host) || !process) {
@@ -281,7 +274,7 @@ static void finish_completed(struct migration *migration)
                           "ferry-vm has moved the VM and does not end; killing it");
             vm_process_kill(process);
             vm_process_unref(process);
-            vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS));
+            vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)));
         }
         events_emit(host, EVENT_VM_STOPPED, vm->name, migration->machine, migration->id,
                     "VM %s stopped on host %s", vm->name, migration->source);
@@ -295,7 +288,7 @@ static void finish_completed(struct migration *migration)
     events_emit(host, EVENT_MIGRATION_OUT_COMPLETED, migration->vm_name, migration->machine, migration->id,
                 "migration of VM %s from host %s to host %s completed", migration->vm_name, migration->source,
                 migration->destination);
-    agreement_await(migration, FINAL_TIMEOUT_MS);
+    agreement_await(migration);
     migration_exchange_events(migration);
     migration_end(migration, "completed", "", "");
 }
@@ -314,7 +307,7 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
                           const char *error)
 {
     agreement_tell(migration, outcome, cause, error);
-    withdraw(migration, true);
+    withdraw(migration, true, PEER_LONG);
     tell_failed(migration, outcome, error);
     migration_exchange_events(migration);
     migration_end(migration, outcome, cause, error);
@@ -331,7 +324,7 @@ static void finish_doubted(struct migration *migration, const char *outcome, con
     make_ban(migration, outcome, &ban);
     if (vm && strcmp(outcome, "unknown") == 0)
         vm_set_ban(host, vm, &ban);
-    else if (vm && vm_wait_gone(host, vm, clock_deadline(END_TIMEOUT_MS)))
+    else if (vm && vm_wait_gone(host, vm, clock_deadline(host_start_ms(host))))
         vm_retire(host, vm, &ban);
     migration->in_doubt = true;
     tell_failed(migration, outcome, error);
@@ -344,7 +337,7 @@ static void finish_unsure(struct migration *migration, const char *outcome, cons
                           const char *error)
 {
     struct ferry_error err;
-    const char *there = agreement_ask(migration, ASK_TIMEOUT_MS);
+    const char *there = agreement_ask(migration, host_vm_ms(migration->host));
 
     if (!there || strcmp(there, "completed") != 0) {
         finish_doubted(migration, outcome, cause, error);
@@ -353,8 +346,8 @@ static void finish_unsure(struct migration *migration, const char *outcome, cons
     migration_log(migration, LOG_LEVEL_WARN, "%s, but host %s has taken the VM over", error,
                   migration->destination);
     /* It keeps the guest's memory: for nothing, now. */
-    if (strcmp(outcome, "unknown") == 0 &&
-        call_vm(migration, "recover", json_pack("{s:b}", "here", 0), RECOVER_TIMEOUT_MS, &err) < 0)
+    if (strcmp(outcome, "unknown") == 0 && call_vm(migration, "recover", json_pack("{s:b}", "here", 0),
+                                                   host_start_ms(migration->host), &err) < 0)
         migration_log(migration, LOG_LEVEL_DEBUG, "giving the VM up: %s", err.text);
     finish_completed(migration);
 }
@@ -391,10 +384,10 @@ static void finish_silent(struct migration *migration)
     snprintf(error, sizeof(error), "the VM ended on host %s meanwhile: %s", migration->source, why);
     if (!has_started_there(migration, NULL) && !has_not_left(migration, NULL)) {
         /* Its connections are closed: the destination goes on if it was told GO, and ends if not. */
-        there = agreement_ask(migration, END_THERE_TIMEOUT_MS);
+        there = agreement_ask(migration, host_vm_ms(migration->host));
         if (!there) {
-            withdraw(migration, false);
-            there = agreement_ask(migration, ASK_TIMEOUT_MS);
+            withdraw(migration, false, PEER_LONG);
+            there = agreement_ask(migration, host_vm_ms(migration->host));
         }
     }
     if (has_started_there(migration, there)) {
@@ -494,7 +487,8 @@ static int start_sending(struct migration *migration, struct ferry_error *err)
     events_emit(migration->host, EVENT_MIGRATION_OUT_STARTED, migration->vm_name, migration->machine,
                 migration->id, "migration of VM %s from host %s to host %s started", migration->vm_name,
                 migration->source, migration->destination);
-    result = call_vm(migration, "migrate.send", json_incref(migration->send), SEND_TIMEOUT_MS, err);
+    result =
+        call_vm(migration, "migrate.send", json_incref(migration->send), host_vm_ms(migration->host), err);
     migration_exchange_events(migration);
     return result;
 }

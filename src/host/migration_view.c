@@ -7,8 +7,7 @@
 
 #include <string.h>
 
-#define LIST_MAX         1000
-#define LINES_TIMEOUT_MS 4000 /* for the other host's lines */
+#define LIST_MAX 1000
 
 static bool in_view(enum store_view view, const json_t *object)
 {
@@ -189,7 +188,7 @@ static json_t *their_lines(struct host *host, const json_t *object)
     }
     snprintf(path, sizeof(path), "/v1/migrations/%s?local=1", id);
     if (result == 0)
-        result = peer_call(host, address, "GET", path, NULL, LINES_TIMEOUT_MS, &answer, &err);
+        result = peer_call(host, address, "GET", path, NULL, PEER_BRIEF, &answer, &err);
     json_array_foreach(json_object_get(answer, "log"), i, line)
     {
         const char *time = json_string_value(json_object_get(line, "time"));

@@ -2,6 +2,7 @@
 
 #include "base/buffer.h"
 #include "base/error.h"
+#include "base/http.h"
 #include "base/thread.h"
 #include "host/api.h"
 #include "host/certificate.h"
@@ -9,13 +10,10 @@
 
 #include <arpa/inet.h>
 #include <ctype.h>
-#include <curl/curl.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ANSWER_MAX         (16u << 20)
-#define CONNECT_TIMEOUT_MS 3000L
-#define PROBE_TIMEOUT_MS   4000
+#define ANSWER_MAX (16u << 20)
 
 struct call {
     struct host *host;
@@ -33,60 +31,96 @@ static size_t take_bytes(char *data, size_t size, size_t count, void *opaque)
     return buffer_failed(&call->answer) ? 0 : bytes;
 }
 
-static int give_up(void *opaque, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
+/* What is the same for every request to ADDRESS. */
+static void set_target(CURL *curl, const char *address, const char *path)
 {
-    const struct call *call = opaque;
+    char url[SOCK_ADDRESS_SIZE + 512];
 
-    (void)a;
-    (void)b;
-    (void)c;
-    (void)d;
-    return host_stopping(call->host);
-}
-
-static void set_target(CURL *curl, const char *address, const char *path, char *url, size_t size)
-{
     if (address[0] == '/') {
-        snprintf(url, size, "http://localhost%s", path);
+        snprintf(url, sizeof(url), "http://localhost%s", path);
         curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, address);
     } else {
-        snprintf(url, size, "http://%s%s", address, path);
+        snprintf(url, sizeof(url), "http://%s%s", address, path);
     }
     curl_easy_setopt(curl, CURLOPT_URL, url);
-}
-
-static void set_limits(CURL *curl, struct call *call, int64_t timeout_ms)
-{
-    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, CONNECT_TIMEOUT_MS);
-    curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, (long)timeout_ms);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http");
     curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L);
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
-    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take_bytes);
-    curl_easy_setopt(curl, CURLOPT_WRITEDATA, call);
-    curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, give_up);
-    curl_easy_setopt(curl, CURLOPT_XFERINFODATA, call);
-    curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+}
+
+static void ask_for_life(const void *address, CURL *curl)
+{
+    set_target(curl, address, "/v1/host");
+}
+
+static struct http_patience patience_for(const struct host *host, const char *address,
+                                         enum peer_patience patience)
+{
+    int64_t silence_ms = patience == PEER_BRIEF ? host_peer_ms(host) / 2 : host_peer_ms(host);
+    int64_t limit_ms = patience == PEER_LONG ? host_start_ms(host) : silence_ms;
+
+    return (struct http_patience){
+        .silence_ms = silence_ms,
+        .limit_ms = limit_ms > silence_ms ? limit_ms : silence_ms,
+        .cancel_fd = host->stop_fd,
+        .set_up_question = ask_for_life,
+        .opaque = address,
+    };
+}
+
+/* "host b at 127.0.0.1:7002", or the address alone when it is not known. */
+static void describe(struct host *host, const char *address, char *text, size_t size)
+{
+    snprintf(text, size, "%s", address);
+    host_lock(host);
+    for (struct peer *peer = host->peers; peer; peer = peer->next) {
+        if (strcmp(peer->address, address) == 0) {
+            snprintf(text, size, "host %s at %s", peer->name, address);
+            break;
+        }
+    }
+    host_unlock(host);
+}
+
+static int no_answer(struct host *host, const char *address, const char *method, const char *path, int result,
+                     const struct http_patience *patience, CURLcode rc, struct ferry_error *err)
+{
+    char who[HOST_NAME_SIZE + SOCK_ADDRESS_SIZE + 16];
+
+    describe(host, address, who, sizeof(who));
+    if (result == -ECANCELED)
+        return error_set(err, -ECANCELED, "ferryd is stopping");
+    if (result == HTTP_SLOW)
+        return error_set(err, -ETIMEDOUT, "%s lives, but has not answered %s %.200s within %.1f s", who,
+                         method, path, (double)patience->limit_ms / 1000);
+    if (result == HTTP_SILENT)
+        return error_set(err, HOST_UNREACHABLE,
+                         "no answer from %s for %.1f s; is ferryd running there, and is that its address?",
+                         who, (double)patience->silence_ms / 1000);
+    return error_set(err, HOST_UNREACHABLE,
+                     "no answer from %s (%s); is ferryd running there, and is that its address?", who,
+                     curl_easy_strerror(rc));
 }
 
 /* One HTTP exchange; *status is its HTTP status, call->answer its body. */
 static int exchange(struct call *call, const char *address, const char *method, const char *path,
-                    json_t *body, int64_t timeout_ms, long *status, struct ferry_error *err)
+                    json_t *body, enum peer_patience patience, long *status, struct ferry_error *err)
 {
+    struct http_patience waiting = patience_for(call->host, address, patience);
     struct curl_slist *headers = NULL;
-    char url[SOCK_ADDRESS_SIZE + 512];
     char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
     CURL *curl = curl_easy_init();
-    CURLcode rc;
+    CURLcode rc = CURLE_OK;
     int result = 0;
 
     if (!curl || (body && !text)) {
         result = error_set(err, -ENOMEM, "out of memory while calling %s", address);
         goto done;
     }
-    set_target(curl, address, path, url, sizeof(url));
-    set_limits(curl, call, timeout_ms);
+    set_target(curl, address, path);
+    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take_bytes);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, call);
     headers = curl_slist_append(NULL, "Expect:");
     if (text) {
         headers = curl_slist_append(headers, "Content-Type: application/json");
@@ -95,14 +129,10 @@ static int exchange(struct call *call, const char *address, const char *method, 
     }
     curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
     curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
-    rc = curl_easy_perform(curl);
-    if (rc == CURLE_ABORTED_BY_CALLBACK)
-        result = error_set(err, -ECANCELED, "ferryd is stopping");
-    else if (rc != CURLE_OK)
-        result = error_set(err, HOST_UNREACHABLE,
-                           "no answer from %s (%s); is ferryd running there, and is that its address?",
-                           address, curl_easy_strerror(rc));
-    else
+    result = http_perform(curl, &waiting, &rc, err);
+    if (result != -ENOMEM && (result < 0 || rc != CURLE_OK))
+        result = no_answer(call->host, address, method, path, result, &waiting, rc, err);
+    else if (result == 0)
         curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, status);
 
 done:
@@ -129,11 +159,11 @@ static int their_error(const struct buffer *answer, const char *address, long st
 }
 
 int peer_call(struct host *host, const char *address, const char *method, const char *path, json_t *body,
-              int64_t timeout_ms, json_t **answer, struct ferry_error *err)
+              enum peer_patience patience, json_t **answer, struct ferry_error *err)
 {
     struct call call = {.host = host, .answer = BUFFER_INIT};
     long status = 0;
-    int result = exchange(&call, address, method, path, body, timeout_ms, &status, err);
+    int result = exchange(&call, address, method, path, body, patience, &status, err);
 
     if (answer)
         *answer = NULL;
@@ -148,12 +178,12 @@ int peer_call(struct host *host, const char *address, const char *method, const 
     return result;
 }
 
-int peer_lines(struct host *host, const char *address, const char *path, int64_t timeout_ms, json_t **answer,
-               struct ferry_error *err)
+int peer_lines(struct host *host, const char *address, const char *path, enum peer_patience patience,
+               json_t **answer, struct ferry_error *err)
 {
     struct call call = {.host = host, .answer = BUFFER_INIT};
     long status = 0;
-    int result = exchange(&call, address, "GET", path, NULL, timeout_ms, &status, err);
+    int result = exchange(&call, address, "GET", path, NULL, patience, &status, err);
     size_t start = 0;
 
     *answer = NULL;
@@ -305,7 +335,7 @@ int peers_add(struct host *host, const char *name, const char *address, struct f
                          address);
     if (strcmp(name, host->config->name) == 0)
         return error_set(err, HOST_CONFLICT, "%s is this host's own name", name);
-    result = peer_call(host, address, "GET", "/v1/host", NULL, PROBE_TIMEOUT_MS, &answer, err);
+    result = peer_call(host, address, "GET", "/v1/host", NULL, PEER_PROMPT, &answer, err);
     if (result < 0)
         return error_prefix(err, result, "host %s was not added", name);
     result = fields_read(answer, fields, 1, FIELDS_LOOSE, "the answer", err);
@@ -364,7 +394,7 @@ static void *probe_main(void *opaque)
                                    {"version", FIELD_STRING, true, &version},
                                    {"migration_status", FIELD_STRING, false, &status}};
     int result =
-        peer_call(probe->host, probe->peer.address, "GET", "/v1/host", NULL, PROBE_TIMEOUT_MS, &answer, &err);
+        peer_call(probe->host, probe->peer.address, "GET", "/v1/host", NULL, PEER_BRIEF, &answer, &err);
 
     if (result == 0)
         result = fields_read(answer, fields, 3, FIELDS_LOOSE, "the answer", &err);

@@ -2,6 +2,9 @@
  * The other hosts: who they are (name and address, recorded) and calls to them. The calls are the same REST
  * API that `ferry` uses. Every call has a deadline, ends early when this host stops, follows no redirects,
  * uses no proxy, and takes at most 16 MiB of answer; what comes back is as untrusted as any other input.
+ *
+ * A host that is silent for the peer timeout does not answer; one that takes long and answers GET /v1/host
+ * meanwhile does (base/http.h).
  */
 #ifndef FERRY_HOST_PEERS_H
 #define FERRY_HOST_PEERS_H
@@ -14,7 +17,11 @@ struct peer {
     char address[SOCK_ADDRESS_SIZE];
 };
 
-#define PEER_TIMEOUT_MS 10000
+enum peer_patience {
+    PEER_BRIEF = 1, /* for listings: half of the peer timeout */
+    PEER_PROMPT,    /* the answer is at hand: the peer timeout */
+    PEER_LONG,      /* it takes work: the start timeout, while the host lives */
+};
 
 int peers_load(struct host *host, struct ferry_error *err);
 void peers_free(struct host *host);
@@ -29,13 +36,14 @@ int peers_find(struct host *host, const char *name, char address[static SOCK_ADD
 
 /*
  * METHOD "GET", "POST" or "DELETE"; BODY (borrowed) may be NULL. *answer (may be NULL): parsed JSON, or NULL
- * for an answer without a body. HOST_UNREACHABLE when there is no answer; otherwise an error of the other
- * host comes back with the code of its class and its sentence.
+ * for an answer without a body. HOST_UNREACHABLE when there is no answer, -ETIMEDOUT when the host lives and
+ * has not answered in time, both naming it; otherwise an error of the other host comes back with the code of
+ * its class and its sentence.
  */
 int peer_call(struct host *host, const char *address, const char *method, const char *path, json_t *body,
-              int64_t timeout_ms, json_t **answer, struct ferry_error *err);
+              enum peer_patience patience, json_t **answer, struct ferry_error *err);
 /* GET whose answer is one JSON object a line: a new array of them. */
-int peer_lines(struct host *host, const char *address, const char *path, int64_t timeout_ms, json_t **answer,
-               struct ferry_error *err);
+int peer_lines(struct host *host, const char *address, const char *path, enum peer_patience patience,
+               json_t **answer, struct ferry_error *err);
 
 #endif

@@ -13,10 +13,6 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-/* The source comes at once, or something is wrong. */
-#define CONNECT_TIMEOUT_NS (5 * NS_PER_S)
-#define PEER_TIMEOUT_NS    (5 * NS_PER_S)
-
 struct probe_door {
     struct thread thread; /* joined by the next probe, or at the end */
     bool busy;            /* under the host's lock */
@@ -69,8 +65,8 @@ static int visitor_new(struct visitor **out, struct host *host, const char *id, 
         return error_set(err, -ENOMEM, "out of memory");
     visitor->host = host;
     options = &visitor->options;
-    options->connect_timeout_ns = CONNECT_TIMEOUT_NS;
-    options->peer_timeout_ns = PEER_TIMEOUT_NS;
+    options->connect_timeout_ns = host->config->peer_timeout_ns;
+    options->peer_timeout_ns = host->config->peer_timeout_ns;
     snprintf(options->migration_id, sizeof(options->migration_id), "%s", id);
     snprintf(options->source, sizeof(options->source), "%s", source);
     snprintf(options->destination, sizeof(options->destination), "%s", host->config->name);
@@ -170,7 +166,8 @@ static int take_invitation(const json_t *answer, struct ferry_source_options *op
 int probe_send(struct host *host, const char *name, const char *address, unsigned streams,
                struct ferry_progress *report, struct ferry_error *err)
 {
-    struct ferry_source_options options = {.streams = streams, .peer_timeout_ns = PEER_TIMEOUT_NS};
+    struct ferry_source_options options = {.streams = streams,
+                                           .peer_timeout_ns = host->config->peer_timeout_ns};
     json_t *answer = NULL;
     json_t *body;
     int result = migration_make_id(options.migration_id, err);
@@ -180,7 +177,7 @@ int probe_send(struct host *host, const char *name, const char *address, unsigne
     snprintf(options.source, sizeof(options.source), "%s", host->config->name);
     snprintf(options.destination, sizeof(options.destination), "%s", name);
     body = json_pack("{s:s, s:s}", "id", options.migration_id, "source", options.source);
-    result = peer_call(host, address, "POST", "/v1/probe", body, PEER_TIMEOUT_MS, &answer, err);
+    result = peer_call(host, address, "POST", "/v1/probe", body, PEER_PROMPT, &answer, err);
     json_decref(body);
     if (result == 0)
         result = take_invitation(answer, &options, err);

@@ -15,8 +15,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define STATUS_TIMEOUT_MS 2000
-
 static const char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -127,7 +125,7 @@ static void adopt_running(struct host *host, struct vm *vm, struct vm_process *p
 
     vm_publish(host, vm, process, incoming ? VM_STATE_SETUP : VM_STATE_RUNNING);
     json_decref(incoming);
-    if (vm_process_call(process, "status", NULL, STATUS_TIMEOUT_MS, &status, &err) == 0) {
+    if (vm_process_call(process, "status", NULL, host_vm_ms(host), &status, &err) == 0) {
         vms_state_told(host, vm, status);
         log_info(host->log, "VM %s: adopted process %d, %s", vm->name, (int)process->pid,
                  text_of(status, "state"));

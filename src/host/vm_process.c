@@ -18,10 +18,7 @@
 #include <unistd.h>
 
 #define READY_FD          3
-#define CONNECT_MS        3000
-#define ADOPT_ATTEMPTS    15
 #define ADOPT_INTERVAL_MS 200
-#define END_MS            5000
 #define HEAR_OUT_MS       2000
 
 extern char **environ;
@@ -129,7 +126,7 @@ static void hear(void *opaque, const char *method, json_t *params)
 }
 
 /* Connects and subscribes. client_lock is held for writing. */
-static int make_client(struct vm_process *process, struct ferry_error *err)
+static int make_client(struct vm_process *process, uint64_t deadline, struct ferry_error *err)
 {
     char path[PATH_MAX];
     char thread_name[16];
@@ -139,10 +136,9 @@ static int make_client(struct vm_process *process, struct ferry_error *err)
     snprintf(thread_name, sizeof(thread_name), "vm-%.12s", process->vm->name);
     __atomic_store_n(&process->disconnected, false, __ATOMIC_RELEASE);
     if (result == 0)
-        result = jsonrpc_client_connect(&client, path, thread_name, clock_deadline(CONNECT_MS), hear, process,
-                                        err);
+        result = jsonrpc_client_connect(&client, path, thread_name, deadline, hear, process, err);
     if (result == 0)
-        result = jsonrpc_client_call(client, "subscribe", NULL, clock_deadline(CONNECT_MS), NULL, err);
+        result = jsonrpc_client_call(client, "subscribe", NULL, deadline, NULL, err);
     if (result == 0)
         process->client = client;
     else
@@ -151,7 +147,7 @@ static int make_client(struct vm_process *process, struct ferry_error *err)
 }
 
 /* Makes sure that there is a connection, unless it is ending this moment. */
-static int connect_client(struct vm_process *process, struct ferry_error *err)
+static int connect_client(struct vm_process *process, uint64_t deadline, struct ferry_error *err)
 {
     int result = 0;
     bool good;
@@ -167,7 +163,7 @@ static int connect_client(struct vm_process *process, struct ferry_error *err)
         process->client = NULL;
     }
     if (!process->client)
-        result = make_client(process, err);
+        result = make_client(process, deadline, err);
     pthread_rwlock_unlock(&process->client_lock);
     return result;
 }
@@ -175,7 +171,8 @@ static int connect_client(struct vm_process *process, struct ferry_error *err)
 int vm_process_call(struct vm_process *process, const char *method, json_t *params, int64_t timeout_ms,
                     json_t **result, struct ferry_error *err)
 {
-    int status = connect_client(process, err);
+    uint64_t deadline = clock_deadline(timeout_ms);
+    int status = connect_client(process, deadline, err);
 
     if (result)
         *result = NULL;
@@ -186,8 +183,7 @@ int vm_process_call(struct vm_process *process, const char *method, json_t *para
     }
     pthread_rwlock_rdlock(&process->client_lock);
     if (process->client) {
-        status =
-            jsonrpc_client_call(process->client, method, params, clock_deadline(timeout_ms), result, err);
+        status = jsonrpc_client_call(process->client, method, params, deadline, result, err);
     } else {
         json_decref(params);
         status = error_set(err, -EPIPE, "the connection to ferry-vm of VM %s has ended", process->vm->name);
@@ -319,7 +315,7 @@ static int wait_ready(struct host *host, struct vm_process *process, int fd, uin
     } else {
         char why[128];
 
-        wait_end(process, END_MS);
+        wait_end(process, (int)host_vm_ms(host));
         vm_process_last_words(process, why, sizeof(why));
         result = error_set(err, -EPROTO, "%s before it was ready; see ferryd's log", why);
     }
@@ -333,7 +329,7 @@ static void discard(struct vm_process *process)
     siginfo_t info;
 
     vm_process_kill(process);
-    if (wait_end(process, END_MS))
+    if (wait_end(process, (int)host_start_ms(process->host)))
         waitid(P_PIDFD, (id_t)process->pidfd, &info, WEXITED | WNOHANG);
     vm_process_unref(process);
 }
@@ -367,7 +363,7 @@ int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, 
     if (result == 0)
         result = wait_ready(host, process, ready_read, clock_deadline(timeout_ms), err);
     if (result == 0)
-        result = connect_client(process, err);
+        result = connect_client(process, clock_deadline(host_vm_ms(host)), err);
     if (result < 0) {
         discard(process);
         return result;
@@ -383,6 +379,7 @@ int vm_process_adopt(struct vm_process **out, struct host *host, struct vm *vm, 
     uint64_t started = 0;
     const struct field fields[] = {{"pid", FIELD_UINT, true, &pid},
                                    {"start_time", FIELD_UINT, true, &started}};
+    uint64_t deadline = clock_deadline(host_vm_ms(host));
     struct vm_process *process;
     json_t *record = NULL;
     int result = process_path(vm, "process.json", path);
@@ -402,8 +399,8 @@ int vm_process_adopt(struct vm_process **out, struct host *host, struct vm *vm, 
         vm_process_unref(process);
         return error_set(err, -ESRCH, "process %llu is gone", (unsigned long long)pid);
     }
-    /* It may be just starting: its socket may not be there yet. */
-    for (unsigned i = 0; i < ADOPT_ATTEMPTS && connect_client(process, err) < 0; i++) {
+    /* It may be just starting: its socket may not be there yet. One that hangs is not asked twice. */
+    while (connect_client(process, deadline, err) < 0 && clock_left_ms(deadline) != 0) {
         if (wait_end(process, ADOPT_INTERVAL_MS))
             break;
     }

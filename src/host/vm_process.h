@@ -56,7 +56,8 @@ int vm_process_watch(struct vm_process *process);
 
 void vm_process_unref(struct vm_process *process); /* takes the host's lock; NULL allowed */
 
-/* JSON-RPC call. Steals params (NULL for none); *result may be NULL if not wanted. */
+/* JSON-RPC call; TIMEOUT_MS is for all of it, connecting included when the connection was lost. Steals params
+ * (NULL for none); *result may be NULL if not wanted. */
 int vm_process_call(struct vm_process *process, const char *method, json_t *params, int64_t timeout_ms,
                     json_t **result, struct ferry_error *err);
 

@@ -10,9 +10,6 @@
 
 #include <string.h>
 
-#define RECOVER_TIMEOUT_MS 10000
-#define END_TIMEOUT_MS     10000
-
 static const char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -194,7 +191,7 @@ static int find_doubt(struct doubt *doubt, struct ferry_error *err)
         bool moving = result == 0 && vm_owner_is_moving(record);
         json_t *status = NULL;
 
-        result = vm_process_call(doubt->process, "migrate.status", NULL, RECOVER_TIMEOUT_MS, &status, err);
+        result = vm_process_call(doubt->process, "migrate.status", NULL, host_vm_ms(host), &status, err);
         set_other(doubt, text_of(status, "destination"), text_of(status, "id"));
         json_decref(status);
         doubt->lock_decides = result == 0 && moving && strcmp(record->migration, doubt->migration) == 0;
@@ -248,7 +245,7 @@ static enum where ask_other(struct doubt *doubt, struct ferry_error *err)
         return WHERE_UNCLEAR;
     }
     snprintf(path, sizeof(path), "/v1/migrations/%s?local=1", doubt->migration);
-    result = peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_TIMEOUT_MS, &object, err);
+    result = peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_PROMPT, &object, err);
     where = result < 0 ? WHERE_UNCLEAR : judge(doubt, object, err);
     json_decref(object);
     return where;
@@ -265,7 +262,7 @@ static bool runs_there(const struct doubt *doubt)
     if (!doubt->address[0])
         return false;
     snprintf(path, sizeof(path), "/v1/vms/%s", doubt->vm->name);
-    if (peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_TIMEOUT_MS, &object, NULL) < 0)
+    if (peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_PROMPT, &object, NULL) < 0)
         return false;
     state = text_of(object, "state");
     runs = strncmp(state, "RUNNING", 7) == 0 || strncmp(state, "PAUSED", 6) == 0;
@@ -284,7 +281,7 @@ static bool gone_there(const struct doubt *doubt)
     if (!doubt->address[0])
         return false;
     snprintf(path, sizeof(path), "/v1/vms/%s", doubt->vm->name);
-    result = peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_TIMEOUT_MS, &object, NULL);
+    result = peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_PROMPT, &object, NULL);
     gone = result == HOST_NOT_FOUND || (result == 0 && json_is_null(json_object_get(object, "pid")));
     json_decref(object);
     return gone;
@@ -300,7 +297,7 @@ static void clear_other(const struct doubt *doubt)
     if (!doubt->other_was_destination)
         return;
     snprintf(path, sizeof(path), "/v1/incoming/%s?force=1", doubt->migration);
-    result = peer_call(doubt->host, doubt->address, "DELETE", path, NULL, PEER_TIMEOUT_MS, NULL, &err);
+    result = peer_call(doubt->host, doubt->address, "DELETE", path, NULL, PEER_LONG, NULL, &err);
     if (result < 0 && result != HOST_NOT_FOUND)
         log_warn(doubt->host->log, "VM %s: what is left of it on host %s could not be cleared: %s",
                  doubt->vm->name, doubt->other, err.text);
@@ -329,8 +326,8 @@ static int recover_here(struct doubt *doubt, struct ferry_error *err)
     int result = 0;
 
     if (doubt->process)
-        result = vm_process_call(doubt->process, "recover", json_pack("{s:b}", "here", 1), RECOVER_TIMEOUT_MS,
-                                 NULL, err);
+        result = vm_process_call(doubt->process, "recover", json_pack("{s:b}", "here", 1),
+                                 host_start_ms(host), NULL, err);
     else if (doubt->owner.path[0])
         result = vm_owner_settle(host, doubt->owner.path, err);
     if (result == 0 && !doubt->process)
@@ -355,9 +352,9 @@ static int recover_there(struct doubt *doubt, struct ferry_error *err)
     vm_ban_by_migration(&ban, doubt->other, doubt->migration, "completed", "");
     vm_set_ban(host, doubt->vm, &ban);
     if (doubt->process)
-        result = vm_process_call(doubt->process, "recover", json_pack("{s:b}", "here", 0), RECOVER_TIMEOUT_MS,
-                                 NULL, err);
-    if (result == 0 && !vm_wait_gone(host, doubt->vm, clock_deadline(END_TIMEOUT_MS)))
+        result = vm_process_call(doubt->process, "recover", json_pack("{s:b}", "here", 0),
+                                 host_start_ms(host), NULL, err);
+    if (result == 0 && !vm_wait_gone(host, doubt->vm, clock_deadline(host_start_ms(host))))
         result = error_set(err, -ETIMEDOUT, "the process of VM %s does not end; ferry kill %s ends it",
                            doubt->vm->name, doubt->vm->name);
     if (result < 0)

@@ -12,10 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define START_TIMEOUT_MS   60000
-#define COMMAND_TIMEOUT_MS 10000
-#define STATUS_TIMEOUT_MS  500
-#define KILL_TIMEOUT_MS    5000
+#define STATUS_TIMEOUT_MS 500 /* for what is nice to know in a listing */
 
 static const char *base_state(enum vm_state state)
 {
@@ -446,7 +443,7 @@ int vms_create(struct host *host, const json_t *input, bool paused, json_t **ans
     json_decref(definition);
     if (!vm)
         return result;
-    result = vm_process_start(&process, host, vm, paused ? VM_PROCESS_PAUSED : 0, START_TIMEOUT_MS, err);
+    result = vm_process_start(&process, host, vm, paused ? VM_PROCESS_PAUSED : 0, host_start_ms(host), err);
     if (!process) {
         error_prefix(err, result, "VM %s cannot start", vm->name);
         vm_directory_log_tail(host, vm);
@@ -484,7 +481,7 @@ static bool vm_settle(struct host *host, struct vm *vm)
     host_lock(host);
     ending = vm->process && !vm_runs(vm);
     host_unlock(host);
-    return vm_wait_gone(host, vm, ending ? clock_deadline(KILL_TIMEOUT_MS) : 0);
+    return vm_wait_gone(host, vm, ending ? clock_deadline(host_vm_ms(host)) : 0);
 }
 
 /* Claimed by the caller. */
@@ -501,7 +498,8 @@ static int start_again(struct host *host, struct vm *vm, bool paused, struct fer
     if (result == 0)
         result = vm_directory_clean(vm, err);
     if (result == 0)
-        result = vm_process_start(&process, host, vm, paused ? VM_PROCESS_PAUSED : 0, START_TIMEOUT_MS, err);
+        result =
+            vm_process_start(&process, host, vm, paused ? VM_PROCESS_PAUSED : 0, host_start_ms(host), err);
     if (!process)
         return error_prefix(err, result, "VM %s cannot start", vm->name);
     host_lock(host);
@@ -542,7 +540,7 @@ int vms_command(struct host *host, const char *name, const char *method, json_t 
         result = error_set(err, HOST_CONFLICT, "VM %s does not run: it is %s", name, vm_state_text(vm));
         host_unlock(host);
     } else {
-        result = vm_process_call(process, method, NULL, COMMAND_TIMEOUT_MS, NULL, err);
+        result = vm_process_call(process, method, NULL, host_vm_ms(host), NULL, err);
     }
     if (result == 0) {
         vms_refresh(host, vm);
@@ -567,13 +565,13 @@ int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_
         host_lock(host);
         result = error_set(err, HOST_CONFLICT, "VM %s does not run: it is %s", name, vm_state_text(vm));
         host_unlock(host);
-    } else if (vm_process_call(process, "quit", NULL, KILL_TIMEOUT_MS, NULL, NULL) < 0 ||
-               !vm_wait_gone(host, vm, clock_deadline(KILL_TIMEOUT_MS))) {
+    } else if (vm_process_call(process, "quit", NULL, host_vm_ms(host), NULL, NULL) < 0 ||
+               !vm_wait_gone(host, vm, clock_deadline(host_vm_ms(host)))) {
         host_lock(host);
         vm->killed = true;
         host_unlock(host);
         vm_process_kill(process);
-        if (!vm_wait_gone(host, vm, clock_deadline(KILL_TIMEOUT_MS)))
+        if (!vm_wait_gone(host, vm, clock_deadline(host_start_ms(host))))
             result = error_set(err, -ETIMEDOUT, "process %d of VM %s does not end even when killed",
                                (int)process->pid, name);
     }

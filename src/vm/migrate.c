@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #define TICK_NS (100 * NS_PER_MS)
-/* How long a source waits, after MIGRATE_TO, for the word to start. */
+/* How long a source waits, after MIGRATE_TO, for the word to start, unless it is told. */
 #define PREPARED_NS (60 * NS_PER_S)
 
 enum migration_step {
@@ -404,10 +404,13 @@ static struct ferry_observer migration_observer(struct migration *migration)
 
 int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
 {
-    static const char *const names[] = {"id", "source", "destination", NULL};
+    static const char *const names[] = {"id", "source", "destination", "patience", NULL};
     struct migration *migration = NULL;
+    uint64_t patience_ns = PREPARED_NS;
     int result = params_only(params, names, err);
 
+    if (!result)
+        result = params_number(params, "patience", 24 * 3600 * NS_PER_S, &patience_ns, err);
     if (result)
         return result;
     if (migration_active(vm->migration))
@@ -427,7 +430,7 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     migration->step = MIGRATION_PREPARED;
     migration_free(vm->migration);
     vm->migration = migration;
-    loop_timer_arm(migration->timer, PREPARED_NS);
+    loop_timer_arm(migration->timer, patience_ns);
     migration_say(migration, "MIGRATE_TO received: %s is to move from %s to %s", vm->config.name,
                   migration->source, migration->destination);
     vm_notify_state(vm);

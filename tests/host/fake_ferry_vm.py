@@ -3,6 +3,8 @@
 
 ferryd's tests use it to reach what a real VM does not do on demand. The VM's cmdline holds directives:
     fail-start=TEXT    do not get ready, say TEXT
+    slow-start=N       get ready after N seconds
+    slow-arrive=N      the same, for one that waits for a VM to arrive
     die-start          end without a word before getting ready
     slow-move          a move takes a second or two
     fail-move=TEXT     the source's move fails before GO
@@ -321,6 +323,7 @@ def main():
     if "fail-start" in vm.directives:
         ready(fd, {"error": vm.directives["fail-start"].replace("_", " "), "errno": 5})
         sys.exit(1)
+    time.sleep(float(vm.directives.get("slow-arrive" if vm.incoming else "slow-start", 0)))
     if "die-start" in vm.directives:
         print("something went very wrong", flush=True)
         os._exit(3)

@@ -8,6 +8,7 @@
     a, b = hosts.pair()                 # two ferryd that know each other
     a.post("/v1/vms", {"definition": {...}})
 """
+import contextlib
 import http.client
 import json
 import os
@@ -55,6 +56,23 @@ def wait_until(condition, what, deadline=DEADLINE):
             return value
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.02)
+
+
+def threads_stand(pid):
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in pathlib.Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state == "T" for state in states)
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        # A thread that is not asked to take the signal runs on for a moment.
+        wait_until(lambda: threads_stand(pid), "all threads to stop")
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 class Host:

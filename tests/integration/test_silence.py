@@ -1,18 +1,15 @@
 """A side that falls silent: its process is stopped, its network cut, its disk full. Nothing waits for ever, one copy runs,
 and the next attempt works at once."""
 import contextlib
-import os
-import pathlib
-import shutil
-import signal
 import subprocess
 import time
 
 import pytest
 
 from fault_points import COPY, FROZEN, GO, INIT, RESTORE, RUNS_THERE, STARTED, phase_name
-from hosts import Refused, introduce, wait_until
+from hosts import Refused, stopped, wait_until
 from moving import assert_gone, console, goes_on, hosts, needs_guests, pid_of, run, stays  # noqa: F401
+from networks import cut, networked_pair, networks  # noqa: F401
 
 pytestmark = needs_guests
 PEER_TIMEOUT_S = 2
@@ -21,23 +18,6 @@ PEER_TIMEOUT_S = 2
 NOTICED_S = PEER_TIMEOUT_S + 6
 SLOW = 8 << 20  # bytes/s
 VERY_SLOW = SLOW >> 5
-
-
-def threads_stand(pid):
-    states = [path.read_text().rpartition(")")[2].split()[0] for path in pathlib.Path(f"/proc/{pid}/task").glob("*/stat")]
-    return all(state == "T" for state in states)
-
-
-@contextlib.contextmanager
-def stopped(pid):
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        # A thread that is not asked to take the signal runs on for a moment.
-        wait_until(lambda: threads_stand(pid), "all threads to stop")
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -152,55 +132,9 @@ def test_source_that_is_stopped_is_killed_like_any_other(hosts, phase):  # noqa:
 
 # --- a network that is cut ---
 
-def ip(*words):
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@pytest.fixture
-def networks():
-    """Two network namespaces with a cable between them: (names, addresses)."""
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("needs root and ip(8) for network namespaces")
-    names = [f"ferry-{os.getpid()}-{side}" for side in "ab"]
-    addresses = ["10.98.76.1", "10.98.76.2"]
-    made = []
-    try:
-        for name in names:
-            try:
-                ip("netns", "add", name)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-            made.append(name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
-        for name, address in zip(names, addresses):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
-            ip("-n", name, "link", "set", "cable", "up")
-        yield names, addresses
-    finally:
-        for name in made:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-
-
-def cut(names, state):
-    ip("-n", names[0], "link", "set", "cable", state)
-
-
-def networked_pair(hosts, networks):  # noqa: F811
-    names, addresses = networks
-    made = []
-    for side, name, address in zip("ab", names, addresses):
-        host = hosts.new(side, "--insecure", "--listen", f"{address}:7300", "--migrate-address", address,
-                         "--peer-timeout", str(PEER_TIMEOUT_S), "--lock-wait", "3")
-        host.prefix = ["ip", "netns", "exec", name]
-        made.append(host.start(listen=False))
-    introduce(*made)
-    return made
-
-
 @pytest.mark.parametrize("phase", [COPY, FROZEN], ids=phase_name)
 def test_cut_network_is_noticed_and_the_retry_works_at_once(hosts, networks, phase):  # noqa: F811
-    a, b = networked_pair(hosts, networks)
+    a, b = networked_pair(hosts, networks, "--peer-timeout", str(PEER_TIMEOUT_S), "--lock-wait", "3")
     pid = run(hosts, a)["pid"]
     migration, side = hosts.start_held(phase, "web", a, b, bandwidth_limit=SLOW)
     cut(networks[0], "down")
@@ -228,7 +162,7 @@ def attempt(a, b):
 
 
 def test_network_that_is_cut_after_go_leaves_the_vm_to_the_destination(hosts, networks):  # noqa: F811
-    a, b = networked_pair(hosts, networks)
+    a, b = networked_pair(hosts, networks, "--peer-timeout", str(PEER_TIMEOUT_S), "--lock-wait", "3")
     run(hosts, a)
     migration, side = hosts.start_held(STARTED, "web", a, b)
     cut(networks[0], "down")

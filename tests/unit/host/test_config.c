@@ -2,6 +2,7 @@
  * starts. */
 #include "unit.h"
 
+#include "base/clock.h"
 #include "host/config.h"
 
 #include <errno.h>
@@ -73,6 +74,31 @@ static void bad_usage_is_refused_naming_it(void **state)
     assert_contains(err.text, "a/b");
     assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--memory-limit", "lots"), -EINVAL);
     assert_contains(err.text, "lots");
+}
+
+static void timeouts_are_seconds_with_defaults(void **state)
+{
+    static char *const names[] = {"--peer-timeout", "--vm-timeout", "--start-timeout"};
+    static char *const wrong[] = {"0", "3601", "-1", "1.5", "10s", "", "99999999999999999999"};
+    struct ferry_error err;
+
+    assert_ok(READ(&config, &err, "--state-dir", "/x"), err);
+    assert_int_equal(config.peer_timeout_ns, 10 * NS_PER_S);
+    assert_int_equal(config.vm_timeout_ns, 5 * NS_PER_S);
+    assert_int_equal(config.start_timeout_ns, 60 * NS_PER_S);
+    assert_ok(READ(&config, &err, "--state-dir", "/x", "--peer-timeout", "1", "--vm-timeout", "2",
+                   "--start-timeout", "3600"),
+              err);
+    assert_int_equal(config.peer_timeout_ns, NS_PER_S);
+    assert_int_equal(config.vm_timeout_ns, 2 * NS_PER_S);
+    assert_int_equal(config.start_timeout_ns, 3600 * NS_PER_S);
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        for (size_t j = 0; j < sizeof(wrong) / sizeof(wrong[0]); j++) {
+            if (READ(&config, &err, "--state-dir", "/x", names[i], wrong[j]) != -EINVAL)
+                fail_msg("%s %s was taken", names[i], wrong[j]);
+            assert_contains(err.text, names[i] + 2);
+        }
+    }
 }
 
 static void malformed_address_is_refused(void **state)
@@ -163,6 +189,7 @@ int main(void)
         cmocka_unit_test(relative_paths_become_absolute),
         cmocka_unit_test(file_is_read_and_command_line_wins),
         cmocka_unit_test(bad_usage_is_refused_naming_it),
+        cmocka_unit_test(timeouts_are_seconds_with_defaults),
         cmocka_unit_test(malformed_address_is_refused),
         cmocka_unit_test(other_than_loopback_needs_insecure),
         cmocka_unit_test(sizes_are_read_with_units),
