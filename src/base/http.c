@@ -28,6 +28,8 @@ void http_tune(CURL *curl, const unsigned *timeout_ms)
 int http_begin(struct http_talk *talk, CURL *curl, const struct http_patience *patience,
                struct ferry_error *err)
 {
+    int running;
+
     *talk = (struct http_talk){
         .patience = *patience,
         .multi = curl_multi_init(),
@@ -42,6 +44,7 @@ int http_begin(struct http_talk *talk, CURL *curl, const struct http_patience *p
         http_end(talk);
         return error_set(err, -ENOMEM, "out of memory for a connection");
     }
+    curl_multi_perform(talk->multi, &running);
     return 0;
 }
 
@@ -168,12 +171,9 @@ static int wait_for_news(struct http_talk *talk, int wake_fd, int max_ms)
     return 0;
 }
 
-int http_turn(struct http_talk *talk, int wake_fd, int max_ms)
+/* How it stands with what has come. */
+static int judge(struct http_talk *talk)
 {
-    int running;
-
-    if (curl_multi_perform(talk->multi, &running) != CURLM_OK)
-        return 1;
     look_at_bytes(talk);
     if (look_at_ends(talk))
         return 1;
@@ -183,7 +183,21 @@ int http_turn(struct http_talk *talk, int wake_fd, int max_ms)
         return talk->heard ? HTTP_SLOW : HTTP_SILENT;
     if (!talk->question && talk->quiet_ns - talk->question_ns >= silence_ns(talk) / PARTS)
         put_question(talk);
-    return wait_for_news(talk, wake_fd, max_ms);
+    return 0;
+}
+
+int http_turn(struct http_talk *talk, int wake_fd, int max_ms)
+{
+    int running;
+    int result = judge(talk);
+
+    if (result == 0)
+        result = wait_for_news(talk, wake_fd, max_ms);
+    if (result < 0 || result == 1)
+        return result;
+    if (curl_multi_perform(talk->multi, &running) != CURLM_OK)
+        return 1;
+    return judge(talk);
 }
 
 void http_end(struct http_talk *talk)

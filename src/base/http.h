@@ -51,7 +51,7 @@ struct http_talk {
 /* Keep-alive and TCP_USER_TIMEOUT for CURL's connections; *TIMEOUT_MS is borrowed as long as CURL lives. */
 void http_tune(CURL *curl, const unsigned *timeout_ms);
 
-/* -ENOMEM. TALK does not move until http_end. */
+/* -ENOMEM. CURL's callbacks are called from here on. TALK does not move until http_end. */
 int http_begin(struct http_talk *talk, CURL *curl, const struct http_patience *patience,
                struct ferry_error *err);
 /* Waits until something comes, WAKE_FD (-1: none) is readable, or MAX_MS (-1: no limit) have passed. 0: it

@@ -1,21 +1,53 @@
 /* What the commands share (command.h). */
 #include "cli/command.h"
 
+#include "base/clock.h"
+#include "base/error.h"
 #include "cli/memory.h"
 #include "cli/object.h"
 #include "cli/units.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_TARGET "/run/ferry"
+#define DEFAULT_TARGET     "/run/ferry"
+#define DEFAULT_TIMEOUT_NS (10 * NS_PER_S)
+#define TIMEOUT_MAX_NS     (24 * 3600 * NS_PER_S)
 
 const char *cli_target(const struct cli *cli)
 {
     const char *environment = getenv("FERRY_HOST");
 
     return args_text(&cli->args, "host", environment && *environment ? environment : DEFAULT_TARGET);
+}
+
+static int find_timeout(const struct cli *cli, uint64_t *timeout_ns, struct ferry_error *err)
+{
+    const char *environment = getenv("FERRY_HOST_TIMEOUT");
+    int result = 0;
+
+    *timeout_ns = DEFAULT_TIMEOUT_NS;
+    if (args_has(&cli->args, "host-timeout"))
+        *timeout_ns = args_number(&cli->args, "host-timeout", 0);
+    else if (environment && *environment)
+        result = units_parse_duration(environment, timeout_ns, err);
+    if (result < 0)
+        return error_prefix(err, result, "FERRY_HOST_TIMEOUT");
+    if (*timeout_ns < NS_PER_MS || *timeout_ns > TIMEOUT_MAX_NS)
+        return error_set(err, -EINVAL, "the time a host may say nothing is 1ms to 24h");
+    return 0;
+}
+
+int cli_connect(struct cli *cli, struct ferry_error *err)
+{
+    uint64_t timeout_ns;
+    int result = find_timeout(cli, &timeout_ns, err);
+
+    return result < 0 ? result
+                      : client_open(&cli->client, cli_target(cli), cli->json,
+                                    (unsigned)(timeout_ns / NS_PER_MS), err);
 }
 
 static void print_dump(struct cli *cli, const json_t *value, size_t flags)

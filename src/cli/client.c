@@ -1,10 +1,12 @@
 #include "cli/client.h"
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "cli/client_internal.h"
 #include "cli/memory.h"
 #include "cli/object.h"
+#include "cli/units.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -15,8 +17,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#define CONNECT_TIMEOUT_S 10L
-#define SOCKET_NAME       "ferryd.sock"
+#define SOCKET_NAME "ferryd.sock"
 
 struct error_class {
     const char *name;
@@ -56,13 +57,14 @@ static int set_socket(struct client *client, const char *target, struct ferry_er
     return 0;
 }
 
-int client_open(struct client *client, const char *target, bool raw, struct ferry_error *err)
+int client_open(struct client *client, const char *target, bool raw, unsigned timeout_ms,
+                struct ferry_error *err)
 {
     struct stat info;
     size_t length;
     int result = 0;
 
-    *client = (struct client){.target = memory_copy_text(target), .raw = raw};
+    *client = (struct client){.target = memory_copy_text(target), .raw = raw, .timeout_ms = timeout_ms};
     if (strncmp(target, "http://", 7) == 0 || strncmp(target, "https://", 8) == 0)
         client->base_url = memory_copy_text(target);
     else if (strstr(target, "://"))
@@ -177,6 +179,16 @@ static int explain_socket(const struct client *client, struct ferry_error *err)
     return -ECONNREFUSED;
 }
 
+int client_explain_silence(const struct client *client, int code, struct ferry_error *err)
+{
+    char timeout[UNITS_TEXT_SIZE];
+
+    units_format_duration(client->timeout_ms * NS_PER_MS, timeout);
+    return error_set(err, code,
+                     "ferryd at %s has said nothing for %s; what it was asked may be done all the same",
+                     client->socket_path ? client->socket_path : client->base_url, timeout);
+}
+
 int client_explain(const struct client *client, CURL *curl, CURLcode code, struct ferry_error *err)
 {
     const char *where = client->socket_path ? client->socket_path : client->base_url;
@@ -193,8 +205,7 @@ int client_explain(const struct client *client, CURL *curl, CURLcode code, struc
     case CURLE_COULDNT_RESOLVE_HOST:
         return error_set(err, -ECONNREFUSED, "cannot reach ferryd at %s: no host has that name", where);
     case CURLE_OPERATION_TIMEDOUT:
-        return error_set(err, -ECONNREFUSED, "cannot reach ferryd at %s: no answer within %ld s", where,
-                         CONNECT_TIMEOUT_S);
+        return client_explain_silence(client, -ECONNREFUSED, err);
     case CURLE_URL_MALFORMAT:
         return error_set(err, -EINVAL, "%s is not a URL", where);
     case CURLE_GOT_NOTHING:
@@ -244,11 +255,24 @@ void client_set_up(struct client *client, CURL *curl, const char *path)
     /* A VM called ".." is the host's to refuse, not another path. */
     curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, CONNECT_TIMEOUT_S);
-    curl_easy_setopt(curl, CURLOPT_TCP_KEEPALIVE, 1L);
-    curl_easy_setopt(curl, CURLOPT_TCP_KEEPIDLE, 10L);
-    curl_easy_setopt(curl, CURLOPT_TCP_KEEPINTVL, 5L);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, (long)client->timeout_ms);
+    http_tune(curl, &client->timeout_ms);
     curl_easy_setopt(curl, CURLOPT_USERAGENT, "ferry/" FERRY_VERSION);
+}
+
+static void ask_for_life(const void *opaque, CURL *curl)
+{
+    client_set_up((struct client *)opaque, curl, "/v1/host");
+}
+
+struct http_patience client_patience(const struct client *client)
+{
+    return (struct http_patience){
+        .silence_ms = client->timeout_ms,
+        .cancel_fd = -1,
+        .set_up_question = ask_for_life,
+        .opaque = client,
+    };
 }
 
 struct answer {
@@ -307,6 +331,7 @@ int client_request(struct client *client, const char *method, const char *path, 
                    struct ferry_error *err)
 {
     CLEANUP_FREE char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
+    struct http_patience patience = client_patience(client);
     struct curl_slist *headers = NULL;
     struct answer raw = {0};
     json_t *value = NULL;
@@ -320,14 +345,16 @@ int client_request(struct client *client, const char *method, const char *path, 
     set_body(client->curl, method, text, &headers);
     curl_easy_setopt(client->curl, CURLOPT_WRITEFUNCTION, collect);
     curl_easy_setopt(client->curl, CURLOPT_WRITEDATA, &raw);
-    code = curl_easy_perform(client->curl);
+    result = http_perform(client->curl, &patience, &code, err);
     curl_slist_free_all(headers);
     curl_easy_getinfo(client->curl, CURLINFO_RESPONSE_CODE, &status);
-    if (code != CURLE_OK)
+    if (result == HTTP_SILENT)
+        result = client_explain_silence(client, -ECONNREFUSED, err);
+    else if (result == 0 && code != CURLE_OK)
         result = client_explain(client, client->curl, code, err);
-    else if (status < 200 || status >= 300)
+    else if (result == 0 && (status < 200 || status >= 300))
         result = client_explain_answer(client, status, raw.text, raw.size, err);
-    else
+    else if (result == 0)
         result = read_answer(client, &raw, &value, err);
     free(raw.text);
     if (result == 0 && answer)

@@ -7,6 +7,9 @@
  *     usage -EINVAL   not_found -ENOENT   conflict -EBUSY   refused -EPERM   failed -EIO
  *     unreachable -EHOSTUNREACH   and ferryd itself does not answer: -ECONNREFUSED
  *
+ * An answer may take as long as it takes while ferryd lives; one that says nothing for the timeout is given
+ * up (base/http.h).
+ *
  * An answer is owned by the caller (json_decref). Unless `raw` is set, every string in it was cleaned
  * (text.h) so that it may go to a terminal. Paths are built with client_path, which escapes names. One
  * thread.
@@ -28,11 +31,13 @@ struct client {
     char *socket_path; /* NULL: over TCP */
     char *base_url;
     bool raw;
+    unsigned timeout_ms; /* how long ferryd may say nothing */
     CURL *curl;
 };
 
 /* TARGET is a ferryd's state directory, its socket, a URL or ADDR:PORT. Contacts nobody yet. */
-int client_open(struct client *client, const char *target, bool raw, struct ferry_error *err);
+int client_open(struct client *client, const char *target, bool raw, unsigned timeout_ms,
+                struct ferry_error *err);
 void client_close(struct client *client); /* a zeroed client is fine */
 /* This machine's files are the host's files. */
 bool client_is_local(const struct client *client);

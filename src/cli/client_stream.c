@@ -1,5 +1,6 @@
 #include "cli/client.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "cli/client_internal.h"
 #include "cli/memory.h"
@@ -110,89 +111,88 @@ static size_t receive_head(char *data, size_t unit, size_t count, void *opaque)
     return size;
 }
 
-/* Drives the transfer; returns when it ended (*code says how) or a callback ended it (follow->result). */
-static void drive(struct follow *follow, CURLM *multi, CURLcode *code)
+/* Drives the transfer; returns when it ended (1), a callback ended it (0; follow->result), or as http_turn.
+ */
+static int drive(struct follow *follow, struct http_talk *talk)
 {
     const struct client_stream *stream = follow->stream;
-    struct curl_waitfd wake = {.fd = stream->wake_fd, .events = CURL_WAIT_POLLIN};
-    int running = 1, left;
-    CURLMsg *message;
+    int max_ms = stream->interval_ms > 0 ? stream->interval_ms : -1;
+    int result = 0;
 
-    *code = CURLE_OK;
-    while (running && follow->result == 0) {
-        if (curl_multi_perform(multi, &running) != CURLM_OK) {
-            *code = CURLE_FAILED_INIT;
-            return;
-        }
-        if (follow->accepted && stream->step && follow->result == 0)
+    while (result == 0 && follow->result == 0) {
+        if (follow->accepted && stream->step)
             follow->result = stream->step(stream->opaque, follow->err);
-        if (running && follow->result == 0)
-            curl_multi_poll(multi, &wake, stream->wake_fd >= 0,
-                            stream->interval_ms > 0 ? stream->interval_ms : 60000, NULL);
+        if (follow->result == 0)
+            result = http_turn(talk, stream->wake_fd, max_ms);
     }
-    while ((message = curl_multi_info_read(multi, &left))) {
-        if (message->msg == CURLMSG_DONE)
-            *code = message->data.result;
-    }
+    return follow->result == 0 ? result : 0;
+}
+
+/* What became of it, when no callback ended it. */
+static int conclude(struct follow *follow, const struct http_talk *talk, int result, long status)
+{
+    const struct client *client = follow->client;
+
+    if (result == HTTP_SILENT)
+        return client_explain_silence(client, follow->accepted ? -EPIPE : -ECONNREFUSED, follow->err);
+    if (result < 0)
+        return error_set_errno(follow->err, result, "cannot talk to ferryd at %s", client->target);
+    if (talk->code != CURLE_OK)
+        return client_explain(client, follow->curl, talk->code, follow->err);
+    if (!follow->accepted)
+        return client_explain_answer(client, status, follow->pending ? follow->pending : "",
+                                     follow->pending_size, follow->err);
+    return 0;
 }
 
 int client_follow(struct client *client, const char *path, const struct client_stream *stream,
                   struct ferry_error *err)
 {
     struct follow follow = {.client = client, .stream = stream, .curl = curl_easy_init(), .err = err};
-    CURLM *multi = curl_multi_init();
-    CURLcode code = CURLE_FAILED_INIT;
+    struct http_patience patience = client_patience(client);
+    struct http_talk talk = {0};
     long status = 0;
     int result;
 
-    if (follow.curl && multi) {
-        client_set_up(client, follow.curl, path);
-        curl_easy_setopt(follow.curl, CURLOPT_WRITEFUNCTION, receive);
-        curl_easy_setopt(follow.curl, CURLOPT_WRITEDATA, &follow);
-        curl_easy_setopt(follow.curl, CURLOPT_HEADERFUNCTION, receive_head);
-        curl_easy_setopt(follow.curl, CURLOPT_HEADERDATA, &follow);
-        curl_multi_add_handle(multi, follow.curl);
-        drive(&follow, multi, &code);
-        curl_easy_getinfo(follow.curl, CURLINFO_RESPONSE_CODE, &status);
-    }
-    if (follow.result == 0 && code == CURLE_OK && follow.accepted && follow.pending_size > 0)
+    if (!follow.curl)
+        return error_set(err, -ENOMEM, "cannot prepare a connection to %s", client->target);
+    client_set_up(client, follow.curl, path);
+    curl_easy_setopt(follow.curl, CURLOPT_WRITEFUNCTION, receive);
+    curl_easy_setopt(follow.curl, CURLOPT_WRITEDATA, &follow);
+    curl_easy_setopt(follow.curl, CURLOPT_HEADERFUNCTION, receive_head);
+    curl_easy_setopt(follow.curl, CURLOPT_HEADERDATA, &follow);
+    result = http_begin(&talk, follow.curl, &patience, err);
+    if (result == 0)
+        result = drive(&follow, &talk);
+    curl_easy_getinfo(follow.curl, CURLINFO_RESPONSE_CODE, &status);
+    if (follow.result == 0 && result == 1 && talk.code == CURLE_OK && follow.accepted &&
+        follow.pending_size > 0)
         follow.result = give_line(&follow, follow.pending, follow.pending_size);
-    if (follow.result != 0)
-        result = follow.result;
-    else if (code != CURLE_OK)
-        result = client_explain(client, follow.curl, code, err);
-    else if (!follow.accepted)
-        result = client_explain_answer(client, status, follow.pending ? follow.pending : "",
-                                       follow.pending_size, err);
-    else
-        result = 0;
-    if (multi && follow.curl)
-        curl_multi_remove_handle(multi, follow.curl);
+    result = follow.result != 0 ? follow.result : conclude(&follow, &talk, result, status);
+    http_end(&talk);
     curl_easy_cleanup(follow.curl);
-    curl_multi_cleanup(multi);
     free(follow.pending);
     return result;
 }
 
-/* Waits for EVENTS on the pipe's socket, forever: the peer answers or the connection breaks (keep-alive). */
-static void pipe_wait(struct client_pipe *pipe, short events)
+/* Waits for EVENTS on the pipe's socket; -ETIMEDOUT when the deadline has passed. */
+static int pipe_wait(struct client_pipe *pipe, short events, uint64_t deadline)
 {
     struct pollfd wait = {.fd = pipe->fd, .events = events};
 
-    poll(&wait, 1, -1);
+    poll(&wait, 1, clock_left_ms(deadline));
+    return clock_left_ms(deadline) == 0 ? -ETIMEDOUT : 0;
 }
 
-static int send_all(struct client_pipe *pipe, const char *text)
+static int send_all(struct client_pipe *pipe, const char *text, uint64_t deadline)
 {
     size_t left = strlen(text);
 
     while (left > 0) {
         ssize_t sent = client_pipe_write(pipe, text, left);
 
-        if (sent == -EAGAIN) {
-            pipe_wait(pipe, POLLOUT);
-            continue;
-        }
+        if (sent == -EAGAIN)
+            sent = pipe_wait(pipe, POLLOUT, deadline);
         if (sent < 0)
             return (int)sent;
         text += sent;
@@ -202,7 +202,8 @@ static int send_all(struct client_pipe *pipe, const char *text)
 }
 
 /* Reads until head holds WANTED bytes or, with WANTED 0, a whole head. Returns the bytes up to there. */
-static ssize_t read_until(struct client_pipe *pipe, char *head, size_t *size, size_t wanted)
+static ssize_t read_until(struct client_pipe *pipe, char *head, size_t *size, size_t wanted,
+                          uint64_t deadline)
 {
     for (;;) {
         char *end = memmem(head, *size, "\r\n\r\n", 4);
@@ -216,8 +217,9 @@ static ssize_t read_until(struct client_pipe *pipe, char *head, size_t *size, si
             return -EPROTO;
         got = client_pipe_read(pipe, head + *size, HEAD_MAX_SIZE - *size);
         if (got == -EAGAIN) {
-            pipe_wait(pipe, POLLIN);
-            continue;
+            got = pipe_wait(pipe, POLLIN, deadline);
+            if (got == 0)
+                continue;
         }
         if (got <= 0)
             return got < 0 ? got : -EPIPE;
@@ -232,13 +234,16 @@ static size_t content_length(const char *head)
     return line ? strtoul(line + strlen("\r\nContent-Length:"), NULL, 10) : 0;
 }
 
-static int read_upgrade(struct client *client, struct client_pipe *pipe, struct ferry_error *err)
+static int read_upgrade(struct client *client, struct client_pipe *pipe, uint64_t deadline,
+                        struct ferry_error *err)
 {
     char head[HEAD_MAX_SIZE + 1] = "";
     size_t size = 0, wanted;
-    ssize_t end = read_until(pipe, head, &size, 0);
+    ssize_t end = read_until(pipe, head, &size, 0, deadline);
     long status;
 
+    if (end == -ETIMEDOUT)
+        return client_explain_silence(client, -ECONNREFUSED, err);
     if (end < 0)
         return error_set(err, -EPIPE, "ferryd at %s closed the connection before it had answered",
                          client->target);
@@ -253,13 +258,14 @@ static int read_upgrade(struct client *client, struct client_pipe *pipe, struct 
     }
     wanted = content_length(head);
     if (wanted > 0 && wanted < HEAD_MAX_SIZE)
-        read_until(pipe, head, &size, (size_t)end + wanted);
+        read_until(pipe, head, &size, (size_t)end + wanted, deadline);
     return client_explain_answer(client, status, head + end, size - (size_t)end, err);
 }
 
 int client_upgrade(struct client *client, const char *path, const char *protocol, struct client_pipe *pipe,
                    struct ferry_error *err)
 {
+    uint64_t deadline = clock_deadline(client->timeout_ms);
     curl_socket_t fd = CURL_SOCKET_BAD;
     CURLcode code;
     char *request;
@@ -282,12 +288,14 @@ int client_upgrade(struct client *client, const char *path, const char *protocol
     request = memory_format("GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: %s\r\n"
                             "User-Agent: ferry/" FERRY_VERSION "\r\n\r\n",
                             path, protocol);
-    result = send_all(pipe, request);
+    result = send_all(pipe, request, deadline);
     free(request);
-    if (result < 0)
+    if (result == -ETIMEDOUT)
+        client_explain_silence(client, -ECONNREFUSED, err);
+    else if (result < 0)
         error_set_errno(err, result, "cannot send to ferryd at %s", client->target);
     else
-        result = read_upgrade(client, pipe, err);
+        result = read_upgrade(client, pipe, deadline, err);
     if (result < 0)
         client_pipe_close(pipe);
     return result;

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define TIMEOUT_MS 1000 /* who types does not wait longer for names */
+
 struct completion {
     struct cli *cli;
     const char *word; /* being completed */
@@ -30,7 +32,7 @@ static void offer_objects(const struct completion *completion, const char *path,
     const json_t *object;
     size_t index;
 
-    if (client_open(&cli->client, cli_target(cli), false, NULL) < 0)
+    if (client_open(&cli->client, cli_target(cli), false, TIMEOUT_MS, NULL) < 0)
         return;
     client_get(&cli->client, path, &list, NULL);
     json_array_foreach(list, index, object)

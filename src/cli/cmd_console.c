@@ -127,8 +127,15 @@ static enum console_end copy(struct console *console)
             {.fd = console->signals.fd, .events = POLLIN},
         };
 
-        if (poll(waits, 3, -1) < 0 && errno != EINTR)
+        int ready = poll(waits, 3, (int)console->cli->client.timeout_ms);
+
+        if (ready < 0 && errno != EINTR)
             return CONSOLE_CLOSED;
+        /* A guest may have nothing to say; a host must live. */
+        if (ready == 0 && client_get(&console->cli->client, "/v1/host", NULL, NULL) < 0)
+            return CONSOLE_CLOSED;
+        if (ready <= 0)
+            continue;
         if (waits[2].revents)
             handle_signal(console, &end);
         if (waits[1].revents & (POLLIN | POLLHUP | POLLERR))

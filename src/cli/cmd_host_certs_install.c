@@ -92,7 +92,7 @@ static int install_for_host(struct cli *cli, const struct ferry_credentials *cre
 {
     json_t *body = NULL;
     json_t *host = NULL;
-    int result = client_open(&cli->client, cli_target(cli), cli->json, err);
+    int result = cli_connect(cli, err);
 
     if (result < 0)
         return result;

@@ -82,6 +82,9 @@ void command_print_synopsis(FILE *out, const struct command *command, size_t ind
 
 /* Which ferryd: --host, else $FERRY_HOST, else /run/ferry. */
 const char *cli_target(const struct cli *cli);
+/* Opens cli->client for that ferryd, which may say nothing for --host-timeout, else $FERRY_HOST_TIMEOUT, else
+ * 10 s. */
+int cli_connect(struct cli *cli, struct ferry_error *err);
 /* Prints an API object as it came. */
 void cli_print_json(struct cli *cli, const json_t *value);
 /* The same in one line, flushed, for answers that go on. */

@@ -47,6 +47,11 @@ const struct option common_options[] = {
      .value_name = "WHERE",
      .help = "the ferryd to talk to: its state directory, its socket, a URL or ADDR:PORT (else $FERRY_HOST, "
              "else /run/ferry)"},
+    {.name = "host-timeout",
+     .kind = VALUE_DURATION,
+     .value_name = "TIME",
+     .help = "how long that ferryd may say nothing (else $FERRY_HOST_TIMEOUT, else 10s); one that is only "
+             "slow is waited for"},
     {.name = "json", .help = "print the API's objects instead of text for people"},
     {.name = "verbose", .letter = 'v', .help = "say more"},
     {.name = "help", .letter = 'h', .help = "explain the command, with examples"},

@@ -48,7 +48,7 @@ static int run_command(struct cli *cli, struct ferry_error *err)
     int result = 0;
 
     if (cli->command->needs_host)
-        result = client_open(&cli->client, cli_target(cli), cli->json, err);
+        result = cli_connect(cli, err);
     if (result == 0)
         result = cli->command->run(cli, err);
     client_close(&cli->client);

@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RETRY_FOR_MS   30000
 #define RETRY_PAUSE_MS 500
 
 char *migration_short_id(const json_t *migration, char text[static MIGRATION_SHORT_SIZE])
@@ -33,6 +32,7 @@ bool migration_is_completed(const json_t *migration)
 struct watching {
     const struct migration_watch *watch;
     json_t *last;
+    bool heard; /* since the stream was begun anew */
 };
 
 static int keep_last(void *opaque, json_t *migration, struct ferry_error *err)
@@ -41,6 +41,7 @@ static int keep_last(void *opaque, json_t *migration, struct ferry_error *err)
 
     json_decref(watching->last);
     watching->last = json_incref(migration);
+    watching->heard = true;
     if (watching->watch->show)
         return watching->watch->show(watching->watch->opaque, migration, err);
     return 0;
@@ -63,14 +64,17 @@ int migration_watch(struct client *client, const char *id, const struct migratio
     struct client_stream stream = {
         .opaque = &watching, .object = keep_last, .step = look_at_wake, .wake_fd = watch->wake_fd};
     char *path = client_path("/v1/migrations/%s/watch", id);
-    uint64_t deadline = clock_deadline(RETRY_FOR_MS);
+    uint64_t deadline = clock_deadline(3 * (int64_t)client->timeout_ms);
     int result;
 
     *last = NULL;
     for (;;) {
         struct pollfd wake = {.fd = watch->wake_fd, .events = POLLIN};
 
+        watching.heard = false;
         result = client_follow(client, path, &stream, err);
+        if (watching.heard)
+            deadline = clock_deadline(3 * (int64_t)client->timeout_ms);
         if (result == 1 || (watching.last && migration_has_ended(watching.last)))
             break;
         if (result < 0 && result != -EPIPE && result != -ECONNREFUSED)

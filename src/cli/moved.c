@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RETRY_FOR_MS   30000
 #define RETRY_PAUSE_MS 500
 
 /* Whether MIGRATION began after VM had (VM may be NULL: not here any more). */
@@ -126,7 +125,7 @@ static int find_now(struct client *client, const char *vm, struct moved *moved, 
 
 int moved_find(struct client *client, const char *vm, struct moved *moved, struct ferry_error *err)
 {
-    uint64_t deadline = clock_deadline(RETRY_FOR_MS);
+    uint64_t deadline = clock_deadline(3 * (int64_t)client->timeout_ms);
     bool told = false;
     int result;
 
@@ -154,7 +153,7 @@ int moved_follow(struct client *client, const char *vm, struct moved *moved, str
         return error_set(err, -EHOSTUNREACH,
                          "%s moved to %s, whose address is not known here; look there with ferry --host", vm,
                          moved->host);
-    result = client_open(&next, moved->address, client->raw, err);
+    result = client_open(&next, moved->address, client->raw, client->timeout_ms, err);
     if (result < 0)
         return error_prefix(err, result, "%s moved to %s", vm, moved->host);
     client_close(client);

@@ -1,6 +1,7 @@
 """Other hosts, and VM processes, that accept and say nothing, are stopped, or are cut off: whoever waits for them ends in the
 time that is set, names them, and keeps nobody else waiting."""
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from hosts import Hosts, Refused, assert_refused, stopped, wait_until
+from hosts import BUILD, Hosts, assert_refused, stopped, wait_until
 from networks import cut, networked_pair, networks, swallow  # noqa: F401
 
 PEER_TIMEOUT_S = 3
@@ -227,7 +228,7 @@ def test_vm_process_that_hangs_is_noticed_in_time_and_can_be_killed(hosts):
         assert 1.5 < time.monotonic() - begin < 2 + SLACK_S
         assert a.post("/v1/vms/other/pause")["state"] == "PAUSED"
         begin = time.monotonic()
-        assert a.post("/v1/vms/web/kill")["pid"] is None
+        assert a.post("/v1/vms/web/kill")["state"] == "STOPPED"
         assert time.monotonic() - begin < 2 + SLACK_S
     assert a.vm("other")["state"] == "PAUSED"
 
@@ -255,3 +256,98 @@ def test_vm_process_that_does_not_get_ready_is_ended_in_time(hosts):
     assert_refused(lambda: a.run("web", cmdline="slow-start=60"), 500, "failed", "did not get ready in time")
     assert time.monotonic() - begin < 2 + SLACK_S
     assert a.vm("web") is None and hosts.vm_processes() == []
+
+
+# --- ferry ---
+
+def ferry(host, *words, timeout="1s", **more):
+    """The command line, as a process."""
+    environment = dict(os.environ, FERRY_HOST=str(host.state_dir), FERRY_HOST_TIMEOUT=timeout)
+    return subprocess.Popen([BUILD / "ferry", *words], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, **more)
+
+
+def assert_gives_up(process, within):
+    begin = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "has said nothing for 1 s" in errors, errors
+    assert time.monotonic() - begin < within + SLACK_S
+
+
+def read_until(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"ended without {text}: {process.stderr.read()}")
+
+
+@pytest.fixture
+def streaming(hosts):
+    """ferry as it follows what host a tells, having got something."""
+    a = hosts.start("a")
+    a.run("web")
+    process = ferry(a, "events", "-f")
+    read_until(process, "VM web started")
+    yield a, process
+    process.kill()
+    process.communicate()
+
+
+def test_ferry_gives_up_a_ferryd_that_says_nothing(hosts):
+    a = hosts.start("a")
+    with stopped(a.process.pid):
+        assert_gives_up(ferry(a, "list"), 1)
+        assert_gives_up(ferry(a, "list", "--host-timeout", "1s", timeout="1h"), 1)
+        assert_gives_up(ferry(a, "events", "-f"), 1)
+        assert_gives_up(ferry(a, "console", "web"), 1)
+
+
+def test_ferry_gives_up_a_stream_of_a_ferryd_that_falls_silent(streaming):
+    a, process = streaming
+    with stopped(a.process.pid):
+        assert_gives_up(process, 1)
+
+
+def test_ferry_goes_on_with_a_stream_that_has_nothing_to_tell(streaming):
+    a, process = streaming
+    time.sleep(4)  # several times the timeout
+    assert process.poll() is None
+    a.run("other")
+    read_until(process, "VM other started")
+
+
+def test_ferry_that_was_stopped_itself_blames_nobody(streaming):
+    a, process = streaming
+    with stopped(process.pid):
+        time.sleep(3)
+    a.run("other")
+    read_until(process, "VM other started")
+
+
+def test_ferry_waits_for_a_ferryd_that_is_slow(hosts):
+    a = hosts.start("a")
+    kernel = a.state_dir / "kernel"
+    kernel.touch()
+    process = ferry(a, "run", "web", "--kernel", str(kernel), "--cmdline", "slow-start=4")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "web is running" in output, errors
+
+
+def test_ferry_does_not_watch_a_ferryd_that_hangs_for_ever(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="slow-move")
+    migration = ferry(a, "migrate", "web", "b")
+    console = ferry(a, "console", "web")
+    wait_until(lambda: a.vm("web")["migration"], "the migration")
+    with stopped(a.process.pid):
+        # The connection is made anew for three timeouts, as when a ferryd is restarted.
+        assert_gives_up(migration, 6)
+        assert_gives_up(console, 8)
+    wait_until(lambda: b.vm("web")["state"] == "RUNNING", "the VM to have moved all the same")
+
+
+@pytest.mark.parametrize("timeout", ["0s", "48h", "soon"])
+def test_timeout_that_cannot_be_is_refused(hosts, timeout):
+    a = hosts.start("a")
+    for process in ferry(a, "list", timeout=timeout), ferry(a, "list", "--host-timeout", timeout):
+        assert process.communicate(timeout=60)[1] and process.returncode == 2
