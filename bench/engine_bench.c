@@ -3,15 +3,17 @@
  * TCP.
  *
  *   engine_bench [-m MIB] [-u USED_MIB] [-s STREAMS] [-w PAGES_PER_S] [-p WINDOW_PAGES] [-n RUNS]
- *                [-b BYTES_PER_S] [-v] [-t]
+ *                [-b BYTES_PER_S] [-v] [-t] [-e]
  *
  * Prints one line a run: total time, downtime and its parts, throughput (from the first page on, the
  * destination's memory being there), bytes, rounds, CPU seconds of both sides per GiB moved. -t touches the
- * destination's memory beforehand, -v prints the session's log.
+ * destination's memory beforehand, -e encrypts, -v prints the session's log.
  */
 #include "base/clock.h"
 #include "base/sock.h"
 #include "engine/testing/fake_guest.h"
+#include "tls/authority.h"
+#include "tls/credentials.h"
 
 #include <ferry/ferry.h>
 
@@ -22,6 +24,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 struct settings {
@@ -34,6 +37,8 @@ struct settings {
     unsigned runs;
     bool verbose;
     bool touched;
+    struct ferry_credentials *source; /* NULL: in the clear */
+    struct ferry_credentials *destination;
 };
 
 static void print_log(void *opaque, enum ferry_log_level level, const char *text)
@@ -59,8 +64,11 @@ static double cpu_seconds(int who)
 static void run_destination(const struct settings *settings, int listen_fd, int ready_fd)
 {
     struct ferry_observer observer = {.opaque = "destination:", .log = settings->verbose ? print_log : NULL};
-    struct ferry_destination_options options = {
-        .migration_id = "bench", .source = "a", .destination = "b", .listen_fd = listen_fd};
+    struct ferry_destination_options options = {.migration_id = "bench",
+                                                .source = "a",
+                                                .destination = "b",
+                                                .listen_fd = listen_fd,
+                                                .credentials = settings->destination};
     struct ferry_session *session;
     struct ferry_error err;
     struct fake_guest guest;
@@ -98,6 +106,7 @@ static void run_once(const struct settings *settings)
                                            .source = "a",
                                            .destination = "b",
                                            .streams = settings->streams,
+                                           .credentials = settings->source,
                                            .bandwidth_limit = settings->bandwidth};
     static struct ferry_progress progress;
     struct ferry_session *session;
@@ -160,12 +169,46 @@ static void run_once(const struct settings *settings)
     fflush(stdout);
 }
 
+/* Of an authority that is gone before anything is sent. */
+static struct ferry_credentials *issue(const char *directory, const char *host)
+{
+    struct certificate_request request = {
+        .name = host, .not_before = time(NULL) - 60, .not_after = time(NULL) + 86400};
+    struct ferry_credentials *credentials = NULL;
+    struct ferry_error err;
+    char *bundle = NULL;
+
+    if (authority_issue(directory, &request, &bundle, NULL, &err) < 0 ||
+        credentials_parse(&credentials, bundle, "a bundle", &err) < 0)
+        fail("certificates", &err);
+    free(bundle);
+    return credentials;
+}
+
+static void encrypt(struct settings *settings)
+{
+    static const char *const files[] = {"authority.key", "authority.pem", "issued"};
+    char directory[] = "/tmp/engine-bench-XXXXXX";
+    char path[64];
+    struct ferry_error err;
+
+    if (!mkdtemp(directory) || authority_init(directory, 1, NULL, &err) < 0)
+        fail("certificates", &err);
+    settings->source = issue(directory, "a");
+    settings->destination = issue(directory, "b");
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(path, sizeof(path), "%s/%s", directory, files[i]);
+        unlink(path);
+    }
+    rmdir(directory);
+}
+
 int main(int argc, char **argv)
 {
     struct settings settings = {.memory = 512u << 20, .runs = 1};
     int option;
 
-    while ((option = getopt(argc, argv, "m:u:s:w:p:n:b:vt")) != -1) {
+    while ((option = getopt(argc, argv, "m:u:s:w:p:n:b:vte")) != -1) {
         uint64_t value = optarg ? strtoull(optarg, NULL, 0) : 0;
 
         switch (option) {
@@ -195,6 +238,9 @@ int main(int argc, char **argv)
             break;
         case 't':
             settings.touched = true;
+            break;
+        case 'e':
+            encrypt(&settings);
             break;
         default:
             return 2;

@@ -285,6 +285,8 @@ struct ferry_fetch_progress {
     uint64_t paused_ns;   /* without a connection */
 };
 
+#define FERRY_ENCRYPTION_SIZE 96
+
 /* A snapshot of a session, and at its end the report. */
 struct ferry_progress {
     enum ferry_state state;
@@ -293,6 +295,8 @@ struct ferry_progress {
     enum ferry_outcome outcome;
     enum ferry_cause cause;
     char error[FERRY_ERROR_TEXT_SIZE]; /* empty when there is none */
+
+    char encryption[FERRY_ENCRYPTION_SIZE]; /* "TLSv1.3 with …"; empty: none, or not connected yet */
 
     uint64_t memory_bytes;    /* guest RAM */
     uint64_t remaining_bytes; /* still to send */
@@ -337,16 +341,27 @@ struct ferry_observer {
 enum ferry_quick_resume {
     FERRY_QUICK_RESUME_OFF = 0,
     FERRY_QUICK_RESUME_ALLOWED, /* when rounds do not converge */
-    FERRY_QUICK_RESUME_NOW,     /* in any case: after quick_resume_rounds rounds, or when no more are needed */
+    FERRY_QUICK_RESUME_NOW, /* in any case: after quick_resume_rounds rounds, or when no more are needed */
 };
+
+/*
+ * Who this side is for encrypted migrations (TLS 1.3): a key, its certificate and the CA that both sides
+ * trust, read from one PEM file, as `ferry host certs` makes them. Each side accepts the other only when its
+ * certificate is of that CA, valid now, and that of the host named in the options. 0, or a negative errno.
+ */
+struct ferry_credentials;
+int ferry_credentials_load(struct ferry_credentials **out, const char *path, struct ferry_error *err);
+/* Sessions made with them keep what they need. NULL allowed. */
+void ferry_credentials_free(struct ferry_credentials *credentials);
 
 struct ferry_source_options {
     char migration_id[FERRY_ID_SIZE];
     uint8_t token[FERRY_TOKEN_SIZE];
     char source[FERRY_NAME_SIZE]; /* host names */
     char destination[FERRY_NAME_SIZE];
-    char address[128];           /* where the destination listens, "ADDR:PORT" */
-    int64_t destination_pid;     /* the destination's VM process, for the log */
+    char address[128];                     /* where the destination listens, "ADDR:PORT" */
+    struct ferry_credentials *credentials; /* NULL: in the clear */
+    int64_t destination_pid;               /* the destination's VM process, for the log */
     bool pass_memory;            /* `address` is a Unix socket's; every region must have a memfd that is
                                     sealed against shrinking */
     unsigned streams;            /* page connections, at most FERRY_STREAMS_MAX; 0: one a CPU, 2 to 8, or 2
@@ -375,10 +390,12 @@ struct ferry_destination_options {
     uint8_t token[FERRY_TOKEN_SIZE];
     char source[FERRY_NAME_SIZE];
     char destination[FERRY_NAME_SIZE];
-    int listen_fd;               /* listening socket; stays the caller's */
-    bool memory_passed;          /* expected; listen_fd is a Unix socket's */
-    uint64_t connect_timeout_ns; /* how long to wait for the source to come; 0: peer_timeout_ns */
-    uint64_t peer_timeout_ns;    /* a silent source is given up after this; 0: default 10 s */
+    int listen_fd;                         /* listening socket; stays the caller's */
+    struct ferry_credentials *credentials; /* NULL: in the clear, and encrypted connections are refused;
+                                              else only encrypted ones are accepted */
+    bool memory_passed;                    /* expected; listen_fd is a Unix socket's */
+    uint64_t connect_timeout_ns;           /* how long to wait for the source to come; 0: peer_timeout_ns */
+    uint64_t peer_timeout_ns;              /* a silent source is given up after this; 0: default 10 s */
 };
 
 struct ferry_session;

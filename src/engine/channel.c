@@ -10,19 +10,28 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static ssize_t socket_readv(struct channel *channel, const struct iovec *iov, int count)
+static ssize_t socket_failed(int error, struct ferry_error *err)
+{
+    if (error == EAGAIN || error == EINTR)
+        return -error;
+    return error_set_errno(err, -error, "the connection broke");
+}
+
+static ssize_t socket_readv(struct channel *channel, const struct iovec *iov, int count,
+                            struct ferry_error *err)
 {
     ssize_t n = readv(channel->fd, iov, count);
 
-    return n < 0 ? -errno : n;
+    return n < 0 ? socket_failed(errno, err) : n;
 }
 
-static ssize_t socket_writev(struct channel *channel, const struct iovec *iov, int count)
+static ssize_t socket_writev(struct channel *channel, const struct iovec *iov, int count,
+                             struct ferry_error *err)
 {
     struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)count};
     ssize_t n = sendmsg(channel->fd, &message, MSG_NOSIGNAL);
 
-    return n < 0 ? -errno : n;
+    return n < 0 ? socket_failed(errno, err) : n;
 }
 
 static void socket_shutdown(struct channel *channel)
@@ -30,11 +39,23 @@ static void socket_shutdown(struct channel *channel)
     shutdown(channel->fd, SHUT_RDWR);
 }
 
+static void socket_finish(struct channel *channel)
+{
+    shutdown(channel->fd, SHUT_WR);
+}
+
+static void socket_close(struct channel *channel)
+{
+    close(channel->fd);
+}
+
 const struct channel_ops channel_socket_ops = {
     .name = "socket",
     .readv = socket_readv,
     .writev = socket_writev,
     .shutdown = socket_shutdown,
+    .finish = socket_finish,
+    .close = socket_close,
 };
 
 void channel_init_socket(struct channel *channel, int fd, int cancel_fd, uint64_t timeout_ns)
@@ -54,7 +75,7 @@ void channel_close(struct channel *channel)
     int fds[CHANNEL_DESCRIPTORS_MAX];
 
     if (channel->ops && channel->fd >= 0)
-        close(channel->fd);
+        channel->ops->close(channel);
     channel->fd = -1;
     for (size_t i = channel_take_descriptors(channel, fds); i-- > 0;)
         close(fds[i]);
@@ -64,6 +85,12 @@ void channel_shutdown(struct channel *channel)
 {
     if (channel->ops && channel->fd >= 0)
         channel->ops->shutdown(channel);
+}
+
+void channel_finish(struct channel *channel)
+{
+    if (channel->ops && channel->fd >= 0)
+        channel->ops->finish(channel);
 }
 
 static int poll_ms(uint64_t deadline)
@@ -106,7 +133,19 @@ int channel_wait(struct channel *channel, short events, uint64_t timeout_ns, str
 
 int channel_await(struct channel *channel, uint64_t timeout_ns, struct ferry_error *err)
 {
-    return channel_wait(channel, POLLIN, timeout_ns, err);
+    uint64_t deadline = timeout_ns == CHANNEL_FOREVER ? CHANNEL_FOREVER : clock_now_ns() + timeout_ns;
+
+    if (!channel->ops->readable)
+        return channel_wait(channel, POLLIN, timeout_ns, err);
+    while (!channel->ops->readable(channel)) {
+        uint64_t now = clock_now_ns();
+        uint64_t left = deadline == CHANNEL_FOREVER ? CHANNEL_FOREVER : now < deadline ? deadline - now : 0;
+        int result = channel_wait(channel, POLLIN, left, err);
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
 }
 
 /* Drops N moved bytes from the front. */
@@ -123,25 +162,35 @@ static void iov_advance(struct iovec **iov, int *count, size_t n)
     }
 }
 
+/* One read that moved something. */
+static ssize_t read_once(struct channel *channel, const struct iovec *iov, int count, uint64_t timeout_ns,
+                         struct ferry_error *err)
+{
+    for (;;) {
+        ssize_t n = channel->ops->readv(channel, iov, count < IOV_MAX ? count : IOV_MAX, err);
+        int result;
+
+        if (n == 0)
+            return error_set(err, -EPIPE, "the other side closed the connection");
+        if (n > 0)
+            __atomic_fetch_add(&channel->bytes_in, (uint64_t)n, __ATOMIC_RELAXED);
+        if (n != -EAGAIN && n != -EINTR)
+            return n;
+        result = n == -EINTR ? 0 : channel_wait(channel, POLLIN, timeout_ns, err);
+        if (result < 0)
+            return result;
+    }
+}
+
 int channel_readv(struct channel *channel, struct iovec *iov, int count, uint64_t timeout_ns,
                   struct ferry_error *err)
 {
     iov_advance(&iov, &count, 0);
     while (count > 0) {
-        ssize_t n = channel->ops->readv(channel, iov, count < IOV_MAX ? count : IOV_MAX);
+        ssize_t n = read_once(channel, iov, count, timeout_ns, err);
 
-        if (n == -EAGAIN || n == -EINTR) {
-            int result = n == -EINTR ? 0 : channel_wait(channel, POLLIN, timeout_ns, err);
-
-            if (result < 0)
-                return result;
-            continue;
-        }
-        if (n == 0)
-            return error_set(err, -EPIPE, "the other side closed the connection");
         if (n < 0)
-            return error_set_errno(err, (int)n, "the connection broke");
-        __atomic_fetch_add(&channel->bytes_in, (uint64_t)n, __ATOMIC_RELAXED);
+            return (int)n;
         iov_advance(&iov, &count, (size_t)n);
     }
     return 0;
@@ -155,11 +204,19 @@ int channel_read(struct channel *channel, void *data, size_t size, uint64_t time
     return channel_readv(channel, &iov, 1, timeout_ns, err);
 }
 
+ssize_t channel_read_some(struct channel *channel, void *data, size_t size, uint64_t timeout_ns,
+                          struct ferry_error *err)
+{
+    struct iovec iov = {.iov_base = data, .iov_len = size};
+
+    return read_once(channel, &iov, 1, timeout_ns, err);
+}
+
 int channel_writev(struct channel *channel, struct iovec *iov, int count, struct ferry_error *err)
 {
     iov_advance(&iov, &count, 0);
     while (count > 0) {
-        ssize_t n = channel->ops->writev(channel, iov, count < IOV_MAX ? count : IOV_MAX);
+        ssize_t n = channel->ops->writev(channel, iov, count < IOV_MAX ? count : IOV_MAX, err);
 
         if (n == -EAGAIN || n == -EINTR) {
             int result = n == -EINTR ? 0 : channel_wait(channel, POLLOUT, channel->write_ns, err);
@@ -169,7 +226,7 @@ int channel_writev(struct channel *channel, struct iovec *iov, int count, struct
             continue;
         }
         if (n < 0)
-            return error_set_errno(err, (int)n, "the connection broke");
+            return (int)n;
         __atomic_fetch_add(&channel->bytes_out, (uint64_t)n, __ATOMIC_RELAXED);
         iov_advance(&iov, &count, (size_t)n);
     }

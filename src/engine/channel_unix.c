@@ -34,7 +34,8 @@ static bool keep_descriptors(struct channel *channel, const struct cmsghdr *cont
     return fits;
 }
 
-static ssize_t unix_readv(struct channel *channel, const struct iovec *iov, int count)
+static ssize_t unix_readv(struct channel *channel, const struct iovec *iov, int count,
+                          struct ferry_error *err)
 {
     union control_room room;
     struct msghdr message = {
@@ -46,17 +47,22 @@ static ssize_t unix_readv(struct channel *channel, const struct iovec *iov, int 
     ssize_t n = recvmsg(channel->fd, &message, MSG_CMSG_CLOEXEC);
     bool fits = true;
 
-    if (n < 0)
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return -errno;
+    if (n < 0)
+        return error_set_errno(err, -errno, "the connection broke");
     for (struct cmsghdr *control = CMSG_FIRSTHDR(&message); control; control = CMSG_NXTHDR(&message, control))
         if (control->cmsg_level == SOL_SOCKET && control->cmsg_type == SCM_RIGHTS)
             fits &= keep_descriptors(channel, control);
-    return fits && !(message.msg_flags & MSG_CTRUNC) ? n : -EBADMSG;
+    if (fits && !(message.msg_flags & MSG_CTRUNC))
+        return n;
+    return error_set(err, -EBADMSG, "more descriptors came than there can be");
 }
 
-static ssize_t unix_writev(struct channel *channel, const struct iovec *iov, int count)
+static ssize_t unix_writev(struct channel *channel, const struct iovec *iov, int count,
+                           struct ferry_error *err)
 {
-    return channel_socket_ops.writev(channel, iov, count);
+    return channel_socket_ops.writev(channel, iov, count, err);
 }
 
 static void unix_shutdown(struct channel *channel)
@@ -64,11 +70,23 @@ static void unix_shutdown(struct channel *channel)
     channel_socket_ops.shutdown(channel);
 }
 
+static void unix_finish(struct channel *channel)
+{
+    channel_socket_ops.finish(channel);
+}
+
+static void unix_close(struct channel *channel)
+{
+    channel_socket_ops.close(channel);
+}
+
 const struct channel_ops channel_unix_ops = {
     .name = "unix",
     .readv = unix_readv,
     .writev = unix_writev,
     .shutdown = unix_shutdown,
+    .finish = unix_finish,
+    .close = unix_close,
 };
 
 void channel_accept_descriptors(struct channel *channel)

@@ -12,11 +12,12 @@
 /* At most between two signs of life; the shortest peer timeout of a ferryd is four times that. */
 #define INTERVAL_MAX_NS (250 * NS_PER_MS)
 
-void control_open(struct control *control, struct ferry_session *session, int fd)
+void control_open(struct control *control, struct ferry_session *session, const struct channel *channel)
 {
     *control = (struct control){.session = session, .open = true};
-    sock_tune(fd, (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
-    link_init(&control->link, fd, session->stop_fd, session->settings.peer_timeout_ns);
+    sock_tune(channel->fd, (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
+    link_init_channel(&control->link, channel);
+    session_note_encryption(session, channel);
     session_add_channel(session, &control->link.channel);
 }
 
@@ -216,16 +217,10 @@ static void drain(struct control *control)
     uint64_t deadline = clock_now_ns() + LAST_WORDS_NS;
     uint8_t bytes[4096];
 
-    shutdown(control->link.channel.fd, SHUT_WR);
+    channel_finish(&control->link.channel);
     while (clock_now_ns() < deadline) {
-        struct iovec iov = {.iov_base = bytes, .iov_len = 1};
-
-        if (channel_readv(&control->link.channel, &iov, 1, LAST_WORDS_NS, NULL) < 0)
+        if (channel_read_some(&control->link.channel, bytes, sizeof(bytes), LAST_WORDS_NS, NULL) < 0)
             return;
-        while (control->link.channel.ops->readv(&control->link.channel,
-                                                &(struct iovec){.iov_base = bytes, .iov_len = sizeof(bytes)},
-                                                1) > 0)
-            continue;
     }
 }
 

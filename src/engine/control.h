@@ -24,8 +24,8 @@ struct control {
     uint64_t excused_ns; /* the peer's KEEPALIVEs alone are good enough until then; 0: always */
 };
 
-/* Takes FD over. */
-void control_open(struct control *control, struct ferry_session *session, int fd);
+/* Takes *CHANNEL over, which is copied. */
+void control_open(struct control *control, struct ferry_session *session, const struct channel *channel);
 void control_close(struct control *control);
 
 int control_send(struct control *control, enum wire_type type, uint8_t flags, const struct buffer *body,

@@ -68,10 +68,10 @@ static int destination_admit_control(struct destination *destination, struct wir
 {
     struct ferry_session *session = destination->session;
     uint64_t deadline = clock_now_ns() + session->settings.connect_timeout_ns;
-    int fd = -1;
+    struct channel channel;
 
     for (;;) {
-        int result = gate_admit(&destination->gate, -1, deadline, hello, &fd, err);
+        int result = gate_admit(&destination->gate, -1, deadline, hello, &channel, err);
 
         if (result == -EPROTONOSUPPORT)
             return destination_failed(session, FERRY_CAUSE_VERSION, result, err);
@@ -79,15 +79,16 @@ static int destination_admit_control(struct destination *destination, struct wir
             return destination_failed(session, FERRY_CAUSE_NETWORK, result, err);
         if (hello->connection == WIRE_CONNECTION_CONTROL)
             break;
-        gate_turn_away(fd, FERRY_CAUSE_NETWORK, "a page connection came before the control connection");
+        gate_turn_away(&destination->gate, &channel, FERRY_CAUSE_NETWORK,
+                       "a page connection came before the control connection");
     }
-    control_open(&destination->control, session, fd);
+    control_open(&destination->control, session, &channel);
     destination->control.link.received = 1;
     destination->streams = hello->streams;
     if (!session->settings.pass_memory)
         return 0;
     channel_accept_descriptors(&destination->control.link.channel);
-    return passed_check_peer(session, fd, err);
+    return passed_check_peer(session, channel.fd, err);
 }
 
 /* Memory is made ready, with the source's word for what it will hold, COUNT regions. */
@@ -242,10 +243,10 @@ static int destination_admit_streams(struct destination *destination, struct fer
 
     for (unsigned left = destination->streams; left > 0;) {
         struct wire_hello hello;
-        int fd;
+        struct channel channel;
 
-        result =
-            gate_admit(&destination->gate, destination->control.link.channel.fd, deadline, &hello, &fd, err);
+        result = gate_admit(&destination->gate, destination->control.link.channel.fd, deadline, &hello,
+                            &channel, err);
         if (result == -ENOTCONN) {
             result = destination_hear(destination, err);
             break;
@@ -256,12 +257,13 @@ static int destination_admit_streams(struct destination *destination, struct fer
         }
         if (hello.connection != WIRE_CONNECTION_PAGES || hello.streams != destination->streams ||
             there[hello.index]) {
-            gate_turn_away(fd, FERRY_CAUSE_NETWORK, "this migration is under way already");
+            gate_turn_away(&destination->gate, &channel, FERRY_CAUSE_NETWORK,
+                           "this migration is under way already");
             continue;
         }
         there[hello.index] = true;
-        sock_tune(fd, (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
-        link_init(&links[hello.index], fd, session->stop_fd, session->settings.peer_timeout_ns);
+        sock_tune(channel.fd, (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
+        link_init_channel(&links[hello.index], &channel);
         links[hello.index].received = 1;
         left--;
     }
@@ -518,6 +520,9 @@ static int destination_begin(struct destination *destination, struct ferry_error
                 "Migration %s from %s (source ip %s): protocol version %u, %u page connections",
                 session->handover.migration_id, session->handover.source, address, hello.version,
                 destination->streams);
+    if (destination->control.link.channel.tls)
+        session_log(session, FERRY_LOG_INFO, "Encrypted: %s, and %s is who its certificate says",
+                    session->progress.encryption, session->handover.source);
     result = destination_greet(destination, &hello, err);
     if (result == 0)
         result = session->settings.pass_memory ? passed_take(destination, err)

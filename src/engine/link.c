@@ -10,6 +10,11 @@ void link_init(struct link *link, int fd, int cancel_fd, uint64_t timeout_ns)
     channel_init_socket(&link->channel, fd, cancel_fd, timeout_ns);
 }
 
+void link_init_channel(struct link *link, const struct channel *channel)
+{
+    *link = (struct link){.channel = *channel, .out = BUFFER_INIT, .in = BUFFER_INIT};
+}
+
 void link_close(struct link *link)
 {
     channel_close(&link->channel);

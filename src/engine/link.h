@@ -32,6 +32,8 @@ struct frame {
 
 /* Takes FD over. */
 void link_init(struct link *link, int fd, int cancel_fd, uint64_t timeout_ns);
+/* Takes *CHANNEL over, which is copied. */
+void link_init_channel(struct link *link, const struct channel *channel);
 /* Closes the channel and frees; a zeroed link with fd -1 is allowed. */
 void link_close(struct link *link);
 

@@ -37,31 +37,29 @@ static void postcopy_detach(struct postcopy *postcopy)
     }
 }
 
-static void close_all(int fds[static FERRY_STREAMS_MAX])
+static void close_all(struct channel channels[static FERRY_STREAMS_MAX])
 {
-    for (size_t i = 0; i < FERRY_STREAMS_MAX; i++) {
-        if (fds[i] >= 0)
-            close(fds[i]);
-        fds[i] = -1;
-    }
+    for (size_t i = 0; i < FERRY_STREAMS_MAX; i++)
+        channel_close(&channels[i]);
 }
 
-/* All connections of one attempt of the source's; WATCH_FD as gate_admit's. Descriptors are the caller's. */
+/* All connections of one attempt of the source's; WATCH_FD as gate_admit's. The channels are the caller's. */
 static int admit(struct postcopy *postcopy, int watch_fd, uint64_t deadline,
-                 int fds[static FERRY_STREAMS_MAX], struct ferry_error *err)
+                 struct channel channels[static FERRY_STREAMS_MAX], struct ferry_error *err)
 {
     uint64_t timeout = postcopy->session->settings.peer_timeout_ns;
     uint64_t patience = deadline;
     size_t count = 0;
 
-    memset(fds, -1, FERRY_STREAMS_MAX * sizeof(fds[0]));
+    for (size_t i = 0; i < FERRY_STREAMS_MAX; i++)
+        channels[i] = (struct channel){.fd = -1};
     while (count < postcopy->stream_count) {
         struct wire_hello hello;
-        int fd = -1;
-        int result = gate_admit(&postcopy->destination->gate, watch_fd, patience, &hello, &fd, err);
+        struct channel channel;
+        int result = gate_admit(&postcopy->destination->gate, watch_fd, patience, &hello, &channel, err);
 
         if (result < 0) {
-            close_all(fds);
+            close_all(channels);
             if (result != -ETIMEDOUT || patience == deadline)
                 return result;
             patience = deadline; /* that attempt came to nothing */
@@ -69,14 +67,15 @@ static int admit(struct postcopy *postcopy, int watch_fd, uint64_t deadline,
             continue;
         }
         if (hello.connection != WIRE_CONNECTION_FETCH || hello.streams != postcopy->stream_count) {
-            gate_turn_away(fd, FERRY_CAUSE_NETWORK, "this migration is under way already");
+            gate_turn_away(&postcopy->destination->gate, &channel, FERRY_CAUSE_NETWORK,
+                           "this migration is under way already");
             continue;
         }
-        if (fds[hello.index] >= 0)
-            close(fds[hello.index]); /* of an attempt before */
+        if (channels[hello.index].fd >= 0)
+            channel_close(&channels[hello.index]); /* of an attempt before */
         else
             count++;
-        fds[hello.index] = fd;
+        channels[hello.index] = channel;
         /* Once one is here the others are on their way. */
         patience = clock_now_ns() + timeout < deadline ? clock_now_ns() + timeout : deadline;
     }
@@ -137,8 +136,9 @@ static void ask_again(struct postcopy *postcopy)
         postcopy_request(postcopy, wanted, count);
 }
 
-/* READY, and then the connections work. Also on failure the descriptors are taken over. */
-static int attach(struct postcopy *postcopy, const int fds[static FERRY_STREAMS_MAX], struct ferry_error *err)
+/* READY, and then the connections work. Also on failure the channels are taken over. */
+static int attach(struct postcopy *postcopy, const struct channel channels[static FERRY_STREAMS_MAX],
+                  struct ferry_error *err)
 {
     struct ferry_session *session = postcopy->session;
     uint64_t left = __atomic_load_n(&postcopy->left, __ATOMIC_ACQUIRE);
@@ -151,8 +151,8 @@ static int attach(struct postcopy *postcopy, const int fds[static FERRY_STREAMS_
     for (size_t i = 0; i < postcopy->stream_count; i++) {
         struct link *link = &postcopy->streams[i].link;
 
-        sock_tune(fds[i], (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
-        link_init(link, fds[i], session->stop_fd, session->settings.peer_timeout_ns);
+        sock_tune(channels[i].fd, (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
+        link_init_channel(link, &channels[i]);
         link->received = 1;
         session_add_channel(session, &link->channel);
     }
@@ -276,7 +276,7 @@ int postcopy_begin(struct postcopy **out, struct destination *destination, uint1
     struct ferry_session *session = destination->session;
     struct postcopy *postcopy = postcopy_new(destination, connections);
     struct buffer body = BUFFER_INIT;
-    int fds[FERRY_STREAMS_MAX];
+    struct channel channels[FERRY_STREAMS_MAX];
     int result = postcopy ? 0 : error_set(err, -ENOMEM, "out of memory for quick resume");
 
     *out = postcopy;
@@ -290,9 +290,9 @@ int postcopy_begin(struct postcopy **out, struct destination *destination, uint1
     if (result < 0)
         return result;
     result = admit(postcopy, destination->control.link.channel.fd,
-                   clock_now_ns() + session->settings.peer_timeout_ns, fds, err);
+                   clock_now_ns() + session->settings.peer_timeout_ns, channels, err);
     if (result == 0)
-        result = attach(postcopy, fds, err);
+        result = attach(postcopy, channels, err);
     if (result == -ECANCELED && session_check(session, err) < 0)
         return session_check(session, NULL);
     return result < 0 ? session_fail_network(session, result, err) : 0;
@@ -432,7 +432,7 @@ static bool reconnect(struct postcopy *postcopy)
     struct ferry_error err = {0};
     char text[FERRY_ERROR_TEXT_SIZE];
     uint64_t since = clock_now_ns();
-    int fds[FERRY_STREAMS_MAX];
+    struct channel channels[FERRY_STREAMS_MAX];
     int result;
 
     if (fetch_end(postcopy, &err))
@@ -452,9 +452,9 @@ static bool reconnect(struct postcopy *postcopy)
         session->ops->hold(session->guest, true, text);
     session_log(session, FERRY_LOG_WARN, "The guest is paused: %s", text);
     for (;;) {
-        result = admit(postcopy, -1, UINT64_MAX, fds, &err);
+        result = admit(postcopy, -1, UINT64_MAX, channels, &err);
         if (result == 0)
-            result = attach(postcopy, fds, &err);
+            result = attach(postcopy, channels, &err);
         if (result == 0)
             break;
         if (fetch_end(postcopy, &err))
@@ -518,12 +518,12 @@ static void say_goodbye(struct postcopy *postcopy, const struct wire_fetched *fe
 {
     struct ferry_session *session = postcopy->session;
     struct ferry_error err = {0};
-    int fds[FERRY_STREAMS_MAX];
+    struct channel channels[FERRY_STREAMS_MAX];
 
     if (tell_fetched(postcopy, fetched))
         return;
-    if (admit(postcopy, -1, clock_now_ns() + session->settings.peer_timeout_ns, fds, &err) == 0 &&
-        attach(postcopy, fds, &err) == 0 && tell_fetched(postcopy, fetched))
+    if (admit(postcopy, -1, clock_now_ns() + session->settings.peer_timeout_ns, channels, &err) == 0 &&
+        attach(postcopy, channels, &err) == 0 && tell_fetched(postcopy, fetched))
         return;
     session_log(session, FERRY_LOG_WARN, "All memory is here, but %s could not be told",
                 session->handover.source);

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/thread.h"
+#include "engine/channel_tls.h"
 #include "engine/policy.h"
 
 #include <assert.h>
@@ -61,6 +62,14 @@ static int text_check(const char *text, size_t size, const char *what, struct fe
     return 0;
 }
 
+/* Descriptors come beside the bytes, not in them. */
+static int encryption_check(const struct session_settings *settings, struct ferry_error *err)
+{
+    if (settings->credentials && settings->pass_memory)
+        return error_set(err, -EINVAL, "memory is passed within a host, and not encrypted");
+    return 0;
+}
+
 static int session_new(struct ferry_session **out, enum session_role role,
                        const struct ferry_handover *handover, const struct session_settings *settings,
                        const struct ferry_guest_ops *ops, void *guest, const struct ferry_observer *observer,
@@ -73,6 +82,8 @@ static int session_new(struct ferry_session **out, enum session_role role,
         result = text_check(handover->source, sizeof(handover->source), "source host", err);
     if (result == 0)
         result = text_check(handover->destination, sizeof(handover->destination), "destination host", err);
+    if (result == 0)
+        result = encryption_check(settings, err);
     if (result == 0)
         result = fault_plan_parse(&faults, getenv("FERRY_FAULT"), err);
     if (result < 0)
@@ -94,6 +105,7 @@ static int session_new(struct ferry_session **out, enum session_role role,
     if (observer)
         session->observer = *observer;
     session->settings = *settings;
+    credentials_ref(session->settings.credentials);
     session->handover = *handover;
     session->faults = faults;
     session->faults.drop = drop_connections;
@@ -125,6 +137,7 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
 {
     struct ferry_handover handover = {0};
     struct session_settings settings = {
+        .credentials = options->credentials,
         .peer_timeout_ns = setting(options->peer_timeout_ns, DEFAULT_PEER_TIMEOUT_NS),
         .verify_memory = options->verify_memory || getenv("FERRY_VERIFY_MEMORY"),
         .destination_pid = options->destination_pid,
@@ -172,6 +185,7 @@ int ferry_destination_new(struct ferry_session **out, const struct ferry_destina
 {
     struct ferry_handover handover = {0};
     struct session_settings settings = {
+        .credentials = options->credentials,
         .peer_timeout_ns = setting(options->peer_timeout_ns, DEFAULT_PEER_TIMEOUT_NS),
         .listen_fd = options->listen_fd,
         .pass_memory = options->memory_passed,
@@ -202,6 +216,7 @@ void ferry_session_free(struct ferry_session *session)
         return;
     close(session->stop_fd);
     pthread_mutex_destroy(&session->lock);
+    credentials_unref(session->settings.credentials);
     explicit_bzero(session->settings.token, sizeof(session->settings.token));
     free(session);
 }
@@ -405,6 +420,16 @@ void session_add_channel(struct ferry_session *session, struct channel *channel)
 static uint64_t channel_bytes(const struct ferry_session *session, const struct channel *channel)
 {
     return session->role == SESSION_SOURCE ? channel_bytes_out(channel) : channel_bytes_in(channel);
+}
+
+void session_note_encryption(struct ferry_session *session, const struct channel *channel)
+{
+    char text[TLS_STREAM_TEXT_SIZE];
+
+    channel_describe_encryption(channel, text);
+    pthread_mutex_lock(&session->lock);
+    snprintf(session->progress.encryption, sizeof(session->progress.encryption), "%s", text);
+    pthread_mutex_unlock(&session->lock);
 }
 
 void session_remove_channel(struct ferry_session *session, struct channel *channel)

@@ -25,6 +25,7 @@
 
 struct session_settings {
     uint8_t token[FERRY_TOKEN_SIZE];
+    struct ferry_credentials *credentials; /* a reference; NULL: in the clear */
     uint64_t peer_timeout_ns;
     bool verify_memory;
 
@@ -134,6 +135,8 @@ int session_fault(struct ferry_session *session, enum fault_point point, struct 
 void session_add_channel(struct ferry_session *session, struct channel *channel);
 void session_remove_channel(struct ferry_session *session, struct channel *channel);
 uint64_t session_wire_bytes(struct ferry_session *session);
+/* How CHANNEL is encrypted, for the report. */
+void session_note_encryption(struct ferry_session *session, const struct channel *channel);
 
 static inline void session_count(uint64_t *counter, uint64_t by)
 {

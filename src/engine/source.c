@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/sock.h"
+#include "engine/channel_tls.h"
 #include "engine/passed.h"
 #include "engine/postcopy_source.h"
 #include "engine/precopy.h"
@@ -65,19 +66,39 @@ static void source_hello(const struct source *source, struct wire_hello *hello)
     memcpy(hello->destination, session->handover.destination, sizeof(hello->destination));
 }
 
+/* A connection to the destination, encrypted if the session is. */
+static int source_dial(struct source *source, struct channel *channel, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    uint64_t timeout_ns = session->settings.peer_timeout_ns;
+    int fd = sock_connect(session->settings.address, connect_deadline(session), session->stop_fd, err);
+    int result = 0;
+
+    if (fd < 0)
+        return fd;
+    sock_tune(fd, (unsigned)(timeout_ns / NS_PER_MS), NULL);
+    channel_init_socket(channel, fd, session->stop_fd, timeout_ns);
+    if (session->settings.credentials)
+        result = channel_start_tls(channel, session->settings.credentials, session->handover.destination,
+                                   timeout_ns, err);
+    if (result < 0)
+        channel_close(channel);
+    return result;
+}
+
 static int source_connect(struct source *source, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
     char local[SOCK_ADDRESS_SIZE] = "unknown";
-    int fd = sock_connect(session->settings.address, connect_deadline(session), session->stop_fd, err);
+    struct channel channel;
+    int result = source_dial(source, &channel, err);
 
-    if (fd < 0)
-        return source_failed(session, FERRY_CAUSE_NETWORK, fd, err);
-    sock_local_address(fd, local, NULL);
-    control_open(&source->control, session, fd);
+    if (result < 0)
+        return source_failed(session, FERRY_CAUSE_NETWORK, result, err);
+    sock_local_address(channel.fd, local, NULL);
+    control_open(&source->control, session, &channel);
     if (session->settings.pass_memory) {
-        int result = passed_check_peer(session, fd, err);
-
+        result = passed_check_peer(session, channel.fd, err);
         if (result < 0)
             return result;
     }
@@ -85,6 +106,9 @@ static int source_connect(struct source *source, struct ferry_error *err)
                 "Migration %s set up: source ip %s, destination ip %s, destination VM process id %lld",
                 session->handover.migration_id, local, session->settings.address,
                 (long long)session->settings.destination_pid);
+    if (source->control.link.channel.tls)
+        session_log(session, FERRY_LOG_INFO, "Encrypted: %s, and %s is who its certificate says",
+                    session->progress.encryption, session->handover.destination);
     return 0;
 }
 
@@ -175,22 +199,20 @@ out:
 int source_open_stream(struct source *source, enum wire_connection kind, unsigned index, unsigned count,
                        struct link *link, struct ferry_error *err)
 {
-    struct ferry_session *session = source->session;
     struct buffer body = BUFFER_INIT;
     struct wire_hello hello;
-    int fd = sock_connect(session->settings.address, connect_deadline(session), session->stop_fd, err);
+    struct channel channel;
+    int result = source_dial(source, &channel, err);
 
-    if (fd < 0)
-        return fd;
-    sock_tune(fd, (unsigned)(session->settings.peer_timeout_ns / NS_PER_MS), NULL);
-    link_init(link, fd, session->stop_fd, session->settings.peer_timeout_ns);
+    if (result < 0)
+        return result;
+    link_init_channel(link, &channel);
     source_hello(source, &hello);
     hello.connection = kind;
     hello.index = (uint16_t)index;
     hello.streams = (uint16_t)count;
     wire_hello_encode(&body, &hello);
-
-    int result = link_send(link, WIRE_HELLO, 0, &body, err);
+    result = link_send(link, WIRE_HELLO, 0, &body, err);
 
     buffer_free(&body);
     if (result < 0)
@@ -256,10 +278,9 @@ static int source_hear(struct source *source, struct ferry_error *err)
     struct frame frame;
     struct ferry_error why = {0};
     struct channel *channel = &source->control.link.channel;
-    uint8_t byte;
 
     /* A KEEPALIVE must not make us wait for a frame after it. */
-    while (recv(channel->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0) {
+    while (channel_await(channel, 0, NULL) == 0) {
         int result = link_receive(&source->control.link, &frame, channel->read_ns, &why);
         struct wire_reason reason;
 

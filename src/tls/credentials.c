@@ -4,6 +4,8 @@
 #include "tls/private_file.h"
 #include "tls/words.h"
 
+#include <ferry/ferry.h>
+
 #include <errno.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
@@ -225,7 +227,7 @@ static bool has_dns_name(X509 *certificate, const char *host)
 }
 
 /* OpenSSL takes capital letters in a host's name for small ones. To Ferry "A" and "a" are two hosts. */
-static int check_peer(int good, X509_STORE_CTX *check)
+int credentials_verify(int good, X509_STORE_CTX *check)
 {
     const char *expected = X509_VERIFY_PARAM_get0_host(X509_STORE_CTX_get0_param(check), 0);
 
@@ -266,7 +268,7 @@ int credentials_apply(const struct ferry_credentials *credentials, SSL_CTX *cont
         return words_set(err, -ENOMEM, "cannot prepare TLS");
     }
     SSL_CTX_set_cert_store(context, store);
-    SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, check_peer);
+    SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, credentials_verify);
     if (!SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) ||
         !SSL_CTX_set_max_proto_version(context, TLS1_3_VERSION) ||
         !SSL_CTX_set_ciphersuites(context, cipher_suites()) ||
@@ -286,9 +288,8 @@ static int make_context(struct ferry_credentials *credentials, struct ferry_erro
     SSL_CTX_set_session_cache_mode(credentials->context, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_num_tickets(credentials->context, 0);
     SSL_CTX_set_options(credentials->context, SSL_OP_NO_TICKET | SSL_OP_CIPHER_SERVER_PREFERENCE);
-    SSL_CTX_set_mode(credentials->context, SSL_MODE_ENABLE_PARTIAL_WRITE |
-                                               SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
-                                               SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_set_mode(credentials->context,
+                     SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     return credentials_apply(credentials, credentials->context, NULL, err);
 }
 
@@ -374,6 +375,16 @@ void credentials_unref(struct ferry_credentials *credentials)
 {
     if (credentials && __atomic_sub_fetch(&credentials->refs, 1, __ATOMIC_ACQ_REL) == 0)
         credentials_free(credentials);
+}
+
+int ferry_credentials_load(struct ferry_credentials **out, const char *path, struct ferry_error *err)
+{
+    return credentials_load(out, path, err);
+}
+
+void ferry_credentials_free(struct ferry_credentials *credentials)
+{
+    credentials_unref(credentials);
 }
 
 /* ---- what is in it ---- */

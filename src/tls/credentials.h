@@ -61,6 +61,8 @@ int credentials_apply(const struct ferry_credentials *credentials, SSL_CTX *cont
                       struct ferry_error *err);
 /* The other side of SSL must be PEER. False: no memory. */
 bool credentials_expect(SSL *ssl, const char *peer);
+/* The verify callback of these contexts, for who sets one of his own that calls it. */
+int credentials_verify(int good, X509_STORE_CTX *check);
 
 /* Who showed a certificate, by another TLS library. */
 #define CREDENTIALS_NAME_SIZE 80

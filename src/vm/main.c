@@ -33,7 +33,7 @@ static const char usage[] =
     "DIR\n"
     "  --paused        do not let it run until it is resumed\n"
     "  --ready-fd N    write one line of JSON to descriptor N when the VM runs or cannot\n"
-    "  --insecure      a migration may arrive on addresses other than loopback, unencrypted\n"
+    "  --insecure      a migration may arrive on addresses other than loopback unencrypted, too\n"
     "  --host NAME     this host's name, as the other hosts know it\n"
     "  --lock-dir DIR  where the lock of a VM without a writable disk file is, shared with the other hosts\n"
     "  --lock-wait SECONDS\n"

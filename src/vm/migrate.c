@@ -100,6 +100,7 @@ json_t *migration_json(const struct migration *migration, bool with_log)
                   "ended", migration->ended[0] ? migration->ended : NULL);
     if (!json)
         return json_null();
+    json_object_set_new(json, "encryption", json_string(progress->encryption));
     set_number(json, "memory_bytes", progress->memory_bytes);
     set_number(json, "remaining_bytes", progress->remaining_bytes);
     set_number(json, "wire_bytes", progress->wire_bytes);
@@ -467,6 +468,20 @@ static int source_throttle_max(struct ferry_source_options *options, const json_
     return result;
 }
 
+/* The credentials in the file that the parameter "certificate" names; without one there are none, and the
+ * migration is not encrypted. */
+static int load_credentials(struct ferry_credentials **out, const json_t *params, struct ferry_error *err)
+{
+    const json_t *path = json_object_get(params, "certificate");
+
+    *out = NULL;
+    if (!path)
+        return 0;
+    if (!json_is_string(path))
+        return error_set(err, -EINVAL, "parameter \"certificate\" must be a path");
+    return ferry_credentials_load(out, json_string_value(path), err);
+}
+
 static int source_options(struct ferry_source_options *options, const struct migration *migration,
                           json_t *params, struct ferry_error *err)
 {
@@ -483,6 +498,7 @@ static int source_options(struct ferry_source_options *options, const struct mig
                                         "verify_memory",
                                         "peer_timeout",
                                         "pass_memory",
+                                        "certificate",
                                         NULL};
     uint64_t pid = 0, streams = 0;
     int result = params_only(params, names, err);
@@ -514,6 +530,8 @@ static int source_options(struct ferry_source_options *options, const struct mig
         result = source_known(options, json_object_get(params, "known"), err);
     if (!result)
         result = params_number(params, "peer_timeout", INT64_MAX, &options->peer_timeout_ns, err);
+    if (!result)
+        result = load_credentials(&options->credentials, params, err);
     options->destination_pid = (int64_t)pid;
     options->streams = (unsigned)streams;
     return result;
@@ -534,6 +552,7 @@ int migration_send(struct vm *vm, json_t *params, struct ferry_error *err)
         return result;
     observer = migration_observer(migration);
     result = ferry_source_new(&migration->session, &options, &vm_guest_ops, vm, &observer, err);
+    ferry_credentials_free(options.credentials);
     if (result)
         return result;
     result = migration_run(migration, err);
@@ -552,9 +571,10 @@ static int migration_listen(struct migration *migration, json_t *params, char ad
 
     if (result)
         return result;
-    if (!migration->vm->options.insecure && !sock_address_is_loopback(listen))
+    if (!json_object_get(params, "certificate") && !migration->vm->options.insecure &&
+        !sock_address_is_loopback(listen))
         return error_set(err, -EPERM,
-                         "without certificates a migration listens on loopback addresses only, not on %s",
+                         "without a certificate a migration listens on loopback addresses only, not on %s",
                          listen);
     if (migration->vm->options.former_fd >= 0 && !strchr(listen, '/'))
         return error_set(err, -EINVAL, "memory is passed by a Unix socket, which %s is not", listen);
@@ -580,8 +600,11 @@ static int destination_start(struct migration *migration, json_t *params, struct
     if (!result)
         result = params_number(params, "peer_timeout", INT64_MAX, &options.peer_timeout_ns, err);
     if (!result)
+        result = load_credentials(&options.credentials, params, err);
+    if (!result)
         result = ferry_destination_new(&migration->session, &options, &vm_guest_ops, migration->vm, &observer,
                                        err);
+    ferry_credentials_free(options.credentials);
     explicit_bzero(options.token, sizeof(options.token));
     if (!result)
         result = migration_run(migration, err);
@@ -590,8 +613,8 @@ static int destination_start(struct migration *migration, json_t *params, struct
 
 int migration_receive(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
 {
-    static const char *const names[] = {"id",     "token",        "source", "destination",
-                                        "listen", "peer_timeout", NULL};
+    static const char *const names[] = {"id",     "token",        "source",      "destination",
+                                        "listen", "peer_timeout", "certificate", NULL};
     char address[SOCK_ADDRESS_SIZE];
     struct migration *migration;
     int code = params_only(params, names, err);

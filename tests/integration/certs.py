@@ -28,3 +28,10 @@ class Authority:
         path = self.directory / f"{name}-{self.count}.pem"
         self.run("issue", name, *words, "--out", path)
         return path
+
+    def issue_expired(self, name):
+        self.count += 1
+        path = self.directory / f"{name}-{self.count}.pem"
+        subprocess.run([BUILD / "tests" / "host" / "expired_certificate", self.directory / "ca", name, path], check=True,
+                       timeout=DEADLINE)
+        return path

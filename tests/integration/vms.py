@@ -267,14 +267,15 @@ class Vms:
     def start_incoming(self, name, definition):
         return self.start(name, definition, "--incoming")
 
-    def prepare(self, source, destination, token=None, listen="127.0.0.1:0"):
-        """Up to the word to start; returns the parameters of migrate.send."""
+    def prepare(self, source, destination, token=None, listen="127.0.0.1:0", certificates=(None, None)):
+        """Up to the word to start; returns the parameters of migrate.send. CERTIFICATES are files, the source's first."""
         name = {"source": source.directory.name, "destination": destination.directory.name}
         identity = {"id": str(uuid.uuid4()), "token": token or secrets.token_hex(32)}
         source.control.call("subscribe")
         source.control.call("migrate.prepare", id=identity["id"], **name)
-        address = destination.control.call("migrate.receive", listen=listen, **identity, **name)["address"]
-        return {**identity, "address": address, "destination_pid": destination.pid}
+        ours, theirs = ({"certificate": str(file)} if file else {} for file in certificates)
+        address = destination.control.call("migrate.receive", listen=listen, **identity, **name, **theirs)["address"]
+        return {**identity, "address": address, "destination_pid": destination.pid, **ours}
 
     def start_upgrade(self, name, source, **more):
         """A new process of the same host, to which SOURCE's VM is to go."""

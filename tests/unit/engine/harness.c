@@ -99,6 +99,8 @@ static bool forward(struct proxy *proxy, int from, int to)
 
     if (n <= 0)
         return false;
+    if (proxy->needle[0] && memmem(bytes, (size_t)n, proxy->needle, NEEDLE_SIZE))
+        proxy->found++;
     for (ssize_t done = 0; done < n;) {
         ssize_t m = send(to, bytes + done, (size_t)(n - done), MSG_NOSIGNAL);
 
@@ -210,6 +212,17 @@ void migration_init(struct migration *m, const uint64_t *sizes, size_t count, bo
     assert_true(m->destination_options.listen_fd >= 0);
     assert_int_equal(sock_local_address(m->destination_options.listen_fd, m->source_options.address, NULL),
                      0);
+    if (getenv("UNIT_TLS"))
+        migration_encrypt(m);
+}
+
+void migration_encrypt(struct migration *m)
+{
+    m->certificates = calloc(1, sizeof(*m->certificates));
+    certificates_make(m->certificates);
+    m->source_options.credentials = certificates_issue(m->certificates, m->source_options.source);
+    m->destination_options.credentials =
+        certificates_issue(m->certificates, m->destination_options.destination);
 }
 
 void migration_pass_memory(struct migration *m)
@@ -318,6 +331,11 @@ void migration_free(struct migration *m)
     close(m->destination_options.listen_fd);
     if (m->socket_path[0])
         unlink(m->socket_path);
+    credentials_unref(m->source_options.credentials);
+    credentials_unref(m->destination_options.credentials);
+    if (m->certificates)
+        certificates_remove(m->certificates);
+    free(m->certificates);
     fake_guest_destroy(&m->source);
     fake_guest_destroy(&m->destination);
     fake_owner_destroy(&m->owner);

@@ -7,12 +7,16 @@
  *     m.source_options.streams = 2;           settings, before
  *     migration_run(&m);                      both sessions, to their ends
  *     migration_free(&m);
+ *
+ * With UNIT_TLS in the environment every migration is encrypted, so that all tests can be run that way, too.
  */
 #ifndef TESTS_UNIT_ENGINE_HARNESS_H
 #define TESTS_UNIT_ENGINE_HARNESS_H
 
 #include "base/thread.h"
 #include "engine/testing/fake_guest.h"
+
+#include "certificates.h"
 
 #include <ferry/ferry.h>
 
@@ -39,7 +43,9 @@ struct witness {
     bool percent_fell;
 };
 
-/* Forwards connections to a port and back. */
+#define NEEDLE_SIZE 32
+
+/* Forwards connections to a port and back, and looks whether some bytes pass. */
 struct proxy {
     struct thread thread;
     int listen_fd;
@@ -50,6 +56,8 @@ struct proxy {
     int wake_fd;
     char target[128];
     uint64_t forwarded;
+    uint8_t needle[NEEDLE_SIZE]; /* all zero: nothing is looked for */
+    unsigned found;              /* in reads of whole 16 KiB blocks: it may be cut in two, and missed */
 };
 
 struct migration {
@@ -65,7 +73,8 @@ struct migration {
     struct ferry_session *to;
     struct proxy proxy;
     bool proxied;
-    char socket_path[64]; /* empty: TCP */
+    char socket_path[64];              /* empty: TCP */
+    struct certificates *certificates; /* NULL: in the clear */
     struct thread destination_thread;
 
     /* Results. */
@@ -80,6 +89,8 @@ struct migration {
 void migration_init(struct migration *m, const uint64_t *sizes, size_t count, bool memfd);
 /* Memory is passed by a Unix socket, not copied. Before migration_create. */
 void migration_pass_memory(struct migration *m);
+/* Gives both sides certificates of their names. Before migration_create. */
+void migration_encrypt(struct migration *m);
 /* All connections go through a proxy that cuts them after BYTES. Before migration_create. */
 void migration_cut_after(struct migration *m, uint64_t bytes);
 /* As migration_cut_after, but new connections are let through, and cut again after as many bytes, CUTS times
