@@ -251,40 +251,35 @@ static enum where ask_other(struct doubt *doubt, struct ferry_error *err)
     return where;
 }
 
-/* Whether it has been started there now, however the migration ended. */
-static bool runs_there(const struct doubt *doubt)
+/* What the other host has of the VM at this moment, however the migration ended. */
+enum there {
+    THERE_SILENT = 1, /* it does not answer */
+    THERE_GONE,       /* no process of it */
+    THERE_PROCESS,    /* one that does not run it, so far */
+    THERE_RUNS,
+};
+
+static enum there look_there(const struct doubt *doubt)
 {
     char path[HOST_NAME_SIZE + 16];
+    enum there there = THERE_SILENT;
     json_t *object = NULL;
     const char *state;
-    bool runs;
-
-    if (!doubt->address[0])
-        return false;
-    snprintf(path, sizeof(path), "/v1/vms/%s", doubt->vm->name);
-    if (peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_PROMPT, &object, NULL) < 0)
-        return false;
-    state = text_of(object, "state");
-    runs = strncmp(state, "RUNNING", 7) == 0 || strncmp(state, "PAUSED", 6) == 0;
-    json_decref(object);
-    return runs;
-}
-
-/* Whether the other host answers, and has no process of the VM. */
-static bool gone_there(const struct doubt *doubt)
-{
-    char path[HOST_NAME_SIZE + 16];
-    json_t *object = NULL;
-    bool gone;
     int result;
 
     if (!doubt->address[0])
-        return false;
+        return THERE_SILENT;
     snprintf(path, sizeof(path), "/v1/vms/%s", doubt->vm->name);
     result = peer_call(doubt->host, doubt->address, "GET", path, NULL, PEER_PROMPT, &object, NULL);
-    gone = result == HOST_NOT_FOUND || (result == 0 && json_is_null(json_object_get(object, "pid")));
+    state = text_of(object, "state");
+    if (result == HOST_NOT_FOUND || (result == 0 && json_is_null(json_object_get(object, "pid"))))
+        there = THERE_GONE;
+    else if (result == 0 && (strncmp(state, "RUNNING", 7) == 0 || strncmp(state, "PAUSED", 6) == 0))
+        there = THERE_RUNS;
+    else if (result == 0)
+        there = THERE_PROCESS;
     json_decref(object);
-    return gone;
+    return there;
 }
 
 /* What is left over there of a VM that goes on here. */
@@ -394,6 +389,7 @@ static int recover(struct doubt *doubt, enum recover_force force, struct ferry_e
 {
     struct ferry_error why = {0};
     enum where where;
+    enum there there;
     int result = find_doubt(doubt, err);
 
     if (result < 0)
@@ -408,23 +404,33 @@ static int recover(struct doubt *doubt, enum recover_force force, struct ferry_e
         if (recover_here(doubt, &why) == 0)
             return 0;
     }
-    where = force == RECOVER_THERE ? WHERE_THERE : ask_other(doubt, &why);
-    if (force != RECOVER_THERE && where != WHERE_THERE && runs_there(doubt))
-        where = WHERE_THERE; /* somebody has decided so there */
-    /* A word against what the other host knows is a mistake. */
-    if (force == RECOVER_HERE && where == WHERE_THERE && runs_there(doubt))
-        return error_set(
-            err, HOST_CONFLICT,
-            "VM %s cannot be recovered here: host %s says that it runs there; look there with ferry show %s",
-            doubt->vm->name, doubt->other, doubt->vm->name);
-    /* Neither host has a process of it: the lock, when it can be taken, keeps out whoever comes late. */
-    if (where == WHERE_UNCLEAR && force == RECOVER_ASK && !doubt->process && doubt->owner.path[0] &&
-        gone_there(doubt))
-        return recover_here(doubt, err);
-    if (where == WHERE_UNCLEAR && force == RECOVER_ASK)
-        return refuse(doubt, &why, err);
-    if (force == RECOVER_HERE)
+    if (force == RECOVER_THERE)
+        return recover_there(doubt, err);
+    where = ask_other(doubt, &why);
+    there = look_there(doubt);
+    if (there == THERE_RUNS)
+        where = WHERE_THERE; /* somebody may have decided so there */
+    if (force == RECOVER_HERE) {
+        /* A word against what the other host knows is a mistake. */
+        if (there == THERE_RUNS)
+            return error_set(
+                err, HOST_CONFLICT,
+                "VM %s cannot be recovered here: host %s says that it runs there; look there with ferry "
+                "show %s",
+                doubt->vm->name, doubt->other, doubt->vm->name);
         where = WHERE_HERE;
+    }
+    /* Neither host has a process of it: the lock, when it can be taken, keeps out whoever comes late. */
+    if (where == WHERE_UNCLEAR && !doubt->process && doubt->owner.path[0] && there == THERE_GONE)
+        where = WHERE_HERE;
+    if (where == WHERE_UNCLEAR)
+        return refuse(doubt, &why, err);
+    /* It may run the guest in the next moment, and without a lock nothing would stop it. */
+    if (where == WHERE_HERE && there == THERE_PROCESS && !doubt->owner.path[0])
+        return error_set(err, force == RECOVER_HERE ? HOST_CONFLICT : HOST_REFUSED,
+                         "VM %s cannot be recovered here: host %s has a process of it, which may run it yet; "
+                         "try again, or end that first, there, with: ferry kill %s",
+                         doubt->vm->name, doubt->other, doubt->vm->name);
     return where == WHERE_THERE ? recover_there(doubt, err) : recover_here(doubt, err);
 }
 

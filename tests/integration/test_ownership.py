@@ -265,7 +265,7 @@ def test_doubt_ends_when_the_other_host_says_that_it_runs_there(hosts):
 
 
 def test_doubt_ends_when_the_other_host_says_that_it_did_not_run_there(hosts):
-    a, b, migration = doubtful(hosts, "source-after-go:drop,destination-before-acquire:error")
+    a, b, migration = doubtful(hosts, "destination-before-acquire:drop,destination-after-acquire:error")
     b.start()
     assert agreed_records(a, b, migration)[0]["outcome"] == "failed"
     assert a.vm("web")["not_runnable"] is None and b.vm("web") is None
@@ -300,8 +300,7 @@ def test_doubt_is_settled_by_force_there(hosts):
 def test_running_elsewhere_is_not_overruled(hosts):
     a, b, migration = doubtful(hosts, "destination-before-running:drop")
     b.start()
-    refused = assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "web")
-    assert "runs there" in refused.message or "being recovered" in refused.message, refused.message
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "web")
     agreed_records(a, b, migration)
     assert a.has_left("web", b)
     assert_one_runs(hosts, b, a)

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from fault_points import COPY, GO, STARTED, FaultyHosts
-from hosts import Refused, agreed_records, record_of, wait_until
+from hosts import Refused, agreed_records, assert_refused, record_of, wait_until
 from test_meanwhile import assert_gone, goes_on, pytestmark, run  # noqa: F401
 
 # What dies at the source and at the destination (src/engine/fault.h), and how the migration has ended then.
@@ -141,3 +141,20 @@ def test_hosts_agree_once_a_hung_destination_is_killed(hosts):
     start(b)
     goes_on(b)
     assert_gone(a)
+
+
+def test_force_here_is_refused_while_the_other_host_has_a_process_of_it(hosts):
+    """With nothing shared only the other host can tell: its process may run the guest in the next moment."""
+    a, b = hosts.pair("--peer-timeout", "1")
+    run(hosts, a, disks=[])
+    hosts.hold(GO, a, b)
+    migration = a.migrate("web", b)
+    hosts.wait_held(b)
+    assert a.finish(migration)["outcome"] == "unknown"
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "host b", "kill web")
+    assert_refused(lambda: a.post("/v1/vms/web/recover"), 422, "refused", "host b")
+    assert a.vm("web")["state"] == "NOT_RUNNABLE"
+    hosts.release(b)
+    assert agreed_records(a, b, migration)[0]["outcome"] == "completed"
+    assert_gone(a)
+    goes_on(b)
