@@ -80,22 +80,32 @@ static enum fault_action read_action(const char *path, enum fault_point point)
                                                                       : FAULT_ACTION_NONE;
 }
 
-static void wait_for_release(const char *path, enum fault_point point)
+static void note_reached(const char *path, enum fault_point point)
 {
     char reached[FAULT_FILE_SIZE + 16];
     int fd;
 
     snprintf(reached, sizeof(reached), "%s.reached", path);
-    fd = open(reached, O_WRONLY | O_CREAT | O_CLOEXEC, 0640);
-    if (fd >= 0)
-        close(fd);
+    fd = open(reached, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+    if (fd < 0)
+        return;
+    dprintf(fd, "%s\n", point_names[point]);
+    close(fd);
+}
+
+static void wait_for_release(const char *path, enum fault_point point)
+{
     while (read_action(path, point) == FAULT_ACTION_WAIT)
         poll(NULL, 0, 5);
 }
 
 int fault_hit(const struct fault_plan *plan, enum fault_point point, struct ferry_error *err)
 {
-    switch (plan->file[0] ? read_action(plan->file, point) : plan->action[point]) {
+    enum fault_action action = plan->file[0] ? read_action(plan->file, point) : plan->action[point];
+
+    if (plan->file[0] && action != FAULT_ACTION_NONE)
+        note_reached(plan->file, point);
+    switch (action) {
     case FAULT_ACTION_CRASH:
         kill(getpid(), SIGKILL);
         break;

@@ -6,11 +6,12 @@
  *
  * FERRY_FAULT=@FILE: the file says so, and is read whenever a point is reached, so that a process that lives
  * long can be made to fail in many ways, one after the other. A file that is missing or makes no sense is no
- * fault.
+ * fault. The name of a point that has an action is added to FILE.reached, a line each time, before it is
+ * carried out.
  *
  * Actions: crash (SIGKILL to the own process), hang (this thread never goes on), error (the step fails with
- * -EIO), drop (all connections of the session are lost, the step goes on), wait (only with FILE: FILE.reached
- * is made, and this thread goes on when FILE does not say wait any more).
+ * -EIO), drop (all connections of the session are lost, the step goes on), wait (only with FILE: this thread
+ * goes on when FILE does not say wait any more).
  */
 #ifndef FERRY_ENGINE_FAULT_H
 #define FERRY_ENGINE_FAULT_H

@@ -273,10 +273,19 @@ class World:
     # --- doing ---
 
     def fault(self, host, text):
-        """From now on; "" for none."""
+        """From now on; "" for none. Begins anew to note what was reached, when there is one."""
+        if text:
+            host.fault_file.with_name(host.fault_file.name + ".reached").unlink(missing_ok=True)
         new = host.fault_file.with_suffix(".new")
         new.write_text(text)
         new.rename(host.fault_file)
+
+    def reached(self, host):
+        """The points on HOST at which something was done since the last fault(), in their order."""
+        try:
+            return host.fault_file.with_name(host.fault_file.name + ".reached").read_text().split()
+        except OSError:
+            return []
 
     def migrate(self, source, destination, **options):
         """Begins a migration; its id, or None when it ended before it began."""

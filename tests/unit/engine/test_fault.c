@@ -39,6 +39,29 @@ static void file_is_read_at_every_point(void **state)
     assert_int_equal(fault_hit(&plan, FAULT_SOURCE_BEFORE_GO, &err), 0);
 }
 
+static void points_that_were_reached_are_named(void **state)
+{
+    struct fault_plan plan = {0};
+    char name[sizeof(path) + 1], reached[sizeof(path) + 8], text[128] = "";
+    FILE *file;
+
+    snprintf(name, sizeof(name), "@%s", path);
+    snprintf(reached, sizeof(reached), "%s.reached", path);
+    unlink(reached);
+    assert_int_equal(fault_plan_parse(&plan, name, NULL), 0);
+    write_plan("source-before-go:error,source-after-go:drop\n");
+    assert_int_equal(fault_hit(&plan, FAULT_SOURCE_AFTER_RELEASE, NULL), 0);
+    assert_int_equal(fault_hit(&plan, FAULT_SOURCE_BEFORE_GO, NULL), -EIO);
+    assert_int_equal(fault_hit(&plan, FAULT_SOURCE_AFTER_GO, NULL), 0);
+    file = fopen(reached, "re");
+    assert_non_null(file);
+    text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
+    fclose(file);
+    unlink(reached);
+    write_plan("");
+    assert_string_equal(text, "source-before-go\nsource-after-go\n");
+}
+
 static void file_that_makes_no_sense_is_no_fault(void **state)
 {
     struct fault_plan plan = {0};
@@ -67,6 +90,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(file_is_read_at_every_point),
+        cmocka_unit_test(points_that_were_reached_are_named),
         cmocka_unit_test(file_that_makes_no_sense_is_no_fault),
         cmocka_unit_test(unknown_point_or_action_is_refused),
     };
