@@ -115,7 +115,7 @@ def test_lock_that_is_given_back_after_the_source_gave_up_leaves_the_vm_to_the_s
 
 def test_disagreement_lasts_no_longer_than_the_silence(hosts):
     """The destination is silent for a while, its ferryd is not killed: nothing but asking again ends it."""
-    a, b = hosts.pair()
+    a, b = hosts.pair("--peer-timeout", "10")
     run(hosts, a)
     migration, side = hosts.start_held(GO, "web", a, b)
     os.kill(b.process.pid, signal.SIGSTOP)
