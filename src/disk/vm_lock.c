@@ -181,6 +181,23 @@ int vm_lock_take(struct vm_lock *lock, struct ferry_error *err)
                      lock->path);
 }
 
+int vm_lock_is_held_elsewhere(const struct vm_lock *lock, bool *held, struct ferry_error *err)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int result;
+
+    do
+        result = fcntl(lock->fd, F_OFD_GETLK, &whole) < 0 ? -errno : 0;
+    while (result == -EINTR);
+    if (result < 0)
+        return error_set_errno(err, result, "cannot look at the lock %s; is the storage reachable?",
+                               lock->path);
+    if (!vm_lock_is_in_place(lock))
+        return error_set(err, -ESTALE, "the lock file %s was replaced", lock->path);
+    *held = whole.l_type != F_UNLCK;
+    return 0;
+}
+
 void vm_lock_drop(struct vm_lock *lock)
 {
     struct flock whole = {.l_type = F_UNLCK, .l_whence = SEEK_SET};

@@ -75,6 +75,9 @@ bool vm_lock_is_taken(const struct vm_lock *lock);
 int vm_lock_take(struct vm_lock *lock, struct ferry_error *err);
 void vm_lock_drop(struct vm_lock *lock);
 
+/* Whether another process has it just now; takes nothing. Negative errno when that cannot be found out. */
+int vm_lock_is_held_elsewhere(const struct vm_lock *lock, bool *held, struct ferry_error *err);
+
 /* What the file says; need not hold the lock, but then it may change at any moment. -EBADMSG: not a lock
  * record. */
 int vm_lock_read(struct vm_lock *lock, struct vm_lock_record *record, struct ferry_error *err);

@@ -394,9 +394,20 @@ int machine_resume(struct machine *machine, struct ferry_error *err)
     return 0;
 }
 
+void machine_suspend(struct machine *machine, bool on)
+{
+    vcpus_suspend(machine->vcpus, on);
+}
+
 int machine_pause(struct machine *machine, struct ferry_error *err)
 {
-    vcpus_stop(machine->vcpus);
+    return machine_try_pause(machine, UINT64_MAX, err);
+}
+
+int machine_try_pause(struct machine *machine, uint64_t deadline_ns, struct ferry_error *err)
+{
+    if (!vcpus_stop_until(machine->vcpus, deadline_ns))
+        return error_set(err, -EBUSY, "a vCPU waits for memory that has not arrived yet");
     __atomic_store_n(&machine->running, false, __ATOMIC_RELEASE);
     if (machine->clock_running) {
         machine->accel->ops->clock_stop(machine->accel);

@@ -101,6 +101,12 @@ int machine_resume(struct machine *machine,
                    struct ferry_error *err); /* devices start, then vCPUs; idempotent */
 /* vCPUs stop; devices go on. Returns when no vCPU executes an instruction any more. Idempotent. */
 int machine_pause(struct machine *machine, struct ferry_error *err);
+/* As machine_pause, but only until the deadline. -EBUSY: a vCPU waits for memory that is not there yet; all
+ * go on as before. */
+int machine_try_pause(struct machine *machine, uint64_t deadline_ns, struct ferry_error *err);
+/* vCPUs stand still, but for what they are just waiting for; waits for nobody. Any thread; independent of
+ * machine_pause and machine_resume. */
+void machine_suspend(struct machine *machine, bool on);
 /* Devices finish outstanding I/O and stop. vCPUs must be paused. On -ETIMEDOUT the devices go on as they
  * were. */
 int machine_quiesce(struct machine *machine, uint64_t deadline_ns, struct ferry_error *err);

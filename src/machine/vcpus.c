@@ -28,6 +28,7 @@ struct vcpus {
     pthread_cond_t go;      /* run or quit was set */
     pthread_cond_t stopped; /* vcpus_stopped may have become true */
     bool run;
+    bool suspended;
     bool quit;
     unsigned active;             /* threads that are inside and not held */
     enum machine_event reported; /* 0: none waits to be delivered */
@@ -113,7 +114,7 @@ static void *vcpu_thread(void *argument)
         struct ferry_error err = {0};
         enum accel_exit reason;
 
-        while (!vcpus->run && !vcpus->quit)
+        while ((!vcpus->run || vcpus->suspended) && !vcpus->quit)
             pthread_cond_wait(&vcpus->go, &vcpus->lock);
         if (vcpus->quit)
             break;
@@ -125,7 +126,7 @@ static void *vcpu_thread(void *argument)
             pthread_mutex_lock(&vcpus->lock);
             if (reason == ACCEL_EXIT_ERROR)
                 vcpus_note(vcpus, MACHINE_EVENT_ERROR, err.text);
-        } while (vcpus->run);
+        } while (vcpus->run && !vcpus->suspended);
         vcpu->inside = false;
         vcpus->active--;
         if (!vcpus->active && vcpus->reported)
@@ -200,15 +201,43 @@ void vcpus_run(struct vcpus *vcpus)
     pthread_mutex_unlock(&vcpus->lock);
 }
 
-void vcpus_stop(struct vcpus *vcpus)
+bool vcpus_stop_until(struct vcpus *vcpus, uint64_t deadline_ns)
 {
+    bool in_time = true;
+    bool ran;
+
     pthread_mutex_lock(&vcpus->lock);
+    ran = vcpus->run;
     if (vcpus->run || vcpus->active) {
         vcpus_hold(vcpus);
         vcpus_halt(vcpus);
     }
-    while (!vcpus_stopped(vcpus))
-        pthread_cond_wait(&vcpus->stopped, &vcpus->lock);
+    while (in_time && !vcpus_stopped(vcpus))
+        in_time = thread_cond_wait_until(&vcpus->stopped, &vcpus->lock, deadline_ns);
+    in_time = vcpus_stopped(vcpus);
+    /* Were there an event, its handler would stop them again. */
+    if (!in_time && ran) {
+        vcpus->run = true;
+        vcpus_release(vcpus);
+        pthread_cond_broadcast(&vcpus->go);
+    }
+    pthread_mutex_unlock(&vcpus->lock);
+    return in_time;
+}
+
+void vcpus_stop(struct vcpus *vcpus)
+{
+    vcpus_stop_until(vcpus, UINT64_MAX);
+}
+
+void vcpus_suspend(struct vcpus *vcpus, bool on)
+{
+    pthread_mutex_lock(&vcpus->lock);
+    vcpus->suspended = on;
+    for (unsigned i = 0; i < vcpus->count && on; i++)
+        if (!vcpus->vcpu[i].held)
+            vcpus->accel->ops->vcpu_kick(vcpus->accel, i);
+    pthread_cond_broadcast(&vcpus->go);
     pthread_mutex_unlock(&vcpus->lock);
 }
 

@@ -31,6 +31,13 @@ void vcpus_run(struct vcpus *vcpus);
 /* Returns when no vCPU executes guest code and every event it reported was delivered. Idempotent. */
 void vcpus_stop(struct vcpus *vcpus);
 
+/* As vcpus_stop, but only until the deadline: false, and they run on as before, when some do not come out of
+ * vcpu_run by then (they may wait for memory). */
+bool vcpus_stop_until(struct vcpus *vcpus, uint64_t deadline_ns);
+/* While it is on, vCPUs that come out of vcpu_run stay out, and all are asked to. Waits for nobody. Any
+ * thread. */
+void vcpus_suspend(struct vcpus *vcpus, bool on);
+
 /* From within vcpu_run: the guest is to stop because of EVENT. Of several at once the first one counts. */
 void vcpus_report(struct vcpus *vcpus, enum machine_event event, const char *why);
 

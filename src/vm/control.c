@@ -42,8 +42,7 @@ static int control_stop(struct vm *vm, json_t *params, json_t **result, struct f
 
 static int control_quit(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
 {
-    vm_end(vm, VM_EXIT_KILLED, "killed on request");
-    return 0;
+    return vm_quit(vm, err);
 }
 
 static int control_recover(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
@@ -74,6 +73,16 @@ static int control_limit(struct vm *vm, json_t *params, json_t **result, struct 
     return migration_limit(vm, params, err);
 }
 
+static int control_reconnect(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return migration_reconnect(vm, params, err);
+}
+
+static int control_end_fetch(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return migration_end_fetch(vm, params, err);
+}
+
 static int control_cancel(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
 {
     return migration_cancel(vm, params, err);
@@ -97,6 +106,8 @@ static const struct control_method methods[] = {
     {"migrate.receive", true, migration_receive},
     {"migrate.limit", true, control_limit},
     {"migrate.cancel", true, control_cancel},
+    {"migrate.reconnect", true, control_reconnect},
+    {"migrate.end_fetch", true, control_end_fetch},
     {"migrate.status", false, control_migration_status},
 };
 

@@ -248,6 +248,21 @@ static void guest_give_back(void *guest, const struct ferry_handover *handover)
     ownership_give_back(((struct vm *)guest)->ownership, handover);
 }
 
+static enum ferry_elsewhere guest_look_elsewhere(void *guest, const struct ferry_handover *handover,
+                                                 struct ferry_error *err)
+{
+    return ownership_look(((struct vm *)guest)->ownership, handover, err);
+}
+
+/* Not under the lock: whoever has it may be waiting for a vCPU, and that for memory. */
+static void guest_hold(void *guest, bool hold, const char *why)
+{
+    struct vm *vm = guest;
+
+    machine_suspend(vm->machine, hold);
+    vm_set_held(vm, hold, why);
+}
+
 static void guest_announce(void *guest)
 {
     machine_announce(((struct vm *)guest)->machine);
@@ -274,4 +289,6 @@ const struct ferry_guest_ops vm_guest_ops = {
     .retake_ownership = guest_retake,
     .announce = guest_announce,
     .give_back_ownership = guest_give_back,
+    .look_elsewhere = guest_look_elsewhere,
+    .hold = guest_hold,
 };

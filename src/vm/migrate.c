@@ -81,6 +81,25 @@ static void set_number(json_t *object, const char *name, uint64_t value)
     json_object_set_new(object, name, json_integer((json_int_t)value));
 }
 
+/* null when it was not used. */
+static json_t *migration_fetch_json(const struct ferry_fetch_progress *fetch)
+{
+    json_t *json;
+
+    if (!fetch->used)
+        return json_null();
+    json = json_pack("{s:b, s:b}", "fetching", fetch->running, "disconnected", fetch->disconnected);
+    set_number(json, "missing_pages", fetch->missing_pages);
+    set_number(json, "faults", fetch->faults);
+    set_number(json, "fault_median_ns", fetch->fault_median_ns);
+    set_number(json, "fault_p99_ns", fetch->fault_p99_ns);
+    set_number(json, "fault_max_ns", fetch->fault_max_ns);
+    set_number(json, "duration_ns", fetch->duration_ns);
+    set_number(json, "reconnects", fetch->reconnects);
+    set_number(json, "paused_ns", fetch->paused_ns);
+    return json;
+}
+
 json_t *migration_json(const struct migration *migration, bool with_log)
 {
     const struct ferry_progress *progress;
@@ -116,6 +135,7 @@ json_t *migration_json(const struct migration *migration, bool with_log)
     set_number(json, "setup_ns", progress->setup_ns);
     set_number(json, "downtime_ns", progress->downtime_ns);
     set_number(json, "round", progress->round);
+    json_object_set_new(json, "quick_resume", migration_fetch_json(&progress->fetch));
     json_object_set_new(json, "downtime_parts", migration_parts_json(progress));
     json_object_set_new(json, "rounds", migration_rounds_json(progress));
     if (with_log)
@@ -212,6 +232,9 @@ static void migration_take_change(void *opaque)
     __atomic_fetch_sub(&migration->changes, 1, __ATOMIC_ACQ_REL);
     migration->progress = change->progress;
     migration_notify(migration, "migration.progress", false);
+    /* Where the guest runs may have changed. */
+    if (change->progress.fetch.running)
+        vm_notify_state(migration->vm);
 }
 
 static void migration_note_change(struct migration *migration)
@@ -482,6 +505,28 @@ static int load_credentials(struct ferry_credentials **out, const json_t *params
     return ferry_credentials_load(out, json_string_value(path), err);
 }
 
+static int source_quick_resume(struct ferry_source_options *options, const json_t *params,
+                               struct ferry_error *err)
+{
+    const json_t *value = json_object_get(params, "quick_resume");
+    const char *text = json_string_value(value);
+    uint64_t rounds = 0;
+    int result = params_number(params, "quick_resume_rounds", FERRY_ROUNDS_MAX, &rounds, err);
+
+    if (!result)
+        result = params_number(params, "reconnect", INT64_MAX, &options->reconnect_ns, err);
+    if (result)
+        return result;
+    options->quick_resume_rounds = (unsigned)rounds;
+    if (text && strcmp(text, "allowed") == 0)
+        options->quick_resume = FERRY_QUICK_RESUME_ALLOWED;
+    else if (text && strcmp(text, "now") == 0)
+        options->quick_resume = FERRY_QUICK_RESUME_NOW;
+    else if (value && !json_is_null(value))
+        return error_set(err, -EINVAL, "parameter \"quick_resume\" must be \"allowed\" or \"now\"");
+    return 0;
+}
+
 static int source_options(struct ferry_source_options *options, const struct migration *migration,
                           json_t *params, struct ferry_error *err)
 {
@@ -499,6 +544,9 @@ static int source_options(struct ferry_source_options *options, const struct mig
                                         "peer_timeout",
                                         "pass_memory",
                                         "certificate",
+                                        "quick_resume",
+                                        "quick_resume_rounds",
+                                        "reconnect",
                                         NULL};
     uint64_t pid = 0, streams = 0;
     int result = params_only(params, names, err);
@@ -528,6 +576,8 @@ static int source_options(struct ferry_source_options *options, const struct mig
         result = source_throttle_max(options, params, err);
     if (!result)
         result = source_known(options, json_object_get(params, "known"), err);
+    if (!result)
+        result = source_quick_resume(options, params, err);
     if (!result)
         result = params_number(params, "peer_timeout", INT64_MAX, &options->peer_timeout_ns, err);
     if (!result)
@@ -680,8 +730,65 @@ int migration_cancel(struct vm *vm, json_t *params, struct ferry_error *err)
     return 0;
 }
 
+static const char *id_of(const json_t *params)
+{
+    const char *id = json_string_value(json_object_get(params, "id"));
+
+    return id ? id : "(none)";
+}
+
+static int migration_check_id(const struct vm *vm, const json_t *params, struct ferry_error *err)
+{
+    const struct migration *migration = vm->migration;
+
+    if (!migration || strcmp(id_of(params), migration->id) != 0 || migration->step != MIGRATION_RUNNING)
+        return error_set(err, -ENOENT, "migration %.40s is not under way here", id_of(params));
+    return 0;
+}
+
+int migration_reconnect(struct vm *vm, json_t *params, struct ferry_error *err)
+{
+    static const char *const names[] = {"id", NULL};
+    int result = params_only(params, names, err);
+
+    if (!result)
+        result = migration_check_id(vm, params, err);
+    return result ? result : ferry_session_reconnect(vm->migration->session, err);
+}
+
+int migration_end_fetch(struct vm *vm, json_t *params, struct ferry_error *err)
+{
+    static const char *const names[] = {"id", "how", "why", NULL};
+    const char *how = json_string_value(json_object_get(params, "how"));
+    const char *why = json_string_value(json_object_get(params, "why"));
+    int result = params_only(params, names, err);
+
+    if (!result)
+        result = migration_check_id(vm, params, err);
+    if (result)
+        return result;
+    if (how && strcmp(how, "completed") == 0 && vm->migration->is_source)
+        return ferry_session_end_fetch(vm->migration->session, FERRY_FETCH_COMPLETED, "", err);
+    if (how && strcmp(how, "lost") == 0)
+        return ferry_session_end_fetch(vm->migration->session, FERRY_FETCH_LOST,
+                                       why ? why : "the other host is gone", err);
+    return error_set(err, -EINVAL, "parameter \"how\" must be \"lost\" or, at the source, \"completed\"");
+}
+
+int migration_end_serving(struct migration *migration, bool here, struct ferry_error *err)
+{
+    if (here)
+        return ferry_session_end_fetch(migration->session, FERRY_FETCH_STAYED, "it was decided so", err);
+    return ferry_session_end_fetch(migration->session, FERRY_FETCH_LOST,
+                                   "it was decided that the memory here is not needed any more", err);
+}
+
 void migration_abort(struct migration *migration, enum ferry_cause cause, const char *why)
 {
+    /* The guest is over: what is missing is missed by nobody. */
+    if (!migration->is_source &&
+        ferry_session_end_fetch(migration->session, FERRY_FETCH_GUEST_ENDED, why, NULL) == 0)
+        return;
     ferry_session_abort(migration->session, cause, why);
 }
 
@@ -695,7 +802,9 @@ void migration_give_up(struct migration *migration)
 {
     if (migration->step == MIGRATION_PREPARED)
         migration_drop(migration, FERRY_OUTCOME_CANCELLED, "the VM ends");
-    else if (migration->step == MIGRATION_RUNNING)
+    else if (migration->step == MIGRATION_RUNNING &&
+             (migration->is_source ||
+              ferry_session_end_fetch(migration->session, FERRY_FETCH_GUEST_ENDED, "the VM ends", NULL) < 0))
         ferry_session_cancel(migration->session, NULL);
 }
 
@@ -719,6 +828,24 @@ bool migration_is_source(const struct migration *migration)
 bool migration_stays(const struct migration *migration)
 {
     return strcmp(migration->source, migration->destination) == 0;
+}
+
+bool migration_fetching(const struct migration *migration)
+{
+    struct ferry_progress progress;
+
+    if (migration->step != MIGRATION_RUNNING)
+        return false;
+    ferry_session_progress(migration->session, &progress);
+    return progress.fetch.running;
+}
+
+bool migration_left_torn(const struct migration *migration)
+{
+    return migration && !migration->is_source && migration->step == MIGRATION_ENDED &&
+           migration->progress.fetch.used && migration->progress.remaining_bytes > 0 &&
+           (migration->progress.outcome == FERRY_OUTCOME_COMPLETED ||
+            migration->progress.outcome == FERRY_OUTCOME_LOST);
 }
 
 const char *migration_id(const struct migration *migration)

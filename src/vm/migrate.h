@@ -30,6 +30,13 @@ int migration_cancel(struct vm *vm, json_t *params, struct ferry_error *err);
 void migration_abort(struct migration *migration, enum ferry_cause cause, const char *why);
 /* For fault points, on the session's thread; when none runs there is nothing to lose. */
 void migration_drop_connections(struct migration *migration);
+/* Source, while the guest at the destination needs what is here: connects again now. */
+int migration_reconnect(struct vm *vm, json_t *params, struct ferry_error *err);
+/* Either side: what the other host's agent, or a person, says of the missing memory. */
+int migration_end_fetch(struct vm *vm, json_t *params, struct ferry_error *err);
+/* Source: a person's word. HERE: nothing ran at the destination, and the guest goes on here; else: what is
+ * here is given up. */
+int migration_end_serving(struct migration *migration, bool here, struct ferry_error *err);
 /* As migrate.cancel, for the process's own reasons. */
 void migration_give_up(struct migration *migration);
 
@@ -38,6 +45,12 @@ bool migration_active(const struct migration *migration);
 /* It was prepared and the word to start has not come. */
 bool migration_waiting(const struct migration *migration);
 bool migration_is_source(const struct migration *migration);
+/* Quick resume, as of this moment: the guest runs, or may run, at the destination, and memory is missing
+ * there.
+ */
+bool migration_fetching(const struct migration *migration);
+/* Destination: it has ended, and memory is missing for ever. NULL: false. */
+bool migration_left_torn(const struct migration *migration);
 /* From this process to another of the same host. */
 bool migration_stays(const struct migration *migration);
 const char *migration_id(const struct migration *migration);

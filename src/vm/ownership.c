@@ -432,6 +432,39 @@ enum ferry_retake ownership_retake(struct ownership *ownership, const struct fer
     return answer;
 }
 
+enum ferry_elsewhere ownership_look(struct ownership *ownership, const struct ferry_handover *handover,
+                                    struct ferry_error *err)
+{
+    struct vm_lock_record record, before;
+    bool held;
+
+    if (!ownership->lock) {
+        error_set(err, -ENOLCK, "no lock on shared storage can tell");
+        return FERRY_ELSEWHERE_UNKNOWN;
+    }
+    /* What it says must be from the moment at which it is seen whether somebody has it. */
+    if (vm_lock_read(ownership->lock, &before, err) < 0 ||
+        vm_lock_is_held_elsewhere(ownership->lock, &held, err) < 0 ||
+        vm_lock_read(ownership->lock, &record, err) < 0)
+        return FERRY_ELSEWHERE_UNKNOWN;
+    if (record.state != before.state || record.generation != before.generation) {
+        error_set(err, -EAGAIN, "the lock is just changing");
+        return FERRY_ELSEWHERE_UNKNOWN;
+    }
+    error_set(err, -EBUSY, "the lock says: %s, by host %s, generation %" PRIu64 ", and %s",
+              vm_lock_state_name(record.state), record.holder, record.generation,
+              held ? "somebody has it" : "nobody has it");
+    if (is_this_move(&record, handover))
+        return held ? FERRY_ELSEWHERE_UNKNOWN : FERRY_ELSEWHERE_NEVER_RAN;
+    /* By the destination: whoever asks has not taken it back. */
+    if (record.state == VM_LOCK_STARTED && strcmp(record.migration, handover->migration_id) == 0)
+        return held ? FERRY_ELSEWHERE_OWNED : FERRY_ELSEWHERE_GONE;
+    /* Somebody else started it since: the destination did not have it any more. */
+    if (record.state == VM_LOCK_STARTED || record.state == VM_LOCK_HELD)
+        return FERRY_ELSEWHERE_GONE;
+    return FERRY_ELSEWHERE_UNKNOWN;
+}
+
 void ownership_interrupt(struct ownership *ownership)
 {
     uint64_t one = 1;

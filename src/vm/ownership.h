@@ -66,6 +66,10 @@ void ownership_give_back(struct ownership *ownership, const struct ferry_handove
  */
 enum ferry_retake ownership_retake(struct ownership *ownership, const struct ferry_handover *handover,
                                    uint64_t wait_ns, struct ferry_error *err);
+/* Quick resume: what has become of the guest that was handed over? Takes nothing; err says why it is not
+ * OWNED. */
+enum ferry_elsewhere ownership_look(struct ownership *ownership, const struct ferry_handover *handover,
+                                    struct ferry_error *err);
 /* Any thread: ends the waiting of ownership_retake, now and for ever. */
 void ownership_interrupt(struct ownership *ownership);
 

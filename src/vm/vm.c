@@ -23,6 +23,8 @@
 #define INCOMING_PATIENCE_NS (60 * NS_PER_S)
 /* A migration that was told to end because the process is to end. */
 #define SESSION_PATIENCE_NS (2 * NS_PER_S)
+/* vCPUs that wait for memory to arrive. */
+#define PAUSE_PATIENCE_NS (5 * NS_PER_S)
 /* Outstanding I/O at the end of the process. */
 #define QUIESCE_PATIENCE_NS (10 * NS_PER_S)
 
@@ -90,6 +92,12 @@ static void vm_take_event(struct vm *vm, enum machine_event event, const char *w
     vm_end(vm, event == MACHINE_EVENT_POWER_OFF ? VM_EXIT_POWERED_OFF : VM_EXIT_CRASHED, text);
 }
 
+/* An arriving VM whose session has not ended. */
+static bool vm_awaits_memory(const struct vm *vm)
+{
+    return migration_active(vm->migration) && !migration_is_source(vm->migration);
+}
+
 static void vm_handle_event(void *opaque)
 {
     struct vm *vm = opaque;
@@ -98,7 +106,11 @@ static void vm_handle_event(void *opaque)
 
     pthread_mutex_lock(&vm->lock);
     event = vm_event(vm, why);
-    if (event == MACHINE_EVENT_RESET && !vm->frozen) {
+    /* A reboot waits for memory that is still to arrive: vCPUs may wait for it, and it would be written to.
+     */
+    if (event == MACHINE_EVENT_RESET && vm_awaits_memory(vm)) {
+        event = 0;
+    } else if (event == MACHINE_EVENT_RESET && !vm->frozen) {
         struct ferry_error err = {0};
 
         if (vm_reboot(vm, NULL) == 0 && vm->running && machine_resume(vm->machine, &err))
@@ -139,18 +151,62 @@ static size_t vm_console_input(void *opaque, const void *data, size_t size)
 
 /* ---- running and pausing ---- */
 
+static bool vm_held(struct vm *vm, char why[FERRY_ERROR_TEXT_SIZE])
+{
+    bool held;
+
+    pthread_mutex_lock(&vm->event_lock);
+    held = vm->held;
+    memcpy(why, vm->held_why, FERRY_ERROR_TEXT_SIZE);
+    pthread_mutex_unlock(&vm->event_lock);
+    return held;
+}
+
+static void vm_on_held(void *opaque)
+{
+    vm_notify_state(opaque);
+}
+
+void vm_set_held(struct vm *vm, bool held, const char *why)
+{
+    pthread_mutex_lock(&vm->event_lock);
+    vm->held = held;
+    snprintf(vm->held_why, sizeof(vm->held_why), "%s", why);
+    pthread_mutex_unlock(&vm->event_lock);
+    (void)loop_post(vm->loop, vm_on_held, vm); /* news only */
+}
+
+/* Quick resume: the guest runs at the destination, and needs what is here. */
+static bool vm_serves(struct vm *vm)
+{
+    return migration_active(vm->migration) && migration_is_source(vm->migration) &&
+           migration_fetching(vm->migration);
+}
+
+static int vm_say_serving(struct vm *vm, struct ferry_error *err)
+{
+    return error_set(err, -EBUSY, "%s runs on host %s, which still needs %llu MiB of its memory from here",
+                     vm->config.name, migration_destination(vm->migration),
+                     (unsigned long long)(migration_progress(vm->migration)->remaining_bytes >> 20));
+}
+
 /* Lock held: may the loop's thread change whether the guest runs? */
 static int vm_check_free(struct vm *vm, struct ferry_error *err)
 {
     const char *name = vm->config.name;
+    char why[FERRY_ERROR_TEXT_SIZE];
 
     if (vm->setup)
         return error_set(err, -EBUSY, "%s is still arriving", name);
     if (vm->away)
         return error_set(err, -EBUSY, "%s may not run here: %s", name, vm->why);
+    if (vm_serves(vm))
+        return vm_say_serving(vm, err);
     if (vm->frozen)
         return error_set(err, -EBUSY, "%s is just being handed over to %s", name,
                          migration_destination(vm->migration));
+    if (vm_held(vm, why))
+        return error_set(err, -EBUSY, "%s stands still: %.400s", name, why);
     if (vm->exit)
         return error_set(err, -ESHUTDOWN, "%s is ending: %s", name, vm->exit_why);
     return 0;
@@ -163,7 +219,8 @@ int vm_pause(struct vm *vm, struct ferry_error *err)
     pthread_mutex_lock(&vm->lock);
     result = vm_check_free(vm, err);
     if (!result)
-        result = machine_pause(vm->machine, err);
+        result = machine_try_pause(
+            vm->machine, vm_awaits_memory(vm) ? clock_now_ns() + PAUSE_PATIENCE_NS : UINT64_MAX, err);
     if (!result)
         vm->running = false;
     pthread_mutex_unlock(&vm->lock);
@@ -278,6 +335,7 @@ void vm_went_on(struct vm *vm)
 static const char *vm_state_name(struct vm *vm)
 {
     bool moving = migration_active(vm->migration);
+    char why[FERRY_ERROR_TEXT_SIZE];
 
     if (vm->exit == VM_EXIT_CRASHED)
         return "CRASHED";
@@ -285,11 +343,26 @@ static const char *vm_state_name(struct vm *vm)
         return "STOPPED";
     if (vm->setup)
         return "SETUP(MIGR)";
-    if (vm->away)
+    if (vm->away || vm_serves(vm))
         return "NOT_RUNNABLE";
-    if (vm->running)
+    if (vm->running && !vm_held(vm, why))
         return moving ? "RUNNING(MIGR)" : "RUNNING";
     return moving ? "PAUSED(MIGR)" : "PAUSED";
+}
+
+/* Lock held: why it is in that state. */
+static const char *vm_state_why(struct vm *vm, char text[FERRY_ERROR_TEXT_SIZE])
+{
+    struct ferry_error err;
+
+    if (vm->exit)
+        return vm->exit_why;
+    if (vm_serves(vm)) {
+        vm_say_serving(vm, &err);
+        snprintf(text, FERRY_ERROR_TEXT_SIZE, "%s", err.text);
+        return text;
+    }
+    return vm_held(vm, text) ? text : vm->why;
 }
 
 /* Guest memory that the host has given so far. */
@@ -308,25 +381,27 @@ static uint64_t vm_memory_resident(struct vm *vm)
 json_t *vm_status_json(struct vm *vm)
 {
     json_t *migration = migration_active(vm->migration) ? migration_json(vm->migration, false) : json_null();
+    char why[FERRY_ERROR_TEXT_SIZE];
     json_t *json;
 
     pthread_mutex_lock(&vm->lock);
     json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:O, s:I, s:o}", "name", vm->config.name, "state",
-                     vm_state_name(vm), "why", vm->exit ? vm->exit_why : vm->why, "pid", (int)getpid(),
-                     "version", FERRY_VERSION, "started", vm->started, "definition", vm->definition,
-                     "memory_resident", (json_int_t)vm_memory_resident(vm), "migration", migration);
+                     vm_state_name(vm), "why", vm_state_why(vm, why), "pid", (int)getpid(), "version",
+                     FERRY_VERSION, "started", vm->started, "definition", vm->definition, "memory_resident",
+                     (json_int_t)vm_memory_resident(vm), "migration", migration);
     pthread_mutex_unlock(&vm->lock);
     return json;
 }
 
 void vm_notify_state(struct vm *vm)
 {
+    char why[FERRY_ERROR_TEXT_SIZE];
     json_t *json;
 
     if (!vm->control)
         return;
     pthread_mutex_lock(&vm->lock);
-    json = json_pack("{s:s, s:s}", "state", vm_state_name(vm), "why", vm->exit ? vm->exit_why : vm->why);
+    json = json_pack("{s:s, s:s}", "state", vm_state_name(vm), "why", vm_state_why(vm, why));
     pthread_mutex_unlock(&vm->lock);
     jsonrpc_notify(vm->control, "vm.state", json);
 }
@@ -355,6 +430,17 @@ void vm_end(struct vm *vm, enum vm_exit exit, const char *why)
     /* An event of the guest's has aborted it already. */
     if (exit == VM_EXIT_KILLED || migration_waiting(vm->migration))
         migration_give_up(vm->migration);
+}
+
+int vm_quit(struct vm *vm, struct ferry_error *err)
+{
+    if (vm_serves(vm)) {
+        vm_say_serving(vm, err);
+        return error_prefix(err, -EBUSY, "its memory is kept (ferry recover %s --force-there gives it up)",
+                            vm->config.name);
+    }
+    vm_end(vm, VM_EXIT_KILLED, "killed on request");
+    return 0;
 }
 
 static void vm_patience_ended(void *opaque)
@@ -397,8 +483,11 @@ static void vm_source_ended(struct vm *vm)
         break;
     case FERRY_OUTCOME_LOST:
         pthread_mutex_lock(&vm->lock);
-        snprintf(why, sizeof(why), "%s%.63s owns the guest but did not confirm it: %.380s",
-                 stays ? "the new process on " : "host ", destination, vm->why);
+        if (migration_progress(vm->migration)->fetch.used && !vm->why[0])
+            snprintf(why, sizeof(why), "%s", migration_progress(vm->migration)->error);
+        else
+            snprintf(why, sizeof(why), "%s%.63s owns the guest but did not confirm it: %.380s",
+                     stays ? "the new process on " : "host ", destination, vm->why);
         pthread_mutex_unlock(&vm->lock);
         vm_set_exit(vm, VM_EXIT_MIGRATED, why);
         break;
@@ -444,6 +533,8 @@ int vm_recover(struct vm *vm, bool here, struct ferry_error *err)
     struct ferry_handover handover;
     int result = 0;
 
+    if (vm_serves(vm) && !vm->exit)
+        return migration_end_serving(vm->migration, here, err);
     if (!vm->away || vm->exit)
         return error_set(err, -EBUSY, "%s is not in doubt: there is nothing to recover", vm->config.name);
     if (!here) {
@@ -474,9 +565,13 @@ void vm_migration_ended(struct vm *vm)
         vm_source_ended(vm);
     else if (vm->setup)
         vm_end(vm, VM_EXIT_FAILED, progress->error);
+    else if (progress->outcome == FERRY_OUTCOME_LOST)
+        vm_end(vm, VM_EXIT_CRASHED, progress->error);
     vm_notify_state(vm);
     if (vm->exit)
         loop_stop(vm->loop);
+    else if (!migration_is_source(vm->migration))
+        vm_handle_event(vm); /* that has waited */
 }
 
 static int vm_write_exit(struct vm *vm)
@@ -504,8 +599,9 @@ static int vm_finish(struct vm *vm)
 {
     int status;
 
-    /* What cannot be waited for dies with the process, as it would by a signal. */
-    if (migration_active(vm->migration) ||
+    /* What cannot be waited for dies with the process, as it would by a signal: vCPUs may wait for ever for
+     * memory that never came. */
+    if (migration_active(vm->migration) || migration_left_torn(vm->migration) ||
         (vm->machine && (machine_pause(vm->machine, NULL) ||
                          machine_quiesce(vm->machine, clock_now_ns() + QUIESCE_PATIENCE_NS, NULL)))) {
         console_flush(vm->console);

@@ -82,9 +82,11 @@ struct vm {
     bool log_loaded;
     struct buffer log_history; /* of an arriving VM, until it runs */
 
-    pthread_mutex_t event_lock; /* guards the next two; taken last, for moments */
+    pthread_mutex_t event_lock; /* guards the next four; taken last, for moments */
     enum machine_event event;   /* 0: none is waiting to take effect */
     char event_why[FERRY_ERROR_TEXT_SIZE];
+    bool held; /* quick resume: the connection to where its memory is is lost, it stands still */
+    char held_why[FERRY_ERROR_TEXT_SIZE];
 
     /* Loop thread's. */
     struct migration *migration; /* the one in progress or the last one; NULL: never one */
@@ -106,6 +108,8 @@ int vm_ask_stop(struct vm *vm, struct ferry_error *err);
 /* Ends the process with this reason, after a migration in progress has ended. The first reason counts, but
  * for a migration that completes. */
 void vm_end(struct vm *vm, enum vm_exit exit, const char *why);
+/* As somebody asks; refused while another host's guest needs memory that is here. */
+int vm_quit(struct vm *vm, struct ferry_error *err);
 /* What a person, or the other host, says of a VM that is away: it is HERE and goes on, or it is there and
  * this process ends. Refused when the lock knows better. */
 int vm_recover(struct vm *vm, bool here, struct ferry_error *err);
@@ -114,6 +118,8 @@ json_t *vm_status_json(struct vm *vm);
 void vm_notify_state(struct vm *vm);
 /* From migrate.c, when vm->migration has ended. */
 void vm_migration_ended(struct vm *vm);
+/* From the guest seam, any thread: quick resume, the connection is lost or back. */
+void vm_set_held(struct vm *vm, bool held, const char *why);
 /* From the guest seam, any thread: an arriving VM, or one that a migration had stopped, goes on here. */
 void vm_went_on(struct vm *vm);
 
