@@ -711,6 +711,37 @@ static void with_a_lock_on_shared_storage_that_one_decides(void **state)
     assert_int_equal(ownership_retake(fixture->a.ownership, &handover_on, 0, NULL), FERRY_RETAKE_LOST);
 }
 
+static enum ferry_elsewhere look(struct side *side)
+{
+    struct ferry_error err = {0};
+    enum ferry_elsewhere where = ownership_look(side->ownership, &handover, &err);
+
+    if (where != FERRY_ELSEWHERE_OWNED)
+        assert_true(err.text[0] != '\0');
+    return where;
+}
+
+/* Quick resume: a source looks at every state of the hand-over, and changes nothing. */
+static void source_sees_what_became_of_the_guest(void **state)
+{
+    struct fixture *fixture = *state;
+
+    assert_int_equal(ownership_take(fixture->a.ownership, NULL), 0);
+    assert_int_equal(ownership_release(fixture->a.ownership, &handover, NULL), 0);
+    assert_int_equal(look(&fixture->a), FERRY_ELSEWHERE_NEVER_RAN);
+    assert_record(fixture, VM_LOCK_HANDOVER, 1, "a");
+    assert_int_equal(ownership_acquire(fixture->b.ownership, &handover, NULL), 0);
+    assert_int_equal(look(&fixture->a), FERRY_ELSEWHERE_OWNED);
+    ownership_give_back(fixture->b.ownership, &handover);
+    assert_int_equal(look(&fixture->a), FERRY_ELSEWHERE_NEVER_RAN);
+    leave_record(fixture, VM_LOCK_STARTED, 2, "b", MIGRATION);
+    assert_int_equal(look(&fixture->a), FERRY_ELSEWHERE_GONE);
+    assert_record(fixture, VM_LOCK_STARTED, 2, "b");
+    /* A third host started it anew. */
+    assert_int_equal(ownership_take(fixture->c.ownership, NULL), 0);
+    assert_int_equal(look(&fixture->a), FERRY_ELSEWHERE_GONE);
+}
+
 #define TEST(name)        cmocka_unit_test_setup_teardown(name, setup_open, teardown)
 #define TEST_CLOSED(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
@@ -738,6 +769,7 @@ int main(void)
         TEST_CLOSED(with_nothing_shared_only_the_destinations_word_counts),
         TEST_CLOSED(lock_directory_that_is_not_there_is_refused),
         TEST(lock_is_taken_on_the_file_that_is_there),
+        TEST(source_sees_what_became_of_the_guest),
         TEST_CLOSED(processes_of_one_host_always_have_a_lock),
         TEST_CLOSED(process_that_did_not_start_it_leaves_it_to_the_one_before),
         TEST_CLOSED(lock_of_a_host_does_not_decide_about_another),
