@@ -10,7 +10,7 @@ import pytest
 from vms import DEADLINE, MIB, RpcError
 
 WORK = "ferry.work=threads=2,mem=16M,rate=8M"
-SLOW = 4 * MIB  # bytes a second, for what nobody waits for: there is time for something to happen
+SLOW = 8 * MIB  # bytes a second, for what nobody waits for: there is time for something to happen
 SEED = 20261122
 
 
@@ -180,7 +180,7 @@ def test_harts_disk_and_network_find_their_memory(vms, guest, locks):
     vm = vms.start("a", guest.definition("web", WORK + " ferry.disk=/dev/vda", vcpus=2, disks=[{"path": str(disk)}],
                                          nets=[{"backend": "user"}]), *locks)
     vm.wait_for_work(2)
-    for hop in range(4):
+    for hop in range(2):
         moved = incoming(vms, vm, locks, f"hop{hop}")
         begin(vms, vm, moved, bandwidth_limit=64 * MIB)
         assert_arrived(vm, moved)
@@ -209,30 +209,26 @@ def test_both_sides_say_where_the_guest_is(vms, working, locks):
     assert_arrived(working, moved)
 
 
-def test_connection_cut_at_random_moments_is_made_again(vms, guest, locks, proxies):
+def test_connection_cut_at_random_moments_is_made_again(vms, working, locks, proxies):
     chance = random.Random(SEED)
-    vm = vms.start("a", guest.definition("web", WORK), *locks)
-    vm.wait_for_work(2)
-    for hop in range(4):
-        moved = incoming(vms, vm, locks, f"hop{hop}")
-        _, proxy = begin(vms, vm, moved, proxies, bandwidth_limit=SLOW)
-        await_fetching(vm, moved)
-        cuts = 0
-        for _ in range(2):
-            time.sleep(chance.uniform(0, 0.6))
-            if quick(moved)["missing_pages"] and moved.control.call("migrate.status")["remaining_bytes"] < 4 * SLOW:
-                break  # it would be over before it is cut
-            proxy.cut()
-            await_lost(vm, moved)
-            assert moved.state() == "PAUSED(MIGR)"
-            assert "is lost" in moved.control.call("status")["why"]
-            time.sleep(chance.uniform(0, 0.5))
-            proxy.mend()
-            wait(lambda: not quick(moved).get("disconnected"), "the connection to come back")
-            cuts += 1
-        fetched = assert_arrived(vm, moved)
-        assert cuts > 0 and fetched["reconnects"] == cuts and fetched["paused_ns"] > 0, f"seed {SEED}"
-        vm = moved
+    moved = incoming(vms, working, locks)
+    _, proxy = begin(vms, working, moved, proxies, bandwidth_limit=SLOW)
+    await_fetching(working, moved)
+    cuts = 0
+    for _ in range(2):
+        time.sleep(chance.uniform(0, 0.6))
+        if moved.control.call("migrate.status")["remaining_bytes"] < SLOW:
+            break  # it would be over before it is cut
+        proxy.cut()
+        await_lost(working, moved)
+        assert moved.state() == "PAUSED(MIGR)"
+        assert "is lost" in moved.control.call("status")["why"]
+        time.sleep(chance.uniform(0, 0.5))
+        proxy.mend()
+        wait(lambda: not quick(moved).get("disconnected"), "the connection to come back")
+        cuts += 1
+    fetched = assert_arrived(working, moved)
+    assert cuts > 0 and fetched["reconnects"] == cuts and fetched["paused_ns"] > 0, f"seed {SEED}"
 
 
 def test_lost_connection_stops_the_guest_until_somebody_asks(vms, working, locks, proxies):
@@ -276,6 +272,7 @@ def test_destination_that_dies_is_a_host_failure(vms, working, locks, proxies):
     await_fetching(working, moved)
     moved.process.send_signal(signal.SIGKILL)
     last = working.wait()
+    moved.process.wait(DEADLINE)
     assert last["report"]["outcome"] == "lost" and "start it anew" in last["report"]["error"]
     again = vms.start("b", working.definition, *locks)
     again.wait_for_work(2)
