@@ -3,10 +3,12 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "cli/certs.h"
 #include "cli/client_internal.h"
 #include "cli/memory.h"
 #include "cli/object.h"
 #include "cli/units.h"
+#include "tls/https.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -57,21 +59,77 @@ static int set_socket(struct client *client, const char *target, struct ferry_er
     return 0;
 }
 
-int client_open(struct client *client, const char *target, bool raw, unsigned timeout_ms,
-                struct ferry_error *err)
+/* The user's certificate, or none. */
+static int load_user_certificate(struct ferry_credentials **out, struct ferry_error *err)
+{
+    const char *named = getenv("FERRY_CERTIFICATE");
+    CLEANUP_FREE char *path =
+        named && *named ? memory_copy_text(named) : certs_user_path(CERTS_USER_FILE, NULL);
+    int result = path ? credentials_load(out, path, err) : -ENOENT;
+
+    return result == -ENOENT && !(named && *named) ? 0 : result;
+}
+
+/* What BY shows, or that of the host whose state directory it uses, or none: that is another user's mostly. */
+static void load_host_certificate(const struct client *by, struct ferry_credentials **out)
+{
+    CLEANUP_FREE char *path = NULL;
+    const char *slash = by->socket_path ? strrchr(by->socket_path, '/') : NULL;
+
+    if (by->https)
+        *out = credentials_ref(by->https->credentials);
+    if (!slash)
+        return;
+    path = memory_format("%.*s/%s", (int)(slash - by->socket_path), by->socket_path, CERTS_USER_FILE);
+    credentials_load(out, path, NULL);
+}
+
+static int set_tls(struct client *client, struct ferry_credentials *credentials, const char *target,
+                   struct ferry_error *err)
+{
+    if (!credentials)
+        return error_set(
+            err, -EINVAL,
+            "%s needs a certificate to show: ferry host certs issue NAME --person makes one, ferry "
+            "host certs install --user takes it",
+            target);
+    client->https = memory_resize(NULL, sizeof(*client->https));
+    *client->https = (struct https){.credentials = credentials, .peer = client->peer};
+    return 0;
+}
+
+static int set_address(struct client *client, const char *target, const struct client *by,
+                       struct ferry_error *err)
+{
+    bool is_url = strstr(target, "://") != NULL;
+    bool clear = strncmp(target, "http://", 7) == 0;
+    struct ferry_credentials *credentials = NULL;
+    int result = clear ? 0 : load_user_certificate(&credentials, err);
+
+    if (result == 0 && !clear && !credentials && by)
+        load_host_certificate(by, &credentials);
+    if (result == 0 && (credentials || (is_url && !clear)))
+        result = set_tls(client, credentials, target, err);
+    client->base_url = is_url ? memory_copy_text(target)
+                              : memory_format("%s://%s", client->https ? "https" : "http", target);
+    return result;
+}
+
+/* BY may be NULL. */
+static int open_target(struct client *client, const char *target, const struct client *by,
+                       struct ferry_error *err)
 {
     struct stat info;
     size_t length;
-    int result = 0;
+    int result;
 
-    *client = (struct client){.target = memory_copy_text(target), .raw = raw, .timeout_ms = timeout_ms};
     if (strncmp(target, "http://", 7) == 0 || strncmp(target, "https://", 8) == 0)
-        client->base_url = memory_copy_text(target);
+        result = set_address(client, target, by, err);
     else if (strstr(target, "://"))
-        result =
-            error_set(err, -EINVAL, "%s is not a URL that ferry can use; it begins with http://", target);
+        result = error_set(err, -EINVAL,
+                           "%s is not a URL that ferry can use; it begins with http:// or https://", target);
     else if (is_address(target) && stat(target, &info) < 0)
-        client->base_url = memory_format("http://%s", target);
+        result = set_address(client, target, by, err);
     else
         result = set_socket(client, target, err);
     if (result == 0) {
@@ -87,10 +145,33 @@ int client_open(struct client *client, const char *target, bool raw, unsigned ti
     return result;
 }
 
+int client_open(struct client *client, const char *target, bool raw, unsigned timeout_ms,
+                struct ferry_error *err)
+{
+    *client = (struct client){.target = memory_copy_text(target), .raw = raw, .timeout_ms = timeout_ms};
+    return open_target(client, target, NULL, err);
+}
+
+int client_open_host(struct client *client, const struct client *by, const char *host, const char *address,
+                     struct ferry_error *err)
+{
+    *client = (struct client){
+        .target = memory_copy_text(address),
+        .raw = by->raw,
+        .timeout_ms = by->timeout_ms,
+        .peer = memory_copy_text(host),
+    };
+    return open_target(client, address, by, err);
+}
+
 void client_close(struct client *client)
 {
     if (client->curl)
         curl_easy_cleanup(client->curl);
+    if (client->https)
+        credentials_unref(client->https->credentials);
+    free(client->https);
+    free(client->peer);
     free(client->target);
     free(client->socket_path);
     free(client->base_url);
@@ -193,7 +274,11 @@ int client_explain(const struct client *client, CURL *curl, CURLcode code, struc
 {
     const char *where = client->socket_path ? client->socket_path : client->base_url;
     long os_errno = 0;
+    CLEANUP_FREE char *who = memory_format("ferryd at %s", where);
+    int refused = client->https ? https_explain(client->https, curl, code, who, err) : 0;
 
+    if (refused < 0)
+        return -EPERM; /* a certificate said no, on either side */
     switch (code) {
     case CURLE_COULDNT_CONNECT:
         if (client->socket_path)
@@ -250,6 +335,8 @@ void client_set_up(struct client *client, CURL *curl, const char *path)
     curl_easy_setopt(curl, CURLOPT_URL, url);
     if (client->socket_path)
         curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, client->socket_path);
+    if (client->https)
+        https_set_up(curl, client->https);
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
     /* A VM called ".." is the host's to refuse, not another path. */

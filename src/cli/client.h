@@ -26,18 +26,28 @@
 
 #define CLIENT_ANSWER_MAX (64u << 20)
 
+struct https;
+
 struct client {
     char *target;      /* as the user named it */
     char *socket_path; /* NULL: over TCP */
     char *base_url;
     bool raw;
     unsigned timeout_ms; /* how long ferryd may say nothing */
+    char *peer;          /* over TLS: the host it must be; NULL: the one that the URL names */
+    struct https *https; /* NULL: in the clear */
     CURL *curl;
 };
 
-/* TARGET is a ferryd's state directory, its socket, a URL or ADDR:PORT. Contacts nobody yet. */
+/* TARGET is a ferryd's state directory, its socket, a URL or ADDR:PORT. Contacts nobody yet. A URL that
+ * begins with https:// is spoken to with TLS; so is ADDR:PORT if there is a certificate to show: that in
+ * $FERRY_CERTIFICATE, or the user's (ferry host certs install --user). */
 int client_open(struct client *client, const char *target, bool raw, unsigned timeout_ms,
                 struct ferry_error *err);
+/* As client_open for the host HOST at ADDRESS, which CLIENT's host knows: with TLS also by the certificate of
+ * CLIENT's host, if that is local and can be read. */
+int client_open_host(struct client *client, const struct client *by, const char *host, const char *address,
+                     struct ferry_error *err);
 void client_close(struct client *client); /* a zeroed client is fine */
 /* This machine's files are the host's files. */
 bool client_is_local(const struct client *client);

@@ -32,7 +32,9 @@
     {.name = "streams", \
      .kind = VALUE_NUMBER, \
      .value_name = "N", \
-     .help = "connections to send memory on, 1 to 16; one a CPU of the host, 2 to 8, unless given"}
+     .help = "connections to send memory on, 1 to 16; one a CPU of the host, 2 to 8, unless given"}, \
+    {.name = "tls", \
+     .help = "encrypted, or not at all; else it is encrypted when both hosts have certificates"}
 /* clang-format on */
 
 /* The body of the request, from operand 1 (the destination) and the options above. *body: a new reference. */

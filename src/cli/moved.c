@@ -153,7 +153,7 @@ int moved_follow(struct client *client, const char *vm, struct moved *moved, str
         return error_set(err, -EHOSTUNREACH,
                          "%s moved to %s, whose address is not known here; look there with ferry --host", vm,
                          moved->host);
-    result = client_open(&next, moved->address, client->raw, client->timeout_ms, err);
+    result = client_open_host(&next, client, moved->host, moved->address, err);
     if (result < 0)
         return error_prefix(err, result, "%s moved to %s", vm, moved->host);
     client_close(client);

@@ -1,4 +1,5 @@
 #include "host/api.h"
+#include "host/api_server.h"
 
 #include "base/buffer.h"
 #include "base/error.h"
@@ -12,23 +13,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define CONNECTIONS_MAX     256
-#define CONNECTION_MEMORY   (32u << 10)
 #define STREAM_BLOCK_SIZE   (16u << 10)
 #define REQUEST_SWALLOW_MAX (8u << 20) /* of a body that is too large before the connection is cut */
-
-struct api_listener {
-    struct host *host;
-    struct MHD_Daemon *daemon;
-    int fd; /* until the daemon has it */
-    bool tcp;
-};
-
-struct api {
-    struct api_listener unix_listener;
-    struct api_listener tcp_listener;
-    char address[SOCK_ADDRESS_SIZE];
-};
 
 /* A request while it arrives. */
 struct arrival {
@@ -325,7 +311,10 @@ static const char *header(struct api_request *request, const char *name)
 static int check_door(struct api_request *request, const struct api_listener *listener)
 {
     const char *host_name = header(request, "Host");
+    int result = api_check_client(request);
 
+    if (result < 0)
+        return result;
     if (header(request, "Origin"))
         return error_set(&request->err, HOST_USAGE,
                          "requests with an Origin header are refused: a web page must not command a host");
@@ -404,12 +393,12 @@ static enum MHD_Result begin(struct api_request *request, const struct api_liste
     return *state ? MHD_YES : MHD_NO;
 }
 
-static enum MHD_Result handle(void *opaque, struct MHD_Connection *connection, const char *url,
-                              const char *method, const char *version, const char *data, size_t *size,
-                              void **state)
+enum MHD_Result api_handle(void *opaque, struct MHD_Connection *connection, const char *url,
+                           const char *method, const char *version, const char *data, size_t *size,
+                           void **state)
 {
     struct api_listener *listener = opaque;
-    struct api_request request = {.host = listener->host, .connection = connection, .local = !listener->tcp};
+    struct api_request request = {.host = listener->host, .connection = connection, .listener = listener};
     struct arrival *arrival = *state;
     int result;
 
@@ -431,8 +420,8 @@ static enum MHD_Result handle(void *opaque, struct MHD_Connection *connection, c
     return send_answer(&request, result);
 }
 
-static void completed(void *opaque, struct MHD_Connection *connection, void **state,
-                      enum MHD_RequestTerminationCode code)
+void api_completed(void *opaque, struct MHD_Connection *connection, void **state,
+                   enum MHD_RequestTerminationCode code)
 {
     struct arrival *arrival = *state;
 
@@ -444,110 +433,4 @@ static void completed(void *opaque, struct MHD_Connection *connection, void **st
     buffer_free(&arrival->body);
     free(arrival);
     *state = NULL;
-}
-
-/* A client that is gone without a word must not keep a connection open for ever. */
-static void connection_changed(void *opaque, struct MHD_Connection *connection, void **state,
-                               enum MHD_ConnectionNotificationCode code)
-{
-    const struct api_listener *listener = opaque;
-    const union MHD_ConnectionInfo *info;
-
-    (void)state;
-    if (code != MHD_CONNECTION_NOTIFY_STARTED)
-        return;
-    info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    if (info)
-        sock_tune(info->connect_fd, (unsigned)host_peer_ms(listener->host), NULL);
-}
-
-/* --- start and stop --- */
-
-const char *api_address(const struct host *host)
-{
-    return host->api ? host->api->address : "";
-}
-
-static void log_http(void *opaque, const char *format, va_list args)
-{
-    struct api_listener *listener = opaque;
-    char text[256];
-
-    vsnprintf(text, sizeof(text), format, args);
-    text[strcspn(text, "\n")] = '\0';
-    log_debug(listener->host->log, "http: %s", text);
-}
-
-int api_listen(struct host *host, struct ferry_error *err)
-{
-    char path[PATH_MAX];
-    struct api *api = calloc(1, sizeof(*api));
-    int result = 0;
-
-    if (!api)
-        return error_set(err, -ENOMEM, "out of memory");
-    host->api = api;
-    api->unix_listener = (struct api_listener){.host = host, .fd = -1};
-    api->tcp_listener = (struct api_listener){.host = host, .fd = -1, .tcp = true};
-    if (host->config->listen[0]) {
-        api->tcp_listener.fd = sock_listen(host->config->listen, err);
-        if (api->tcp_listener.fd < 0)
-            return api->tcp_listener.fd;
-        result = sock_local_address(api->tcp_listener.fd, api->address, err);
-    }
-    if (result == 0 && snprintf(path, sizeof(path), "%s/ferryd.sock", host->config->state_dir) >= PATH_MAX)
-        result = error_set(err, -ENAMETOOLONG, "the path of the state directory is too long");
-    if (result == 0) {
-        api->unix_listener.fd = sock_listen(path, err);
-        result = api->unix_listener.fd < 0 ? api->unix_listener.fd : 0;
-    }
-    return result;
-}
-
-static int serve(struct api_listener *listener, struct ferry_error *err)
-{
-    if (listener->fd < 0)
-        return 0;
-    listener->daemon = MHD_start_daemon(
-        MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_POLL | MHD_ALLOW_UPGRADE |
-            MHD_USE_ITC | MHD_USE_ERROR_LOG,
-        0, NULL, NULL, handle, listener, MHD_OPTION_EXTERNAL_LOGGER, log_http, listener,
-        MHD_OPTION_LISTEN_SOCKET, listener->fd, MHD_OPTION_NOTIFY_COMPLETED, completed, NULL,
-        MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)(host_peer_ms(listener->host) / 1000), MHD_OPTION_NOTIFY_CONNECTION, connection_changed,
-        listener, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY, MHD_OPTION_END);
-    if (!listener->daemon)
-        return error_set(err, -EIO, "cannot serve the API");
-    listener->fd = -1; /* closed by the daemon */
-    return 0;
-}
-
-int api_serve(struct host *host, struct ferry_error *err)
-{
-    int result = serve(&host->api->unix_listener, err);
-
-    return result < 0 ? result : serve(&host->api->tcp_listener, err);
-}
-
-static void stop(struct api_listener *listener)
-{
-    if (listener->daemon)
-        MHD_stop_daemon(listener->daemon);
-    if (listener->fd >= 0)
-        close(listener->fd);
-}
-
-void api_free(struct host *host)
-{
-    char path[PATH_MAX];
-
-    if (!host->api)
-        return;
-    if (host->api->unix_listener.daemon &&
-        snprintf(path, sizeof(path), "%s/ferryd.sock", host->config->state_dir) < PATH_MAX)
-        unlink(path);
-    stop(&host->api->unix_listener);
-    stop(&host->api->tcp_listener);
-    free(host->api);
-    host->api = NULL;
 }

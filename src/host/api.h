@@ -20,12 +20,14 @@
 #define API_ARGUMENTS_MAX 2
 #define API_SEGMENT_SIZE  128
 
+struct api_listener;
+
 struct api_request {
     struct host *host;
     struct MHD_Connection *connection;
     char arguments[API_ARGUMENTS_MAX][API_SEGMENT_SIZE]; /* what the pattern's '*' matched */
     json_t *body;                                        /* an object; empty when there was none */
-    bool local;                                          /* came by the Unix socket */
+    const struct api_listener *listener;                 /* by which it came */
     struct ferry_error err;
 
     /* set by api_answer_* */
@@ -61,6 +63,11 @@ int api_query_uint(struct api_request *request, const char *key, uint64_t *value
 /* Whether the client has closed its side. */
 bool api_client_gone(int client_fd);
 int api_client_fd(struct api_request *request);
+/* Whether it came by the Unix socket. */
+bool api_is_local(const struct api_request *request);
+/* HOST_REFUSED when the client's certificate is not that of HOST, who he says he is. Without TLS there is
+ * nothing to tell by: 0. */
+int api_check_is(struct api_request *request, const char *host);
 int api_read_body(struct api_request *request, const struct field *fields, size_t count);
 
 /* The code (host.h) of an error class; -EIO for one that is not known. */
@@ -73,6 +80,8 @@ const char *api_address(const struct host *host);
 int api_listen(struct host *host, struct ferry_error *err);
 int api_serve(struct host *host, struct ferry_error *err);
 void api_free(struct host *host);
+/* This host has another certificate: new connections use it. */
+int api_renew(struct host *host, struct ferry_error *err);
 
 /* The routing table, for api.c and its tests. */
 enum api_match {

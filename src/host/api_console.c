@@ -184,6 +184,9 @@ int api_console_log(struct api_request *request)
 struct console {
     struct host *host;
     int vm_fd;
+    /* of a conversation on a thread of its own */
+    int client_fd;
+    struct MHD_UpgradeResponseHandle *handle;
 };
 
 /* Blocking, all of it; false when the other end is gone, or takes nothing any more. */
@@ -204,15 +207,13 @@ static bool pump(const struct console *console, int from, int to)
     return got > 0 && pass_on(console, to, data, (size_t)got);
 }
 
-/* The connection is ours now; runs on its thread until an end goes away or the host stops. */
-static void converse(void *opaque, struct MHD_Connection *connection, void *context, const char *extra,
-                     size_t extra_size, MHD_socket client, struct MHD_UpgradeResponseHandle *handle)
+/* Until an end goes away or the host stops; then all is closed. */
+static void *pump_both(void *opaque)
 {
     struct console *console = opaque;
-    bool open = extra_size == 0 || pass_on(console, console->vm_fd, extra, extra_size);
+    int client = console->client_fd;
+    bool open = true;
 
-    (void)connection;
-    (void)context;
     while (open) {
         struct pollfd polls[3] = {{.fd = client, .events = POLLIN},
                                   {.fd = console->vm_fd, .events = POLLIN},
@@ -227,8 +228,40 @@ static void converse(void *opaque, struct MHD_Connection *connection, void *cont
             open = pump(console, console->vm_fd, client);
     }
     close(console->vm_fd);
+    /* libmicrohttpd's thread of the connection ends only then, and the daemon waits for it: the host is still
+     * there. */
+    MHD_upgrade_action(console->handle, MHD_UPGRADE_ACTION_CLOSE);
     free(console);
-    MHD_upgrade_action(handle, MHD_UPGRADE_ACTION_CLOSE);
+    return NULL;
+}
+
+/*
+ * The connection is ours now. In the clear this is its thread, and stays so. With TLS libmicrohttpd needs
+ * that thread, to encrypt what is said on a socket of its own: the conversation goes on another.
+ */
+static void converse(void *opaque, struct MHD_Connection *connection, void *context, const char *extra,
+                     size_t extra_size, MHD_socket client, struct MHD_UpgradeResponseHandle *handle)
+{
+    struct console *console = opaque;
+    pthread_attr_t detached;
+    pthread_t thread;
+    bool secure = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_GNUTLS_SESSION) != NULL;
+
+    (void)context;
+    console->client_fd = client;
+    console->handle = handle;
+    if (extra_size > 0 && !pass_on(console, console->vm_fd, extra, extra_size))
+        shutdown(console->vm_fd, SHUT_RDWR); /* which ends the conversation */
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    if (!secure) {
+        pump_both(console);
+    } else if (pthread_create(&thread, &detached, pump_both, console) != 0) {
+        close(console->vm_fd);
+        free(console);
+        MHD_upgrade_action(handle, MHD_UPGRADE_ACTION_CLOSE);
+    }
+    pthread_attr_destroy(&detached);
 }
 
 static int connect_console(struct api_request *request, int *fd)
@@ -269,7 +302,7 @@ int api_console(struct api_request *request)
         return result;
     console = calloc(1, sizeof(*console));
     if (console) {
-        *console = (struct console){request->host, fd};
+        *console = (struct console){.host = request->host, .vm_fd = fd};
         request->response = MHD_create_response_for_upgrade(converse, console);
     }
     if (!request->response) {

@@ -27,7 +27,7 @@ int api_host_certificate(struct api_request *request)
     const struct field fields[] = {{"bundle", FIELD_STRING, true, &bundle}};
     int result = api_read_body(request, fields, 1);
 
-    if (result == 0 && !request->local)
+    if (result == 0 && !api_is_local(request))
         result = error_set(&request->err, HOST_USAGE,
                            "host %s takes a certificate by its Unix socket only: install it there",
                            request->host->config->name);

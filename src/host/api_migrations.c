@@ -34,6 +34,7 @@ static int read_options(struct api_request *request, struct migration_options *o
         {"copy_time_limit", FIELD_UINT, false, &options->copy_time_limit},
         {"throttle_max", FIELD_UINT, false, &options->throttle_max},
         {"streams", FIELD_UINT, false, &options->streams},
+        {"tls", FIELD_BOOL, false, &options->tls},
         {"forecast", FIELD_BOOL, false, forecast},
     };
     int result;
@@ -71,19 +72,23 @@ int api_probe(struct api_request *request)
 {
     const char *id = NULL;
     const char *source = NULL;
+    bool tls = false;
     const struct field fields[] = {
         {"id", FIELD_STRING, true, &id},
         {"source", FIELD_STRING, true, &source},
+        {"tls", FIELD_BOOL, false, &tls},
     };
     json_t *answer = NULL;
-    int result = api_read_body(request, fields, 2);
+    int result = api_read_body(request, fields, 3);
 
     if (result == 0 && !migration_id_valid(id))
         result = error_set(&request->err, HOST_USAGE, "\"id\" is a lower-case UUID");
     if (result == 0 && !config_name_valid(source))
         result = error_set(&request->err, HOST_USAGE, "\"%.80s\" is not a host's name", source);
     if (result == 0)
-        result = probe_receive(request->host, id, source, &answer, &request->err);
+        result = api_check_is(request, source);
+    if (result == 0)
+        result = probe_receive(request->host, id, source, tls, &answer, &request->err);
     return result < 0 ? result : api_answer(request, MHD_HTTP_CREATED, answer);
 }
 
@@ -232,10 +237,13 @@ int api_incoming(struct api_request *request)
         {"protocol", FIELD_UINT, true, &offer.protocol},
         {"patience", FIELD_UINT, false, &offer.patience_ns},
         {"check_only", FIELD_BOOL, false, &offer.check_only},
+        {"tls", FIELD_BOOL, false, &offer.tls},
     };
-    int result = api_read_body(request, fields, 6);
+    int result = api_read_body(request, fields, 7);
 
     offer.definition = definition;
+    if (result == 0)
+        result = api_check_is(request, offer.source);
     if (result == 0)
         result = migration_receive(request->host, &offer, &answer, &request->err);
     if (result == 0 && !offer.check_only && api_client_gone(api_client_fd(request))) {

@@ -1,6 +1,7 @@
 #include "host/certificate.h"
 
 #include "base/error.h"
+#include "host/api.h"
 #include "host/fields.h"
 #include "host/migration.h"
 #include "tls/private_file.h"
@@ -93,7 +94,7 @@ int certificate_install(struct host *host, const char *bundle, struct ferry_erro
     }
     tell_about(host, credentials);
     put_in_place(host, credentials);
-    return 0;
+    return api_renew(host, err);
 }
 
 struct ferry_credentials *certificate_get(struct host *host)
@@ -104,6 +105,26 @@ struct ferry_credentials *certificate_get(struct host *host)
     credentials = credentials_ref(host->credentials);
     host_unlock(host);
     return credentials;
+}
+
+bool certificate_clear_allowed(struct host *host)
+{
+    bool allowed;
+
+    host_lock(host);
+    allowed = !host->config->require_tls && (!host->credentials || host->config->insecure);
+    host_unlock(host);
+    return allowed;
+}
+
+bool certificate_shared(struct host *host, const json_t *there)
+{
+    bool shared;
+
+    host_lock(host);
+    shared = host->credentials && json_is_object(json_object_get(there, "certificate"));
+    host_unlock(host);
+    return shared;
 }
 
 json_t *certificate_object(struct host *host)

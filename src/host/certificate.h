@@ -9,7 +9,7 @@
 #include "host/host.h"
 #include "tls/credentials.h"
 
-#define CERTIFICATE_FILE      "certificate.pem"
+#define CERTIFICATE_FILE      CONFIG_CERTIFICATE
 #define CERTIFICATE_WARN_DAYS 30 /* how long before its end people are told */
 
 /* At the start. A host without one is fine; one that is not this host's, or not readable, is not: to go on
@@ -22,6 +22,12 @@ int certificate_install(struct host *host, const char *bundle, struct ferry_erro
 
 /* A new reference, or NULL: this host has none. Any thread. */
 struct ferry_credentials *certificate_get(struct host *host);
+
+/* Whether who is on TCP may go without TLS: without a certificate there is no other way, and --insecure
+ * allows it beside; --require-tls never does. */
+bool certificate_clear_allowed(struct host *host);
+/* Whether a migration to or from the host whose object THERE is can be encrypted: both have certificates. */
+bool certificate_shared(struct host *host, const json_t *there);
 
 /* Where it is, absolute. */
 void certificate_path(const struct config *config, char path[static PATH_MAX]);

@@ -1,6 +1,7 @@
 #include "host/checks.h"
 
 #include "base/error.h"
+#include "host/certificate.h"
 #include "host/definition.h"
 #include "host/fields.h"
 #include "host/vms.h"
@@ -119,6 +120,26 @@ static int check_machine_there(const struct check_context *context, struct ferry
                      context->destination, machine);
 }
 
+static int refuse_unlicensed(const struct check_context *context, const char *host, struct ferry_error *err)
+{
+    return error_set(err, HOST_REFUSED,
+                     "VM %s cannot move encrypted to host %s: Host not licensed: host %s has no certificate; "
+                     "issue one and install it there: ferry host certs issue %s",
+                     context->vm, context->destination, host, host);
+}
+
+static int check_licensed(const struct check_context *context, struct ferry_error *err)
+{
+    struct ferry_credentials *ours = certificate_get(context->host);
+    bool here = ours != NULL;
+    bool there = json_is_object(json_object_get(context->there, "certificate"));
+
+    credentials_unref(ours);
+    if ((here && there) || !context->must_encrypt)
+        return 0;
+    return refuse_unlicensed(context, here ? context->destination : context->source, err);
+}
+
 /*
  * On one machine (same boot) a file is known by device and inode. Elsewhere device numbers mean nothing; a
  * shared file system shows the same inode number and size on both sides.
@@ -177,6 +198,25 @@ static int check_same_lock(const struct check_context *context, struct ferry_err
 }
 
 /* --- destination --- */
+
+static int check_encrypted(const struct check_context *context, struct ferry_error *err)
+{
+    struct ferry_credentials *ours = certificate_get(context->host);
+    bool here = ours != NULL;
+
+    credentials_unref(ours);
+    if (context->encrypted && !here)
+        return refuse_unlicensed(context, context->destination, err);
+    if (!context->encrypted && context->must_encrypt && !here)
+        return refuse_unlicensed(context, context->destination, err);
+    if (!context->encrypted && context->must_encrypt)
+        return error_set(
+            err, HOST_REFUSED,
+            "VM %s cannot move: host %s takes encrypted migrations only (--require-tls), and host "
+            "%s would not encrypt this one; has it a certificate?",
+            context->vm, context->destination, context->source);
+    return 0;
+}
 
 static int check_protocol(const struct check_context *context, struct ferry_error *err)
 {
@@ -333,6 +373,7 @@ static const struct check {
     {"protocol", CHECK_SOURCE_PEER, CHECK_ERROR, check_protocol_there},
     {"enabled-destination", CHECK_SOURCE_PEER, CHECK_ERROR, check_enabled_there},
     {"machine", CHECK_SOURCE_PEER, CHECK_ERROR, check_machine_there},
+    {"encryption", CHECK_SOURCE_PEER, CHECK_ERROR, check_licensed},
 
     {"same-disks", CHECK_SOURCE_ANSWER, CHECK_ERROR, check_same_disks},
     {"same-lock", CHECK_SOURCE_ANSWER, CHECK_ERROR, check_same_lock},
@@ -341,6 +382,7 @@ static const struct check {
     {"host-name", CHECK_DESTINATION, CHECK_ERROR, check_not_ourselves},
     {"enabled-destination", CHECK_DESTINATION, CHECK_ERROR, check_enabled_here},
     {"machine", CHECK_DESTINATION, CHECK_ERROR, check_machine},
+    {"encryption", CHECK_DESTINATION, CHECK_ERROR, check_encrypted},
     {"name", CHECK_DESTINATION, CHECK_ERROR, check_name_free},
     {"memory", CHECK_DESTINATION, CHECK_ERROR, check_memory},
     {"disks", CHECK_DESTINATION, CHECK_ERROR, check_disks},

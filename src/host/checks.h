@@ -16,6 +16,8 @@ struct check_context {
     const char *source; /* host names */
     const char *destination;
     uint64_t protocol; /* destination: the source's */
+    bool must_encrypt; /* or not at all */
+    bool encrypted;    /* destination: it will be */
 
     /* source */
     const json_t *there;        /* destination's host object */

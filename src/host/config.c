@@ -214,12 +214,23 @@ static int set_memory_limit(struct config *config, const char *value, struct fer
     return result < 0 ? error_prefix(err, result, "memory-limit") : 0;
 }
 
-static int set_insecure(struct config *config, const char *value, struct ferry_error *err)
+/* An option without a value, or a key with one. */
+static int set_switch(const char *name, const char *value, bool *on, struct ferry_error *err)
 {
     if (value && strcmp(value, "yes") != 0 && strcmp(value, "no") != 0)
-        return error_set(err, -EINVAL, "insecure is \"yes\" or \"no\", not \"%s\"", value);
-    config->insecure = !value || strcmp(value, "yes") == 0;
+        return error_set(err, -EINVAL, "%s is \"yes\" or \"no\", not \"%s\"", name, value);
+    *on = !value || strcmp(value, "yes") == 0;
     return 0;
+}
+
+static int set_insecure(struct config *config, const char *value, struct ferry_error *err)
+{
+    return set_switch("insecure", value, &config->insecure, err);
+}
+
+static int set_require_tls(struct config *config, const char *value, struct ferry_error *err)
+{
+    return set_switch("require-tls", value, &config->require_tls, err);
 }
 
 /* Every key, as option and in the file. */
@@ -246,7 +257,8 @@ static const struct config_key {
      set_migrate_bandwidth},
     {"ferry-vm", "FILE", "the program to run a VM with", set_vm_program},
     {"memory-limit", "SIZE", "memory all VMs together may have", set_memory_limit},
-    {"insecure", NULL, "allow addresses other than loopback", set_insecure},
+    {"require-tls", NULL, "refuse what is not encrypted", set_require_tls},
+    {"insecure", NULL, "allow what is not encrypted, on any address", set_insecure},
 };
 
 #define CONFIG_KEYS (sizeof(config_keys) / sizeof(config_keys[0]))
@@ -390,8 +402,18 @@ static bool loopback(const char *address)
     return sock_address_is_loopback(with_port);
 }
 
+/* Whether there is a certificate to speak TLS with; that it is a good one is seen when it is read. */
+static bool is_licensed(const struct config *config)
+{
+    char path[PATH_MAX];
+
+    return snprintf(path, sizeof(path), "%s/" CONFIG_CERTIFICATE, config->state_dir) < PATH_MAX &&
+           access(path, F_OK) == 0;
+}
+
 static int check_addresses(struct config *config, struct ferry_error *err)
 {
+    bool clear_only = !config->insecure && !is_licensed(config);
     unsigned char binary[16];
     char address[SOCK_ADDRESS_SIZE] = "127.0.0.1";
 
@@ -400,10 +422,10 @@ static int check_addresses(struct config *config, struct ferry_error *err)
                          "\"%s\" is not an address to listen on; write ADDR:PORT with a numeric address, for "
                          "example 127.0.0.1:7411",
                          config->listen);
-    if (config->listen[0] && !loopback(address) && !config->insecure)
+    if (config->listen[0] && !loopback(address) && clear_only)
         return error_set(err, -EINVAL,
-                         "%s is not a loopback address: everybody who reaches it could command this host; "
-                         "--insecure allows that",
+                         "%s is not a loopback address: without a certificate everybody who reaches it could "
+                         "command this host; install one (ferry host certs), or --insecure allows that",
                          config->listen);
     if (!config->migrate_address[0]) {
         if (strcmp(address, "0.0.0.0") == 0 || strcmp(address, "::") == 0)
@@ -419,10 +441,10 @@ static int check_addresses(struct config *config, struct ferry_error *err)
         inet_pton(AF_INET6, config->migrate_address, binary) != 1)
         return error_set(err, -EINVAL, "\"%s\" is not a numeric address for --migrate-address (no port)",
                          config->migrate_address);
-    if (!loopback(config->migrate_address) && !config->insecure)
+    if (!loopback(config->migrate_address) && clear_only)
         return error_set(err, -EINVAL,
-                         "%s is not a loopback address: guest memory would cross the network in the clear; "
-                         "--insecure allows that",
+                         "%s is not a loopback address: without a certificate guest memory would cross the "
+                         "network in the clear; install one (ferry host certs), or --insecure allows that",
                          config->migrate_address);
     return 0;
 }

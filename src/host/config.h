@@ -18,6 +18,8 @@
 
 #define HOST_NAME_SIZE 64 /* a host's or a VM's name with its NUL */
 
+#define CONFIG_CERTIFICATE "certificate.pem" /* in the state directory (certificate.h) */
+
 struct config {
     char state_dir[PATH_MAX];                /* absolute */
     char name[HOST_NAME_SIZE];               /* this host's name */
@@ -29,7 +31,8 @@ struct config {
     uint64_t vm_timeout_ns;                  /* and so is a VM's process, or it does not end when told to */
     uint64_t start_timeout_ns;  /* to get a VM's memory, or give it back, here or on another host */
     char vm_program[PATH_MAX];  /* the ferry-vm to start */
-    bool insecure;              /* addresses other than loopback are allowed */
+    bool insecure;              /* addresses other than loopback are allowed, and TCP without TLS */
+    bool require_tls;           /* no TCP, and no migration, without TLS */
     uint64_t migrate_bandwidth; /* bytes/s all VMs that leave may take together; 0: no limit */
     unsigned migrate_max;       /* VMs that leave at once; 0: no limit */
     uint64_t memory_limit;      /* bytes all VMs together may have; 0: what the machine has */

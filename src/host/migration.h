@@ -46,6 +46,8 @@ struct migration {
     json_t *send;                         /* source: parameters for migrate.send; NULL: it was sent already */
     json_t *options;                      /* source: of them, what the caller asked for; NULL: not known */
     uint64_t own_limit;                   /* source: of these, bytes/s; 0: none */
+    bool must_encrypt;                    /* source: the caller asked for it */
+    bool encrypted;                       /* as the checks found; constant from then on */
 
     /* host lock; source only: migration_queue.h */
     bool queued;         /* waits for a place */
@@ -97,6 +99,7 @@ struct migration_options {
     uint64_t copy_time_limit; /* ns; 0: default */
     uint64_t throttle_max;    /* per cent, 0: never; MIGRATION_DEFAULT: as libferry has it */
     uint64_t streams;         /* 0: default */
+    bool tls;                 /* encrypted, or not at all */
 };
 
 #define MIGRATION_DEFAULT UINT64_MAX
@@ -121,6 +124,7 @@ struct migration_offer {
     uint64_t protocol;
     uint64_t patience_ns; /* how long the source waits for the answer; 0: it does not say */
     bool check_only;
+    bool tls; /* it will be encrypted */
 };
 
 /* POST /v1/incoming. *answer: {address, token, pid, checks, disks, lock, boot_id}, or with check_only the

@@ -1,6 +1,7 @@
 #include "host/migration.h"
 
 #include "base/error.h"
+#include "host/certificate.h"
 #include "host/checks.h"
 #include "host/definition.h"
 #include "host/fields.h"
@@ -12,9 +13,9 @@
 
 json_t *migration_offer_body(const struct migration *migration, const json_t *definition, bool check_only)
 {
-    return json_pack("{s:s, s:O, s:s, s:i, s:b, s:I}", "id", migration->id, "definition", definition,
-                     "source", migration->source, "protocol", HOST_PROTOCOL, "check_only", check_only,
-                     "patience", (json_int_t)migration->host->config->start_timeout_ns);
+    return json_pack("{s:s, s:O, s:s, s:i, s:b, s:b, s:I}", "id", migration->id, "definition", definition,
+                     "source", migration->source, "protocol", HOST_PROTOCOL, "check_only", check_only, "tls",
+                     migration->encrypted, "patience", (json_int_t)migration->host->config->start_timeout_ns);
 }
 
 /* The destination's rows: warnings into the log, all into RESULTS; the first error is the check's. */
@@ -69,6 +70,7 @@ static int check_there(struct migration *migration, struct check_context *contex
     int result = ask(migration, "GET", "/v1/host", NULL, PEER_PROMPT, &there, results, err);
 
     context->there = there;
+    migration->encrypted = result == 0 && certificate_shared(migration->host, there);
     if (result == 0)
         result = checks_run(CHECK_SOURCE_PEER, context, results, err);
     if (result == 0) {
@@ -100,6 +102,7 @@ int migration_check(struct migration *migration, const json_t *definition, json_
         .definition = definition,
         .source = migration->source,
         .destination = migration->destination,
+        .must_encrypt = migration->must_encrypt || migration->host->config->require_tls,
     };
     struct ferry_error found = {0};
     int result = checks_run(CHECK_SOURCE_LOCAL, &context, results, err);
@@ -174,6 +177,8 @@ int migration_check_vm(struct host *host, const char *vm_name, const struct migr
     if (result == 0) {
         migration = migration_new(host, id, vm_name, definition_machine(vm->definition), host->config->name,
                                   options->destination);
+        if (migration)
+            migration->must_encrypt = options->tls;
         result = migration ? check_and_foretell(migration, vm, options, forecast, answer, err)
                            : error_set(err, -ENOMEM, "out of memory");
     }

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "host/agreement.h"
+#include "host/certificate.h"
 #include "host/checks.h"
 #include "host/definition.h"
 #include "host/events.h"
@@ -76,6 +77,7 @@ static int open_door(struct migration *migration, struct vm_process *process, js
                      struct ferry_error *err)
 {
     char token[TOKEN_TEXT_SIZE];
+    char certificate[PATH_MAX];
     char listen[SOCK_ADDRESS_SIZE + 8];
     json_t *told = NULL;
     json_t *params;
@@ -89,6 +91,10 @@ static int open_door(struct migration *migration, struct vm_process *process, js
     params = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "id", migration->id, "token", token, "source",
                        migration->source, "destination", migration->destination, "listen", listen,
                        "peer_timeout", (json_int_t)migration->host->config->peer_timeout_ns);
+    if (migration->encrypted) {
+        certificate_path(migration->host->config, certificate);
+        json_object_set_new(params, "certificate", json_string(certificate));
+    }
     result = vm_process_call(process, "migrate.receive", params, host_vm_ms(migration->host), &told, err);
     if (result == 0)
         result = fields_read(told, fields, 1, FIELDS_LOOSE, "the answer of ferry-vm", err);
@@ -96,6 +102,7 @@ static int open_door(struct migration *migration, struct vm_process *process, js
         json_object_set_new(answer, "address", json_string(address));
         json_object_set_new(answer, "token", json_string(token));
         json_object_set_new(answer, "pid", json_integer(process->pid));
+        json_object_set_new(answer, "tls", json_boolean(migration->encrypted));
     }
     json_decref(told);
     return result;
@@ -160,6 +167,7 @@ static int receive(struct host *host, const struct migration_offer *offer, const
 
     if (!migration)
         return error_set(err, -ENOMEM, "out of memory");
+    migration->encrypted = offer->tls;
     peers_find(host, offer->source, migration->peer_address, NULL);
     result = vm_make(host, definition, "arriving", true, &vm, err);
     if (result == 0) {
@@ -184,6 +192,8 @@ int migration_receive(struct host *host, const struct migration_offer *offer, js
         .source = offer->source,
         .destination = host->config->name,
         .protocol = offer->protocol,
+        .encrypted = offer->tls,
+        .must_encrypt = host->config->require_tls,
     };
     json_t *definition = NULL;
     json_t *results = json_array();

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "host/agreement.h"
+#include "host/certificate.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
@@ -54,21 +55,31 @@ static int take_offer(struct migration *migration, const json_t *answer, struct 
     const char *address = NULL;
     const char *token = NULL;
     uint64_t pid = 0;
+    bool tls = false;
+    char certificate[PATH_MAX];
     json_t *known;
     const struct field fields[] = {
         {"address", FIELD_STRING, true, &address},
         {"token", FIELD_STRING, true, &token},
         {"pid", FIELD_UINT, true, &pid},
+        {"tls", FIELD_BOOL, false, &tls},
     };
-    int result = fields_read(answer, fields, 3, FIELDS_LOOSE, "the answer of the destination", err);
+    int result = fields_read(answer, fields, 4, FIELDS_LOOSE, "the answer of the destination", err);
 
     if (result < 0)
         return error_prefix(err, HOST_UNREACHABLE, "host %s makes no sense", migration->destination);
     if (strlen(token) != 64 || strspn(token, "0123456789abcdef") != 64 || strlen(address) > 100)
         return error_set(err, HOST_UNREACHABLE, "host %s makes no sense: malformed address or token",
                          migration->destination);
+    if (tls != migration->encrypted)
+        return error_set(err, HOST_UNREACHABLE, "host %s makes no sense: the migration is to be %s",
+                         migration->destination, tls ? "in the clear" : "encrypted");
     migration->send = json_pack("{s:s, s:s, s:s, s:I}", "id", migration->id, "token", token, "address",
                                 address, "destination_pid", (json_int_t)pid);
+    if (tls) {
+        certificate_path(host->config, certificate);
+        json_object_set_new(migration->send, "certificate", json_string(certificate));
+    }
     json_object_update(migration->send, migration->options);
     set_number(migration->send, "peer_timeout", host->config->peer_timeout_ns, 0);
     known = migration_known_costs(host, migration->vm_name, migration->destination);
@@ -201,6 +212,7 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
     migration->outgoing = true;
     migration->options = make_options(options);
     migration->own_limit = options->bandwidth_limit;
+    migration->must_encrypt = options->tls;
     if (result == 0)
         result = migration_check(migration, vm->definition, NULL, err);
     if (result == 0) {

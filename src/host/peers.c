@@ -7,6 +7,7 @@
 #include "host/api.h"
 #include "host/certificate.h"
 #include "host/fields.h"
+#include "tls/https.h"
 
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -31,30 +32,42 @@ static size_t take_bytes(char *data, size_t size, size_t count, void *opaque)
     return buffer_failed(&call->answer) ? 0 : bytes;
 }
 
-/* What is the same for every request to ADDRESS. */
-static void set_target(CURL *curl, const char *address, const char *path)
+/* How one request gets there. */
+struct way {
+    const char *address;
+    char name[HOST_NAME_SIZE]; /* who it must be; empty: not known */
+    bool tls;
+    struct https https;
+};
+
+/* What is the same for every request that takes this WAY. */
+static void set_target(CURL *curl, struct way *way, const char *path)
 {
     char url[SOCK_ADDRESS_SIZE + 512];
 
-    if (address[0] == '/') {
+    if (way->address[0] == '/') {
         snprintf(url, sizeof(url), "http://localhost%s", path);
-        curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, address);
+        curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, way->address);
     } else {
-        snprintf(url, sizeof(url), "http://%s%s", address, path);
+        snprintf(url, sizeof(url), "%s://%s%s", way->tls ? "https" : "http", way->address, path);
     }
+    if (way->tls)
+        https_set_up(curl, &way->https);
     curl_easy_setopt(curl, CURLOPT_URL, url);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http");
+    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, way->tls ? "https" : "http");
     curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L);
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
 }
 
-static void ask_for_life(const void *address, CURL *curl)
+/* Its own words, or it would spoil those of the request that it is asked for. */
+static void ask_for_life(const void *opaque, CURL *curl)
 {
-    set_target(curl, address, "/v1/host");
+    set_target(curl, (struct way *)opaque, "/v1/host");
+    curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, NULL);
 }
 
-static struct http_patience patience_for(const struct host *host, const char *address,
+static struct http_patience patience_for(const struct host *host, const struct way *way,
                                          enum peer_patience patience)
 {
     int64_t silence_ms = patience == PEER_BRIEF ? host_peer_ms(host) / 2 : host_peer_ms(host);
@@ -65,30 +78,40 @@ static struct http_patience patience_for(const struct host *host, const char *ad
         .limit_ms = limit_ms > silence_ms ? limit_ms : silence_ms,
         .cancel_fd = host->stop_fd,
         .set_up_question = ask_for_life,
-        .opaque = address,
+        .opaque = way,
     };
 }
 
-/* "host b at 127.0.0.1:7002", or the address alone when it is not known. */
-static void describe(struct host *host, const char *address, char *text, size_t size)
+/* NAME "": the one that is known there. */
+static void find_way(struct host *host, const char *name, const char *address, struct way *way)
 {
-    snprintf(text, size, "%s", address);
+    *way = (struct way){.address = address, .https.credentials = certificate_get(host)};
+    snprintf(way->name, sizeof(way->name), "%s", name);
+    way->tls = way->https.credentials && address[0] != '/';
     host_lock(host);
-    for (struct peer *peer = host->peers; peer; peer = peer->next) {
-        if (strcmp(peer->address, address) == 0) {
-            snprintf(text, size, "host %s at %s", peer->name, address);
-            break;
-        }
+    for (struct peer *peer = host->peers; peer && !way->name[0]; peer = peer->next) {
+        if (strcmp(peer->address, address) == 0)
+            snprintf(way->name, sizeof(way->name), "%s", peer->name);
     }
     host_unlock(host);
+    way->https.peer = way->name;
 }
 
-static int no_answer(struct host *host, const char *address, const char *method, const char *path, int result,
+/* "host b at 127.0.0.1:7002", or the address alone when it is not known. */
+static void describe(const struct way *way, char *text, size_t size)
+{
+    if (way->name[0])
+        snprintf(text, size, "host %s at %s", way->name, way->address);
+    else
+        snprintf(text, size, "%s", way->address);
+}
+
+static int no_answer(struct way *way, CURL *curl, const char *method, const char *path, int result,
                      const struct http_patience *patience, CURLcode rc, struct ferry_error *err)
 {
     char who[HOST_NAME_SIZE + SOCK_ADDRESS_SIZE + 16];
 
-    describe(host, address, who, sizeof(who));
+    describe(way, who, sizeof(who));
     if (result == -ECANCELED)
         return error_set(err, -ECANCELED, "ferryd is stopping");
     if (result == HTTP_SLOW)
@@ -98,30 +121,30 @@ static int no_answer(struct host *host, const char *address, const char *method,
         return error_set(err, HOST_UNREACHABLE,
                          "no answer from %s for %.1f s; is ferryd running there, and is that its address?",
                          who, (double)patience->silence_ms / 1000);
+    if (way->tls && https_explain(&way->https, curl, rc, who, err) == -EPROTONOSUPPORT)
+        return -EPROTONOSUPPORT;
+    if (way->tls && https_explain(&way->https, curl, rc, who, err) < 0)
+        return HOST_REFUSED;
     return error_set(err, HOST_UNREACHABLE,
                      "no answer from %s (%s); is ferryd running there, and is that its address?", who,
                      curl_easy_strerror(rc));
 }
 
 /* One HTTP exchange; *status is its HTTP status, call->answer its body. */
-static int exchange(struct call *call, const char *address, const char *method, const char *path,
-                    json_t *body, enum peer_patience patience, long *status, struct ferry_error *err)
+static int exchange_once(struct call *call, struct way *way, const char *method, const char *path,
+                         const char *text, enum peer_patience patience, long *status, struct ferry_error *err)
 {
-    struct http_patience waiting = patience_for(call->host, address, patience);
-    struct curl_slist *headers = NULL;
-    char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
+    struct http_patience waiting = patience_for(call->host, way, patience);
+    struct curl_slist *headers = curl_slist_append(NULL, "Expect:");
     CURL *curl = curl_easy_init();
     CURLcode rc = CURLE_OK;
-    int result = 0;
+    int result = curl ? 0 : error_set(err, -ENOMEM, "out of memory while calling %s", way->address);
 
-    if (!curl || (body && !text)) {
-        result = error_set(err, -ENOMEM, "out of memory while calling %s", address);
+    if (result < 0)
         goto done;
-    }
-    set_target(curl, address, path);
+    set_target(curl, way, path);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take_bytes);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, call);
-    headers = curl_slist_append(NULL, "Expect:");
     if (text) {
         headers = curl_slist_append(headers, "Content-Type: application/json");
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, text);
@@ -131,15 +154,43 @@ static int exchange(struct call *call, const char *address, const char *method, 
     curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
     result = http_perform(curl, &waiting, &rc, err);
     if (result != -ENOMEM && (result < 0 || rc != CURLE_OK))
-        result = no_answer(call->host, address, method, path, result, &waiting, rc, err);
+        result = no_answer(way, curl, method, path, result, &waiting, rc, err);
     else if (result == 0)
         curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, status);
 
 done:
     curl_slist_free_all(headers);
     curl_easy_cleanup(curl);
-    free(text);
     return result;
+}
+
+/* As the host NAME, or who is known there. A host that has a certificate speaks TLS; where --insecure allows
+ * it, without TLS to those that cannot. */
+static int exchange(struct call *call, const char *name, const char *address, const char *method,
+                    const char *path, json_t *body, enum peer_patience patience, long *status,
+                    struct ferry_error *err)
+{
+    char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
+    struct way way;
+    int result;
+
+    if (body && !text)
+        return error_set(err, -ENOMEM, "out of memory while calling %s", address);
+    find_way(call->host, name, address, &way);
+    if (!way.tls && address[0] != '/' && !certificate_clear_allowed(call->host))
+        result = error_set(err, HOST_REFUSED,
+                           "host %s has no certificate (Host not licensed) and --require-tls forbids to call "
+                           "others without; issue and install one: ferry host certs",
+                           call->host->config->name);
+    else
+        result = exchange_once(call, &way, method, path, text, patience, status, err);
+    if (result == -EPROTONOSUPPORT && certificate_clear_allowed(call->host)) {
+        way.tls = false;
+        result = exchange_once(call, &way, method, path, text, patience, status, err);
+    }
+    credentials_unref(way.https.credentials);
+    free(text);
+    return result == -EPROTONOSUPPORT ? HOST_REFUSED : result;
 }
 
 /* The error of the other host, from {"error": {"class", "message"}}. */
@@ -158,12 +209,13 @@ static int their_error(const struct buffer *answer, const char *address, long st
     return code;
 }
 
-int peer_call(struct host *host, const char *address, const char *method, const char *path, json_t *body,
-              enum peer_patience patience, json_t **answer, struct ferry_error *err)
+static int call_as(struct host *host, const char *name, const char *address, const char *method,
+                   const char *path, json_t *body, enum peer_patience patience, json_t **answer,
+                   struct ferry_error *err)
 {
     struct call call = {.host = host, .answer = BUFFER_INIT};
     long status = 0;
-    int result = exchange(&call, address, method, path, body, patience, &status, err);
+    int result = exchange(&call, name, address, method, path, body, patience, &status, err);
 
     if (answer)
         *answer = NULL;
@@ -178,12 +230,18 @@ int peer_call(struct host *host, const char *address, const char *method, const 
     return result;
 }
 
+int peer_call(struct host *host, const char *address, const char *method, const char *path, json_t *body,
+              enum peer_patience patience, json_t **answer, struct ferry_error *err)
+{
+    return call_as(host, "", address, method, path, body, patience, answer, err);
+}
+
 int peer_lines(struct host *host, const char *address, const char *path, enum peer_patience patience,
                json_t **answer, struct ferry_error *err)
 {
     struct call call = {.host = host, .answer = BUFFER_INIT};
     long status = 0;
-    int result = exchange(&call, address, "GET", path, NULL, patience, &status, err);
+    int result = exchange(&call, "", address, "GET", path, NULL, patience, &status, err);
     size_t start = 0;
 
     *answer = NULL;
@@ -335,7 +393,7 @@ int peers_add(struct host *host, const char *name, const char *address, struct f
                          address);
     if (strcmp(name, host->config->name) == 0)
         return error_set(err, HOST_CONFLICT, "%s is this host's own name", name);
-    result = peer_call(host, address, "GET", "/v1/host", NULL, PEER_PROMPT, &answer, err);
+    result = call_as(host, name, address, "GET", "/v1/host", NULL, PEER_PROMPT, &answer, err);
     if (result < 0)
         return error_prefix(err, result, "host %s was not added", name);
     result = fields_read(answer, fields, 1, FIELDS_LOOSE, "the answer", err);
@@ -393,8 +451,8 @@ static void *probe_main(void *opaque)
     const struct field fields[] = {{"name", FIELD_STRING, true, &called},
                                    {"version", FIELD_STRING, true, &version},
                                    {"migration_status", FIELD_STRING, false, &status}};
-    int result =
-        peer_call(probe->host, probe->peer.address, "GET", "/v1/host", NULL, PEER_BRIEF, &answer, &err);
+    int result = call_as(probe->host, probe->peer.name, probe->peer.address, "GET", "/v1/host", NULL,
+                         PEER_BRIEF, &answer, &err);
 
     if (result == 0)
         result = fields_read(answer, fields, 3, FIELDS_LOOSE, "the answer", &err);

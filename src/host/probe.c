@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/sock.h"
 #include "base/thread.h"
+#include "host/certificate.h"
 #include "host/fields.h"
 #include "host/migration.h"
 #include "host/peers.h"
@@ -23,6 +24,13 @@ struct visitor {
     struct ferry_destination_options options;
 };
 
+static void visitor_free(struct visitor *visitor)
+{
+    close(visitor->options.listen_fd);
+    credentials_unref(visitor->options.credentials);
+    free(visitor);
+}
+
 static void *receive(void *argument)
 {
     struct visitor *visitor = argument;
@@ -32,8 +40,7 @@ static void *receive(void *argument)
     if (ferry_probe_receive(&visitor->options, PROBE_SIZE, &err) < 0)
         log_info(host->log, "a measurement by host %s was not completed: %s", visitor->options.source,
                  err.text);
-    close(visitor->options.listen_fd);
-    free(visitor);
+    visitor_free(visitor);
     host_lock(host);
     host->probe->busy = false;
     host_unlock(host);
@@ -50,10 +57,11 @@ static json_t *invitation(const struct visitor *visitor, struct ferry_error *err
         return NULL;
     for (size_t i = 0; i < FERRY_TOKEN_SIZE; i++)
         snprintf(token + 2 * i, 3, "%02x", visitor->options.token[i]);
-    return json_pack("{s:s, s:s}", "address", address, "token", token);
+    return json_pack("{s:s, s:s, s:b}", "address", address, "token", token, "tls",
+                     visitor->options.credentials != NULL);
 }
 
-static int visitor_new(struct visitor **out, struct host *host, const char *id, const char *source,
+static int visitor_new(struct visitor **out, struct host *host, const char *id, const char *source, bool tls,
                        struct ferry_error *err)
 {
     const char *at = host->config->migrate_address;
@@ -80,6 +88,7 @@ static int visitor_new(struct visitor **out, struct host *host, const char *id, 
         free(visitor);
         return err->code;
     }
+    options->credentials = tls ? certificate_get(host) : NULL;
     *out = visitor;
     return 0;
 }
@@ -100,7 +109,7 @@ static int take_door(struct host *host, struct ferry_error *err)
     return result;
 }
 
-int probe_receive(struct host *host, const char *id, const char *source, json_t **answer,
+int probe_receive(struct host *host, const char *id, const char *source, bool tls, json_t **answer,
                   struct ferry_error *err)
 {
     struct visitor *visitor = NULL;
@@ -108,14 +117,13 @@ int probe_receive(struct host *host, const char *id, const char *source, json_t 
 
     if (result < 0)
         return result;
-    result = visitor_new(&visitor, host, id, source, err);
+    result = visitor_new(&visitor, host, id, source, tls, err);
     if (result == 0) {
         *answer = invitation(visitor, err);
         result = *answer ? thread_start(&host->probe->thread, "probe", receive, visitor, err) : err->code;
         if (result == 0)
             return 0;
-        close(visitor->options.listen_fd);
-        free(visitor);
+        visitor_free(visitor);
         json_decref(*answer);
         *answer = NULL;
     }
@@ -137,7 +145,7 @@ void probe_free(struct probe_door *door)
     free(door);
 }
 
-static int take_invitation(const json_t *answer, struct ferry_source_options *options,
+static int take_invitation(const json_t *answer, struct ferry_source_options *options, bool *tls,
                            struct ferry_error *err)
 {
     const char *address = NULL;
@@ -145,8 +153,9 @@ static int take_invitation(const json_t *answer, struct ferry_source_options *op
     const struct field fields[] = {
         {"address", FIELD_STRING, true, &address},
         {"token", FIELD_STRING, true, &token},
+        {"tls", FIELD_BOOL, false, tls},
     };
-    int result = fields_read(answer, fields, 2, FIELDS_LOOSE, "the answer of the destination", err);
+    int result = fields_read(answer, fields, 3, FIELDS_LOOSE, "the answer of the destination", err);
 
     if (result == 0 &&
         (strlen(token) != 2 * FERRY_TOKEN_SIZE || strspn(token, "0123456789abcdef") != 2 * FERRY_TOKEN_SIZE ||
@@ -168,21 +177,29 @@ int probe_send(struct host *host, const char *name, const char *address, unsigne
 {
     struct ferry_source_options options = {.streams = streams,
                                            .peer_timeout_ns = host->config->peer_timeout_ns};
+    struct ferry_credentials *credentials = certificate_get(host);
     json_t *answer = NULL;
     json_t *body;
+    bool tls = false;
     int result = migration_make_id(options.migration_id, err);
 
-    if (result < 0)
+    if (result < 0) {
+        credentials_unref(credentials);
         return result;
+    }
     snprintf(options.source, sizeof(options.source), "%s", host->config->name);
     snprintf(options.destination, sizeof(options.destination), "%s", name);
-    body = json_pack("{s:s, s:s}", "id", options.migration_id, "source", options.source);
+    body = json_pack("{s:s, s:s, s:b}", "id", options.migration_id, "source", options.source, "tls",
+                     credentials != NULL);
     result = peer_call(host, address, "POST", "/v1/probe", body, PEER_PROMPT, &answer, err);
     json_decref(body);
     if (result == 0)
-        result = take_invitation(answer, &options, err);
+        result = take_invitation(answer, &options, &tls, err);
     json_decref(answer);
+    /* Made up, and so no secret; but encrypting takes time, as it will when a guest moves. */
+    options.credentials = tls ? credentials : NULL;
     if (result == 0)
         result = ferry_probe_send(&options, PROBE_SIZE, report, err);
+    credentials_unref(credentials);
     return result < 0 ? error_prefix(err, result, "the way to host %s cannot be measured", name) : 0;
 }

@@ -16,8 +16,9 @@
 struct probe_door *probe_new(void);
 void probe_free(struct probe_door *door);
 
-/* POST /v1/probe: {address, token} once somebody waits there for SOURCE. */
-int probe_receive(struct host *host, const char *id, const char *source, json_t **answer,
+/* POST /v1/probe: {address, token, tls} once somebody waits there for SOURCE; encrypted if TLS is set and
+ * this host has a certificate. */
+int probe_receive(struct host *host, const char *id, const char *source, bool tls, json_t **answer,
                   struct ferry_error *err);
 /* Measures the way to the host NAME at ADDRESS, over STREAMS connections (0: default). Blocks. */
 int probe_send(struct host *host, const char *name, const char *address, unsigned streams,

@@ -46,7 +46,7 @@ static char *describe_name(X509 *certificate, char *text, size_t size)
     X509_NAME *subject = certificate ? X509_get_subject_name(certificate) : NULL;
 
     if (!subject || X509_NAME_get_text_by_NID(subject, NID_commonName, text, (int)size) <= 0)
-        snprintf(text, size, "another");
+        snprintf(text, size, "another host");
     for (char *c = text; *c; c++) {
         if (*c < 0x20 || *c > 0x7e)
             *c = '?';
