@@ -70,7 +70,8 @@ static int load_user_certificate(struct ferry_credentials **out, struct ferry_er
     return result == -ENOENT && !(named && *named) ? 0 : result;
 }
 
-/* What BY shows, or that of the host whose state directory it uses, or none: that is another user's mostly. */
+/* What BY shows, or that of the host whose state directory it uses, or none: that is another user's mostly.
+ */
 static void load_host_certificate(const struct client *by, struct ferry_credentials **out)
 {
     CLEANUP_FREE char *path = NULL;
@@ -275,7 +276,7 @@ int client_explain(const struct client *client, CURL *curl, CURLcode code, struc
     const char *where = client->socket_path ? client->socket_path : client->base_url;
     long os_errno = 0;
     CLEANUP_FREE char *who = memory_format("ferryd at %s", where);
-    int refused = client->https ? https_explain(client->https, curl, code, who, err) : 0;
+    int refused = client->https ? https_explain(client->https, code, who, err) : 0;
 
     if (refused < 0)
         return -EPERM; /* a certificate said no, on either side */

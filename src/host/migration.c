@@ -427,6 +427,8 @@ void migration_record(struct migration *migration)
     json_object_set_new(row.object, "peer_address", json_string(migration->peer_address));
     if (migration->options)
         json_object_set(row.object, "options", migration->options);
+    if (migration->must_encrypt)
+        json_object_set_new(row.object, "must_encrypt", json_true());
     json_object_set_new(row.object, "started_ns", json_integer((json_int_t)migration->started_ns));
     result = host->store->ops->migration_put(host->store, &row, &err);
     if (result < 0)

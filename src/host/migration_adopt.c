@@ -104,6 +104,7 @@ static struct migration *read_record(struct host *host, const json_t *row)
     migration->options = json_incref(json_object_get(row, "options"));
     migration->own_limit =
         (uint64_t)json_integer_value(json_object_get(migration->options, "bandwidth_limit"));
+    migration->must_encrypt = json_is_true(json_object_get(row, "must_encrypt"));
     snprintf(migration->peer_address, sizeof(migration->peer_address), "%s", text_of(row, "peer_address"));
     return migration;
 }

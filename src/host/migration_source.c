@@ -71,9 +71,13 @@ static int take_offer(struct migration *migration, const json_t *answer, struct 
     if (strlen(token) != 64 || strspn(token, "0123456789abcdef") != 64 || strlen(address) > 100)
         return error_set(err, HOST_UNREACHABLE, "host %s makes no sense: malformed address or token",
                          migration->destination);
-    if (tls != migration->encrypted)
-        return error_set(err, HOST_UNREACHABLE, "host %s makes no sense: the migration is to be %s",
-                         migration->destination, tls ? "in the clear" : "encrypted");
+    if (tls && !migration->encrypted)
+        return error_set(err, HOST_UNREACHABLE, "host %s makes no sense: it encrypts what is not",
+                         migration->destination);
+    if (!tls && migration->encrypted)
+        return error_set(err, HOST_REFUSED,
+                         "host %s would take VM %s in the clear, although both hosts have certificates",
+                         migration->destination, migration->vm_name);
     migration->send = json_pack("{s:s, s:s, s:s, s:I}", "id", migration->id, "token", token, "address",
                                 address, "destination_pid", (json_int_t)pid);
     if (tls) {
@@ -86,6 +90,17 @@ static int take_offer(struct migration *migration, const json_t *answer, struct 
     if (known)
         json_object_set_new(migration->send, "known", known);
     return 0;
+}
+
+static void tell_if_clear(struct migration *migration)
+{
+    struct ferry_credentials *ours = certificate_get(migration->host);
+
+    if (!migration->encrypted)
+        migration_log(migration, ours ? LOG_LEVEL_WARN : LOG_LEVEL_INFO,
+                      "in the clear: host %s has no certificate (Host not licensed)",
+                      ours ? migration->destination : migration->source);
+    credentials_unref(ours);
 }
 
 static int call_vm(struct migration *migration, const char *method, json_t *params, int64_t timeout_ms,
@@ -149,6 +164,8 @@ static int prepare(struct migration *migration, const json_t *definition, struct
         result = take_offer(migration, answer, err);
         if (result < 0)
             withdraw(migration, true, PEER_LONG);
+        else
+            tell_if_clear(migration);
     } else if (result == HOST_UNREACHABLE || result == -ETIMEDOUT) {
         error_prefix(err, result, "VM %s cannot move", migration->vm_name);
         /* The answer may have been lost, not the request. Who has been silent will hardly answer now, and

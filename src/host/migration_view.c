@@ -35,6 +35,7 @@ static void strip(json_t *object)
     json_object_del(object, "started_ns");
     json_object_del(object, "machine");
     json_object_del(object, "options");
+    json_object_del(object, "must_encrypt");
 }
 
 json_t *migrations_list(struct host *host, enum store_view view)

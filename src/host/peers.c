@@ -106,7 +106,7 @@ static void describe(const struct way *way, char *text, size_t size)
         snprintf(text, size, "%s", way->address);
 }
 
-static int no_answer(struct way *way, CURL *curl, const char *method, const char *path, int result,
+static int no_answer(struct way *way, const char *method, const char *path, int result,
                      const struct http_patience *patience, CURLcode rc, struct ferry_error *err)
 {
     char who[HOST_NAME_SIZE + SOCK_ADDRESS_SIZE + 16];
@@ -121,9 +121,9 @@ static int no_answer(struct way *way, CURL *curl, const char *method, const char
         return error_set(err, HOST_UNREACHABLE,
                          "no answer from %s for %.1f s; is ferryd running there, and is that its address?",
                          who, (double)patience->silence_ms / 1000);
-    if (way->tls && https_explain(&way->https, curl, rc, who, err) == -EPROTONOSUPPORT)
+    if (way->tls && https_explain(&way->https, rc, who, err) == -EPROTONOSUPPORT)
         return -EPROTONOSUPPORT;
-    if (way->tls && https_explain(&way->https, curl, rc, who, err) < 0)
+    if (way->tls && https_explain(&way->https, rc, who, err) < 0)
         return HOST_REFUSED;
     return error_set(err, HOST_UNREACHABLE,
                      "no answer from %s (%s); is ferryd running there, and is that its address?", who,
@@ -154,7 +154,7 @@ static int exchange_once(struct call *call, struct way *way, const char *method,
     curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
     result = http_perform(curl, &waiting, &rc, err);
     if (result != -ENOMEM && (result < 0 || rc != CURLE_OK))
-        result = no_answer(way, curl, method, path, result, &waiting, rc, err);
+        result = no_answer(way, method, path, result, &waiting, rc, err);
     else if (result == 0)
         curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, status);
 
@@ -164,8 +164,24 @@ done:
     return result;
 }
 
+/* Whether the host at the other end of WAY has shown its certificate; with NOW set: it just has. */
+static bool spoke_tls(struct host *host, const struct way *way, bool now)
+{
+    bool spoke = false;
+
+    host_lock(host);
+    for (struct peer *peer = host->peers; peer; peer = peer->next) {
+        if (strcmp(peer->name, way->name) == 0) {
+            peer->spoke_tls |= now;
+            spoke = peer->spoke_tls;
+        }
+    }
+    host_unlock(host);
+    return spoke;
+}
+
 /* As the host NAME, or who is known there. A host that has a certificate speaks TLS; where --insecure allows
- * it, without TLS to those that cannot. */
+ * it, without TLS to those that cannot, and never could. */
 static int exchange(struct call *call, const char *name, const char *address, const char *method,
                     const char *path, json_t *body, enum peer_patience patience, long *status,
                     struct ferry_error *err)
@@ -184,7 +200,10 @@ static int exchange(struct call *call, const char *name, const char *address, co
                            call->host->config->name);
     else
         result = exchange_once(call, &way, method, path, text, patience, status, err);
-    if (result == -EPROTONOSUPPORT && certificate_clear_allowed(call->host)) {
+    if (result == 0 && way.tls)
+        spoke_tls(call->host, &way, true);
+    if (result == -EPROTONOSUPPORT && certificate_clear_allowed(call->host) &&
+        !spoke_tls(call->host, &way, false)) {
         way.tls = false;
         result = exchange_once(call, &way, method, path, text, patience, status, err);
     }

@@ -15,6 +15,7 @@ struct peer {
     struct peer *next; /* host lock, as all of it; name and address are constant */
     char name[HOST_NAME_SIZE];
     char address[SOCK_ADDRESS_SIZE];
+    bool spoke_tls; /* since this host started: who answers there without is not believed */
 };
 
 enum peer_patience {

@@ -1,24 +1,37 @@
 #include "tls/https.h"
 
 #include "base/error.h"
-#include "tls/words.h"
 
 #include <errno.h>
 #include <openssl/ssl.h>
 #include <string.h>
+
+static int verify(int good, X509_STORE_CTX *check)
+{
+    SSL *ssl = X509_STORE_CTX_get_ex_data(check, SSL_get_ex_data_X509_STORE_CTX_idx());
+    struct https *https = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
+
+    good = credentials_verify(good, check);
+    if (!good)
+        words_verify(X509_STORE_CTX_get_error(check), X509_STORE_CTX_get_current_cert(check), https->refused);
+    return good;
+}
 
 static CURLcode take_context(CURL *curl, void *context, void *opaque)
 {
     const struct https *https = opaque;
 
     (void)curl;
-    return credentials_apply(https->credentials, context, https->peer, NULL) == 0 ? CURLE_OK
-                                                                                  : CURLE_SSL_CERTPROBLEM;
+    if (credentials_apply(https->credentials, context, https->peer, NULL) < 0)
+        return CURLE_SSL_CERTPROBLEM;
+    SSL_CTX_set_app_data(context, opaque);
+    SSL_CTX_set_verify(context, SSL_VERIFY_PEER, verify);
+    return CURLE_OK;
 }
 
 void https_set_up(CURL *curl, struct https *https)
 {
-    https->words[0] = '\0';
+    https->words[0] = https->refused[0] = '\0';
     curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, https->words);
     /* None of the CAs that the system trusts. */
     curl_easy_setopt(curl, CURLOPT_CAINFO, NULL);
@@ -36,18 +49,12 @@ static bool speaks_no_tls(const char *words)
            strstr(words, "record layer failure");
 }
 
-int https_explain(const struct https *https, CURL *curl, CURLcode code, const char *who,
-                  struct ferry_error *err)
+int https_explain(const struct https *https, CURLcode code, const char *who, struct ferry_error *err)
 {
-    char words[WORDS_VERIFY_SIZE];
-    long verified = X509_V_OK;
-
-    curl_easy_getinfo(curl, CURLINFO_SSL_VERIFYRESULT, &verified);
     switch (code) {
     case CURLE_PEER_FAILED_VERIFICATION:
-        if (verified != X509_V_OK)
-            return error_set(err, -EKEYREJECTED, "the certificate that %s shows %s", who,
-                             words_verify(verified, NULL, words));
+        if (https->refused[0])
+            return error_set(err, -EKEYREJECTED, "the certificate that %s shows %s", who, https->refused);
         return error_set(err, -EKEYREJECTED,
                          "the certificate that %s shows does not name that address; issue one that does: "
                          "ferry host certs issue NAME ADDRESS",

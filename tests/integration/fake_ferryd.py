@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import socketserver
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -154,9 +155,13 @@ class FakeFerryd:
         self.closing = threading.Event()
         self.servers = []
         self.address = None
+        self.protocol = 1
+        self.certificate = None
 
-    def start(self):
+    def start(self, address="127.0.0.1:0", tls=None):
+        """TLS: the file of the certificate to show on TCP."""
         fake = self
+        place, port = address.rsplit(":", 1)
 
         class Handler(FakeHandler):
             owner = fake
@@ -168,7 +173,11 @@ class FakeFerryd:
             daemon_threads = True
             allow_reuse_address = True
 
-        self.servers = [UnixServer(self.socket_path, Handler), TcpServer(("127.0.0.1", 0), Handler)]
+        self.servers = [UnixServer(self.socket_path, Handler), TcpServer((place, int(port)), Handler)]
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            self.servers[1].socket = context.wrap_socket(self.servers[1].socket, server_side=True)
         self.address = "127.0.0.1:%d" % self.servers[1].server_address[1]
         for server in self.servers:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -213,7 +222,8 @@ class FakeFerryd:
         return {
             "name": self.name,
             "version": "0.1.0",
-            "protocol": 1,
+            "protocol": self.protocol,
+            "certificate": self.certificate,
             "address": self.address,
             "migrate_address": "127.0.0.1",
             "memory_total": 8 << 30,
@@ -281,6 +291,11 @@ class FakeFerryd:
         self.vms[definition["name"]] = vm
         return 201, vm
 
+    def offer(self, body):
+        if body["check_only"]:
+            return {"checks": [], "disks": [], "lock": {"place": "none"}, "boot_id": ""}
+        return {"address": "127.0.0.1:9", "token": "0" * 64, "pid": 1, "tls": False}
+
     def answer_host(self, method, words, body):
         if words == ["host"]:
             return 200, self.host()
@@ -325,6 +340,8 @@ class FakeFerryd:
             return self.answer_host(method, words, body)
         if words[0] == "vms":
             return self.answer_vms(method, words, body)
+        if words[0] == "incoming":
+            return (204, None) if method == "DELETE" else (201, self.offer(body))
         if words == ["migrations"]:
             return 200, self.migration_list(query.get("view", [""])[0])
         if words[0] == "migrations":

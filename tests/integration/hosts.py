@@ -16,6 +16,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -75,6 +76,19 @@ def stopped(pid):
             os.kill(pid, signal.SIGCONT)
 
 
+class TlsConnection(http.client.HTTPSConnection):
+    """A client that trusts anybody, and shows the certificate in BUNDLE, if any."""
+
+    def __init__(self, address, timeout, bundle=None, newest=ssl.TLSVersion.TLSv1_3):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.maximum_version = newest
+        if bundle:
+            context.load_cert_chain(bundle)
+        super().__init__(address, timeout=timeout, context=context)
+
+
 class Host:
     """One ferryd."""
 
@@ -122,9 +136,22 @@ class Host:
         self.stop(number)
         return self.start()
 
-    def request(self, method, path, body=None, headers=None, tcp=False, timeout=DEADLINE):
-        """(status, bytes); the body is sent as JSON unless it is bytes already."""
-        if tcp:
+    def license(self, bundle):
+        """Puts a certificate where ferryd will find it when it starts."""
+        self.state_dir.mkdir(exist_ok=True)
+        file = self.state_dir / "certificate.pem"
+        file.touch(0o600)
+        file.write_text(bundle.read_text())
+
+    def install(self, bundle):
+        """Gives the running ferryd a certificate."""
+        self.post("/v1/host/certificate", {"bundle": bundle.read_text()})
+
+    def request(self, method, path, body=None, headers=None, tcp=False, tls=None, timeout=DEADLINE):
+        """(status, bytes); the body is sent as JSON unless it is bytes already. TLS: what TlsConnection takes."""
+        if tls is not None:
+            connection = TlsConnection(self.address, timeout, **tls)
+        elif tcp:
             connection = http.client.HTTPConnection(self.address, timeout=timeout)
         else:
             connection = UnixConnection(self.socket, timeout)
