@@ -4,12 +4,13 @@ import os
 import re
 import ssl
 import subprocess
+import threading
 
 import pytest
 
 from certs import BUILD, DEADLINE, Authority
 from fake_ferryd import FakeFerryd
-from hosts import Hosts, assert_refused, introduce
+from hosts import Hosts, assert_refused, introduce, wait_until
 from moving import STRESS, goes_on, needs_guests
 from recorder import Recorder
 
@@ -244,6 +245,25 @@ def test_ferry_commands_a_host_by_the_users_certificate(hosts, authority, other_
     done = ferry(plain.address, "list")
     assert done.returncode != 0 and "does not speak TLS" in done.stderr and UNLICENSED in done.stderr
     assert ferry(f"http://{plain.address}", "list").returncode == 0
+
+
+def test_console_over_tls_loses_nothing_of_what_the_guest_said_last(hosts, authority, ferry):
+    b = licensed(hosts, "b", authority.issue("b", "127.0.0.1"))
+    b.run("web")
+    text = "".join(f"line {number} " for number in range(4000))
+
+    def said():
+        return b.request("GET", "/v1/vms/web/console/log")[1].replace(b"echo ", b"")
+
+    def end_the_guest():
+        wait_until(lambda: b"line 3999" in said(), "the guest's last words")
+        b.post("/v1/vms/web/kill")
+
+    thread = threading.Thread(target=end_the_guest)
+    thread.start()
+    done = ferry(b.address, "console", "web", data=text, FERRY_CERTIFICATE=str(authority.issue("alice", "--person")))
+    thread.join()
+    assert done.returncode == 0 and text in done.stdout.replace("echo ", ""), done.stderr
 
 
 def test_migrate_says_why_it_does_not_encrypt(hosts, ferry):
