@@ -48,7 +48,8 @@ static void print_migrations(struct cli *cli, const json_t *migrations, bool wit
         table_cell(&table, migration_short_id(migration, id));
         table_cell(&table, object_text(migration, "vm"));
         table_cell(&table, object_text(migration, "source"));
-        table_cell(&table, object_text(migration, "destination"));
+        table_cell(&table,
+                   migration_is_upgrade(migration) ? "(new process)" : object_text(migration, "destination"));
         table_cell(&table, units_format_time(object_text(migration, "started"), false, text));
         add_state(&table, migration);
         table_cell(&table, units_format_duration(object_number(migration, "total_ns"), text));
@@ -86,7 +87,7 @@ const struct command command_migrations = {
     .summary = "List migrations that this host takes or took part in, newest first",
     .text = "active: going on now, or queued because as many VMs leave the host already as may at once. "
             "history: ended. failed: ended without the VM having moved, with the reason. "
-            "Without a word: all.",
+            "Without a word: all. Upgrades, from one process to another of this host, are among them.",
     .operands =
         (const struct operand[]){
             {.name = "active|history|failed", .kind = VALUE_CHOICE, .optional = true, .choices = views},

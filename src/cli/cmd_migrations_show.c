@@ -31,12 +31,27 @@ static void print_throttle(struct fields *fields, const json_t *migration)
                       (unsigned long long)object_number(migration, "throttle"), most);
 }
 
+static void print_ends(struct fields *fields, const json_t *migration)
+{
+    char text[96];
+
+    if (!migration_is_upgrade(migration)) {
+        fields_text(fields, "from", object_text(migration, "source"));
+        fields_text(fields, "to", object_text(migration, "destination"));
+        return;
+    }
+    fields_text(fields, "host", object_text(migration, "source"));
+    migration_describe_process(migration, "old", text, sizeof(text));
+    fields_text(fields, "from", text);
+    migration_describe_process(migration, "new", text, sizeof(text));
+    fields_text(fields, "to", text);
+}
+
 static void print_what(struct fields *fields, const json_t *migration)
 {
     fields_text(fields, "id", object_text(migration, "id"));
     fields_text(fields, "VM", object_text(migration, "vm"));
-    fields_text(fields, "from", object_text(migration, "source"));
-    fields_text(fields, "to", object_text(migration, "destination"));
+    print_ends(fields, migration);
     fields_text(fields, "kind", object_text(migration, "kind"));
     fields_format(fields, "state", "%llu %s (%s here)",
                   (unsigned long long)object_number(migration, "state_number"),

@@ -56,7 +56,8 @@ static void print_vm(struct cli *cli, const json_t *vm)
     print_disks(&fields, object_get(vm, "definition.disks"));
     print_nets(&fields, object_get(vm, "definition.nets"));
     if (object_number(vm, "pid"))
-        fields_format(&fields, "process", "%llu", (unsigned long long)object_number(vm, "pid"));
+        fields_format(&fields, "process", "%llu%s%s", (unsigned long long)object_number(vm, "pid"),
+                      *object_text(vm, "version") ? ", ferry-vm " : "", object_text(vm, "version"));
     fields_time(&fields, "started", object_text(vm, "started"));
     fields_end(&fields);
 }

@@ -126,5 +126,6 @@ extern const struct command command_runnable;
 extern const struct command command_show;
 extern const struct command command_stop;
 extern const struct command command_unpause;
+extern const struct command command_upgrade;
 
 #endif

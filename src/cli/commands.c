@@ -21,6 +21,7 @@ const struct command *const commands[] = {
     &command_runnable,
     &command_check,
     &command_migrate,
+    &command_upgrade,
     &command_migrations,
     &command_migrations_show,
     &command_cancel,

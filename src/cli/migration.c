@@ -101,11 +101,52 @@ int migration_watch(struct client *client, const char *id, const struct migratio
     return result;
 }
 
+bool migration_is_upgrade(const json_t *migration)
+{
+    return strcmp(object_text(migration, "kind"), "upgrade") == 0;
+}
+
+void migration_describe_process(const json_t *migration, const char *which, char *text, size_t size)
+{
+    char pid[32], version[32];
+
+    snprintf(pid, sizeof(pid), "upgrade.%s_pid", which);
+    snprintf(version, sizeof(version), "upgrade.%s_version", which);
+    snprintf(text, size, "process %llu (ferry-vm %s)", (unsigned long long)object_number(migration, pid),
+             *object_text(migration, version) ? object_text(migration, version) : "?");
+}
+
+/* All of it, the start of the new process included. */
+static uint64_t upgrade_time(const json_t *migration)
+{
+    int64_t started, ended;
+
+    if (!units_parse_time(object_text(migration, "started"), &started) ||
+        !units_parse_time(object_text(migration, "ended"), &ended) || ended < started)
+        return object_number(migration, "total_ns");
+    return (uint64_t)(ended - started);
+}
+
+static void print_upgrade(struct cli *cli, const json_t *migration)
+{
+    char before[96], after[96], total[UNITS_TEXT_SIZE], downtime[UNITS_TEXT_SIZE];
+
+    migration_describe_process(migration, "old", before, sizeof(before));
+    migration_describe_process(migration, "new", after, sizeof(after));
+    fprintf(cli->out, "%s goes on in %s, before: %s; %s, downtime %s\n", object_text(migration, "vm"), after,
+            before, units_format_duration(upgrade_time(migration), total),
+            units_format_duration(object_number(migration, "downtime_ns"), downtime));
+}
+
 void migration_print_summary(struct cli *cli, const json_t *migration)
 {
     char total[UNITS_TEXT_SIZE], downtime[UNITS_TEXT_SIZE], size[UNITS_TEXT_SIZE];
     unsigned long long rounds = object_number(migration, "round");
 
+    if (migration_is_upgrade(migration)) {
+        print_upgrade(cli, migration);
+        return;
+    }
     fprintf(cli->out, "%s: %s moved from %s to %s: total %s, downtime %s, %s in %llu round%s\n",
             object_text(migration, "id"), object_text(migration, "vm"), object_text(migration, "source"),
             object_text(migration, "destination"),
@@ -158,6 +199,23 @@ void migration_print_rounds(struct cli *cli, const json_t *migration)
     table_free(&table);
 }
 
+static int check_upgrade(const json_t *migration, struct ferry_error *err)
+{
+    const char *vm = object_text(migration, "vm");
+    const char *reason = object_text(migration, "error");
+
+    if (!migration_is_completed(migration))
+        return error_set(err, -EIO, "%s was not upgraded: %s; ferry show %s tells how it is", vm,
+                         *reason ? reason : "the host gave no reason", vm);
+    if (!*reason)
+        return 0;
+    return error_set(
+        err, -EIO,
+        "%s went on in a new process and did not live on there: %s; start it anew from its disks with: "
+        "ferry run %s",
+        vm, reason, vm);
+}
+
 int migration_check_outcome(const json_t *migration, struct ferry_error *err)
 {
     const char *outcome = object_text(migration, "outcome");
@@ -166,6 +224,8 @@ int migration_check_outcome(const json_t *migration, struct ferry_error *err)
     const char *destination = object_text(migration, "destination");
     const char *reason = object_text(migration, "error");
 
+    if (migration_is_upgrade(migration))
+        return check_upgrade(migration, err);
     if (strcmp(outcome, "completed") == 0 && !*reason)
         return 0;
     if (strcmp(outcome, "completed") == 0)

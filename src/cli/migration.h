@@ -12,6 +12,9 @@
 char *migration_short_id(const json_t *migration, char text[static MIGRATION_SHORT_SIZE]);
 bool migration_has_ended(const json_t *migration);
 bool migration_is_completed(const json_t *migration);
+bool migration_is_upgrade(const json_t *migration); /* from one process to another of its host */
+/* "process 123 (ferry-vm 0.1.0)": WHICH is "old" or "new". */
+void migration_describe_process(const json_t *migration, const char *which, char *text, size_t size);
 
 /* Waits for it to end. SHOW (may be NULL) sees every state on the way, and returns as a client_stream's
  * object. A ferryd that restarts meanwhile is waited for. With WAKE_FD readable (-1: none) it ends. Returns 0
@@ -24,7 +27,8 @@ struct migration_watch {
 int migration_watch(struct client *client, const char *id, const struct migration_watch *watch, json_t **last,
                     struct ferry_error *err);
 
-/* "ID: web moved from a to b: total 312 ms, downtime 2.1 ms, 44.1 MiB in 3 rounds" */
+/* "ID: web moved from a to b: total 312 ms, downtime 2.1 ms, 44.1 MiB in 3 rounds"; for an upgrade
+ * "web goes on in process 2 (ferry-vm 0.2.0), before: process 1 (ferry-vm 0.1.0); 31 ms, downtime 4.1 ms" */
 void migration_print_summary(struct cli *cli, const json_t *migration);
 /* "downtime 2.1 ms = pause 0.1 ms + wire 1 ms + …" */
 void migration_print_downtime(struct cli *cli, const json_t *migration);

@@ -40,7 +40,8 @@ static int find_departure(struct client *client, const char *vm, const json_t *o
     {
         if (strcmp(object_text(candidate, "vm"), vm) != 0)
             continue;
-        if (strcmp(object_text(candidate, "side"), "source") == 0 && is_newer(candidate, object))
+        if (!migration_is_upgrade(candidate) && strcmp(object_text(candidate, "side"), "source") == 0 &&
+            is_newer(candidate, object))
             *migration = json_incref(candidate);
         break;
     }

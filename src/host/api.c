@@ -42,6 +42,7 @@ static const struct api_route routes[] = {
     {"POST", "/v1/vms/*/runnable", api_vm_runnable},
     {"POST", "/v1/vms/*/recover", api_vm_recover},
     {"POST", "/v1/vms/*/migrate", api_vm_migrate},
+    {"POST", "/v1/vms/*/upgrade", api_vm_upgrade},
     {"POST", "/v1/vms/*/check", api_vm_check},
     {"POST", "/v1/probe", api_probe},
     {"GET", "/v1/vms/*/console", api_console},

@@ -124,6 +124,7 @@ api_handler api_console;
 api_handler api_console_log;
 /* api_migrations.c */
 api_handler api_vm_migrate;
+api_handler api_vm_upgrade;
 api_handler api_vm_check;
 api_handler api_probe;
 api_handler api_migrations_list;

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define LOG_CHANGES  (IN_MODIFY | IN_CREATE | IN_MOVED_TO)
 #define SLICE_MS     1000 /* how often a quiet stream looks whether its client is still there */
 #define PUMP_SIZE    4096
 #define LOG_FILE_MAX (2 << 20) /* more than ferry-vm lets console.log grow */
@@ -124,6 +125,8 @@ static void follow_replacement(struct log_stream *stream)
             return; /* not all of the old one yet */
         }
         lseek(fresh, overlap(stream->fd, fresh), SEEK_SET);
+        /* After an upgrade it is another directory, too. */
+        inotify_add_watch(stream->inotify, stream->vm->directory, LOG_CHANGES);
         close(stream->fd);
         stream->fd = fresh;
     } else if (lseek(stream->fd, 0, SEEK_CUR) > ours.st_size) {
@@ -173,7 +176,7 @@ int api_console_log(struct api_request *request)
     if (stream->follow) {
         api_bear_with_reader(request);
         stream->inotify = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-        inotify_add_watch(stream->inotify, stream->vm->directory, IN_MODIFY | IN_CREATE | IN_MOVED_TO);
+        inotify_add_watch(stream->inotify, stream->vm->directory, LOG_CHANGES);
     }
     stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     return api_answer_stream(request, "application/octet-stream", fill_log, stream, log_stream_free);

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "host/agreement.h"
 #include "host/migration.h"
+#include "host/upgrade.h"
 #include "host/probe.h"
 
 #include <stdlib.h>
@@ -90,6 +91,16 @@ int api_probe(struct api_request *request)
     if (result == 0)
         result = probe_receive(request->host, id, source, tls, &answer, &request->err);
     return result < 0 ? result : api_answer(request, MHD_HTTP_CREATED, answer);
+}
+
+int api_vm_upgrade(struct api_request *request)
+{
+    char id[MIGRATION_ID_SIZE];
+    int result = api_read_body(request, NULL, 0);
+
+    if (result == 0)
+        result = upgrade_start(request->host, request->arguments[0], id, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_ACCEPTED, json_pack("{s:s}", "id", id));
 }
 
 int api_migrations_list(struct api_request *request)

@@ -37,6 +37,7 @@ static const struct event_row {
     [EVENT_VM_ENDED] = {"vm-ended", NULL, LOG_LEVEL_INFO},
     [EVENT_VM_CRASHED] = {"vm-crashed", NULL, LOG_LEVEL_ERROR},
     [EVENT_VM_REMOVED] = {"vm-removed", NULL, LOG_LEVEL_INFO},
+    [EVENT_VM_UPGRADED] = {"vm-upgraded", NULL, LOG_LEVEL_INFO},
     [EVENT_HOST_STARTED] = {"host-started", NULL, LOG_LEVEL_INFO},
     [EVENT_HOST_STOPPED] = {"host-stopped", NULL, LOG_LEVEL_INFO},
     [EVENT_HOST_SETTING] = {"host-setting", NULL, LOG_LEVEL_INFO},

@@ -26,6 +26,7 @@ enum event_kind {
     EVENT_VM_ENDED,
     EVENT_VM_CRASHED,
     EVENT_VM_REMOVED,
+    EVENT_VM_UPGRADED, /* it goes on in a new process of this host */
     EVENT_HOST_STARTED,
     EVENT_HOST_STOPPED,
     EVENT_HOST_SETTING,

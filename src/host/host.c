@@ -13,6 +13,7 @@
 #include "host/migration.h"
 #include "host/peers.h"
 #include "host/probe.h"
+#include "host/upgrade.h"
 #include "host/vms.h"
 
 #include <fcntl.h>
@@ -324,7 +325,9 @@ int host_new(struct host **out, const struct config *config, struct loop *loop, 
     if (result == 0)
         result = vms_adopt(host, err);
     if (result == 0) {
+        upgrades_adopt_processes(host);
         migrations_adopt(host);
+        upgrades_adopt(host);
         vms_drop_leftovers(host);
         result = api_serve(host, err);
     }

@@ -46,6 +46,7 @@
 #define HOST_UNREACHABLE (-EHOSTUNREACH)
 
 struct vm;
+struct vm_process;
 struct peer;
 struct migration;
 struct events;
@@ -75,6 +76,7 @@ struct host {
     bool migration_enabled;
     struct ferry_credentials *credentials; /* NULL: this host has no certificate (certificate.h) */
     struct vm *vms;                        /* by name */
+    struct vm_process *leaving;            /* replaced by an upgrade, not gone yet; references */
     struct peer *peers;                    /* by name */
     struct migration *migrations;          /* newest first */
     struct probe_door *probe;              /* constant */

@@ -37,6 +37,7 @@ struct migration *migration_new(struct host *host, const char *id, const char *v
     migration->started_ns = clock_realtime_ns();
     migration->lines = json_array();
     migration->outgoing = strcmp(source, host->config->name) == 0;
+    migration->stays = migration->agreed = strcmp(source, destination) == 0;
     migration->events_ours = events_last(host);
     snprintf(migration->id, sizeof(migration->id), "%s", id);
     snprintf(migration->vm_name, sizeof(migration->vm_name), "%s", vm);
@@ -65,6 +66,9 @@ void migration_unref(struct migration *migration)
     json_decref(migration->progress);
     json_decref(migration->forecast);
     json_decref(migration->lines);
+    json_decref(migration->upgrade);
+    json_decref(migration->arrival);
+    json_decref(migration->arrival_exit);
     free(migration);
 }
 
@@ -77,7 +81,7 @@ struct migration *migration_find(struct host *host, const char *id)
     return NULL;
 }
 
-static void touch(struct migration *migration)
+void migration_touch(struct migration *migration)
 {
     migration->version++;
     host_changed(migration->host);
@@ -97,7 +101,7 @@ void migration_register(struct migration *migration, struct vm *vm)
     host->migrations = migration;
     migration->refs++;
     shares_update(host);
-    touch(migration);
+    migration_touch(migration);
     host_unlock(host);
 }
 
@@ -110,7 +114,7 @@ void migration_release_vm(struct migration *migration)
     held = migration->vm && migration->vm->migration == migration;
     if (held)
         migration->vm->migration = NULL;
-    touch(migration);
+    migration_touch(migration);
     host_unlock(host);
     if (held)
         migration_unref(migration);
@@ -229,8 +233,25 @@ uint64_t migration_parse_time(const char *text)
 
 /* --- what ferry-vm tells --- */
 
-void migration_told(struct host *host, struct vm *vm, const char *method, const json_t *params)
+/* Under the lock. NEWCOMER: it is what an upgrade's new process tells, whose last word alone is kept. */
+static void take_progress(struct migration *migration, const json_t *params, bool final, bool newcomer)
 {
+    json_t **kept = newcomer ? &migration->arrival : &migration->progress;
+    bool told = newcomer ? migration->arrival != NULL : migration->told_final;
+
+    if (told || (newcomer && !final))
+        return;
+    json_decref(*kept);
+    *kept = json_incref((json_t *)params);
+    if (!newcomer)
+        migration->told_final = final;
+    migration_touch(migration);
+}
+
+void migration_told(struct vm_process *process, const char *method, const json_t *params)
+{
+    struct host *host = process->host;
+    struct vm *vm = process->vm;
     const char *id = json_string_value(json_object_get(params, "id"));
     struct migration *migration = NULL;
 
@@ -239,12 +260,8 @@ void migration_told(struct host *host, struct vm *vm, const char *method, const 
         migration = vm->migration;
         migration->refs++;
     }
-    if (migration && strcmp(method, "migration.log") != 0 && !migration->told_final) {
-        json_decref(migration->progress);
-        migration->progress = json_incref((json_t *)params);
-        migration->told_final = strcmp(method, "migration.finished") == 0;
-        touch(migration);
-    }
+    if (migration && strcmp(method, "migration.log") != 0)
+        take_progress(migration, params, strcmp(method, "migration.finished") == 0, process == vm->newcomer);
     host_unlock(host);
     if (migration && strcmp(method, "migration.log") == 0) {
         const char *time = json_string_value(json_object_get(params, "time"));
@@ -269,9 +286,8 @@ static void ask(struct migration *migration)
     if (process && vm_process_call(process, "migrate.status", NULL, host_vm_ms(host), &object, NULL) == 0) {
         outcome = json_string_value(json_object_get(object, "outcome"));
         if (outcome)
-            migration_told(host, migration->vm,
-                           strcmp(outcome, "none") == 0 ? "migration.progress" : "migration.finished",
-                           object);
+            migration_told(
+                process, strcmp(outcome, "none") == 0 ? "migration.progress" : "migration.finished", object);
     }
     json_decref(object);
     vm_process_unref(process);
@@ -387,7 +403,9 @@ json_t *migration_object(const struct migration *migration)
     json_object_set_new(object, "source", json_string(migration->source));
     json_object_set_new(object, "destination", json_string(migration->destination));
     json_object_set_new(object, "side", json_string(migration->outgoing ? "source" : "destination"));
-    json_object_set_new(object, "kind", json_string("hot"));
+    json_object_set_new(object, "kind", json_string(migration->stays ? "upgrade" : "hot"));
+    if (migration->upgrade)
+        json_object_set(object, "upgrade", migration->upgrade);
     json_object_set_new(object, "outcome", json_string(migration->outcome));
     json_object_set_new(object, "machine", json_string(migration->machine));
     if (migration->forecast)
@@ -461,7 +479,7 @@ void migration_end(struct migration *migration, const char *outcome, const char 
     host_lock(host);
     migration->ended = true;
     shares_update(host);
-    touch(migration);
+    migration_touch(migration);
     host_unlock(host);
 }
 
@@ -494,7 +512,7 @@ int migration_cancel(struct host *host, const char *prefix, json_t **answer, str
     unsent = migration && !migration->ended && migration->unsent;
     if (unsent) {
         migration->cancelled = true;
-        touch(migration);
+        migration_touch(migration);
     } else if (migration && !migration->ended && migration->vm) {
         process = migration->vm->process;
     }
@@ -520,7 +538,9 @@ static void *job_main(void *opaque)
 {
     struct migration *migration = opaque;
 
-    if (migration->outgoing)
+    if (migration->stays)
+        migration_run_upgrade(migration);
+    else if (migration->outgoing)
         migration_run_source(migration);
     else
         migration_run_destination(migration);

@@ -25,10 +25,12 @@
 #include "host/host.h"
 #include "host/peers.h"
 
-#define MIGRATION_ID_SIZE   37
-#define MIGRATION_LINES_MAX 4096
+#define MIGRATION_ID_SIZE    37
+#define MIGRATION_LINES_MAX  4096
+#define MIGRATION_TOKEN_SIZE (2 * 32 + 1)
 
 struct vm;
+struct vm_process;
 
 struct migration {
     /* constant once registered */
@@ -39,10 +41,12 @@ struct migration {
     char source[HOST_NAME_SIZE];
     char destination[HOST_NAME_SIZE];
     bool outgoing;
+    bool stays;                           /* from one process to another of this host: upgrade.h */
     bool fresh;                           /* begun in this ferryd's life, not taken up from a former one */
     char peer_address[SOCK_ADDRESS_SIZE]; /* the other host's API; empty when not known */
     uint64_t started_ns;                  /* real time */
     struct vm *vm;                        /* a reference; NULL when it is gone */
+    json_t *upgrade;                      /* stays: {old_pid, old_version, new_pid, new_version} */
     json_t *send;                         /* source: parameters for migrate.send; NULL: it was sent already */
     json_t *options;                      /* source: of them, what the caller asked for; NULL: not known */
     uint64_t own_limit;                   /* source: of these, bytes/s; 0: none */
@@ -72,6 +76,11 @@ struct migration {
     uint64_t ended_ns;
     json_t *forecast; /* made before it began, or NULL */
     json_t *lines;    /* [{time_ns, level, host, text}], at most MIGRATION_LINES_MAX */
+
+    /* host lock; of an upgrade's new process */
+    json_t *arrival;      /* its last word, or NULL; immutable */
+    json_t *arrival_exit; /* what it left when it ended, or NULL */
+    char arrival_why[FERRY_ERROR_TEXT_SIZE];
 
     /* host lock; agreement.c's */
     const char *their_outcome; /* how it ended, as the other host says; NULL: it has not said */
@@ -155,7 +164,7 @@ int migration_resolve(struct host *host, const char *prefix, char id[static MIGR
 
 const char *migration_id(const struct migration *migration);
 /* A ferry-vm's notification `migration.*`; on a reader thread. */
-void migration_told(struct host *host, struct vm *vm, const char *method, const json_t *params);
+void migration_told(struct vm_process *process, const char *method, const json_t *params);
 /* At start, after the VMs were adopted: takes up what was in progress, closes what has ended meanwhile. */
 void migrations_adopt(struct host *host);
 /* Joins ended jobs and forgets what is on record; with ALL (the host stops) waits for every job. */
@@ -180,6 +189,8 @@ void migration_unregister(struct migration *migration);
 void migration_record(struct migration *migration); /* writes the record and the lines so far */
 void migration_log(struct migration *migration, enum log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* Counts a change, for who waits for one. Under the lock. */
+void migration_touch(struct migration *migration);
 /* Waits until ferry-vm said the last word, its process is gone, or the host stops (false). */
 bool migration_wait(struct migration *migration);
 /* What is known of the end: told by ferry-vm, or left in exit.json. NULL: nothing final. New reference. */
@@ -203,7 +214,8 @@ int migration_lines_of_peer(struct migration *migration, const char *path, enum 
 /* Tells the other host this one's events of the migration, and takes over its. */
 void migration_exchange_events(struct migration *migration);
 bool migration_id_valid(const char *id);
-int migration_make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err); /* a new UUID */
+int migration_make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err);         /* a new UUID */
+int migration_make_token(char text[static MIGRATION_TOKEN_SIZE], struct ferry_error *err); /* hexadecimal */
 /* migration_check.c: everything that can be found out before anything is changed, on both sides. With RESULTS
  * all checks are made and their rows put there; without, the first error ends it. */
 int migration_check(struct migration *migration, const json_t *definition, json_t *results,
@@ -218,6 +230,7 @@ json_t *migration_known_costs(struct host *host, const char *vm, const char *des
  * there was something. */
 bool migration_drop_remains(struct host *host, const char *id);
 
+void migration_run_upgrade(struct migration *migration);     /* the job's thread; upgrade.c */
 void migration_run_source(struct migration *migration);      /* the job's thread */
 void migration_run_destination(struct migration *migration); /* the job's thread */
 

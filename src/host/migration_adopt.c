@@ -141,7 +141,13 @@ static void adopt_record(struct host *host, json_t *row)
         migration_unref(migration);
         return;
     }
-    if (word && strcmp(text_of(word, "id"), migration->id) != 0) {
+    if (migration->stays) {
+        migration->upgrade = json_incref(json_object_get(row, "upgrade"));
+        if (strcmp(text_of(word, "id"), migration->id) != 0) {
+            json_decref(word);
+            word = NULL;
+        }
+    } else if (word && strcmp(text_of(word, "id"), migration->id) != 0) {
         /* A later life of the VM's: the process that made this migration is gone. */
         vm_unref(host, vm);
         vm = NULL;

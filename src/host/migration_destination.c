@@ -15,16 +15,13 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define TOKEN_SIZE      32
-#define TOKEN_TEXT_SIZE (2 * TOKEN_SIZE + 1)
-
-static int make_token(char text[static TOKEN_TEXT_SIZE], struct ferry_error *err)
+int migration_make_token(char text[static MIGRATION_TOKEN_SIZE], struct ferry_error *err)
 {
-    uint8_t token[TOKEN_SIZE];
+    uint8_t token[MIGRATION_TOKEN_SIZE / 2];
 
     if (getrandom(token, sizeof(token), 0) != sizeof(token))
         return error_set_errno(err, -errno, "cannot make a token");
-    for (size_t i = 0; i < TOKEN_SIZE; i++)
+    for (size_t i = 0; i < sizeof(token); i++)
         snprintf(text + 2 * i, 3, "%02x", token[i]);
     return 0;
 }
@@ -76,14 +73,14 @@ static void listen_address(const struct host *host, char out[static SOCK_ADDRESS
 static int open_door(struct migration *migration, struct vm_process *process, json_t *answer,
                      struct ferry_error *err)
 {
-    char token[TOKEN_TEXT_SIZE];
+    char token[MIGRATION_TOKEN_SIZE];
     char certificate[PATH_MAX];
     char listen[SOCK_ADDRESS_SIZE + 8];
     json_t *told = NULL;
     json_t *params;
     const char *address = NULL;
     const struct field fields[] = {{"address", FIELD_STRING, true, &address}};
-    int result = make_token(token, err);
+    int result = migration_make_token(token, err);
 
     if (result < 0)
         return result;

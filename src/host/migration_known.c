@@ -25,7 +25,8 @@ json_t *migration_known_costs(struct host *host, const char *vm, const char *des
         host_record_failed(host, &err);
     json_array_foreach(rows, i, row)
     {
-        if (!text_is(row, "outcome", "completed") || !text_is(row, "side", "source"))
+        if (!text_is(row, "outcome", "completed") || !text_is(row, "side", "source") ||
+            text_is(row, "kind", "upgrade"))
             continue;
         if (text_is(row, "vm", vm)) {
             found = row;

@@ -12,7 +12,7 @@
 
 static bool has_place(const struct migration *migration)
 {
-    return migration->outgoing && !migration->queued && !migration->ended;
+    return migration->outgoing && !migration->stays && !migration->queued && !migration->ended;
 }
 
 static bool is_before(const struct migration *a, const struct migration *b)

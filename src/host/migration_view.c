@@ -166,6 +166,12 @@ static json_t *merge_lines(json_t *ours, json_t *theirs)
     return merged;
 }
 
+/* An upgrade has both its ends here. */
+static bool one_host(const json_t *object)
+{
+    return json_equal(json_object_get(object, "source"), json_object_get(object, "destination"));
+}
+
 /* The other host's lines of a migration; never fails, but says in a line of its own when they are missing. */
 static json_t *their_lines(struct host *host, const json_t *object)
 {
@@ -231,7 +237,7 @@ int migration_show(struct host *host, const char *prefix, bool local_only, json_
         json_decref(lines);
         return result;
     }
-    if (!local_only)
+    if (!local_only && !one_host(object))
         lines = merge_lines(lines, their_lines(host, object));
     log = json_array();
     json_array_foreach(lines, i, line)

@@ -32,22 +32,30 @@ int vm_directory_path(struct host *host, const char *name, char path[static PATH
     return 0;
 }
 
-int vm_directory_make(const struct vm *vm, struct ferry_error *err)
+int vm_directory_make_path(const char *directory, const json_t *definition, struct ferry_error *err)
 {
     char path[PATH_MAX];
     char *text;
     int result;
 
-    if (mkdir(vm->directory, 0750) < 0)
-        return error_set_errno(err, errno == EEXIST ? -ENOTEMPTY : -errno, "cannot make %s", vm->directory);
-    text = json_dumps(vm->definition, JSON_INDENT(2));
-    result = text ? file_path(vm, "definition.json", path) : error_set(err, -ENOMEM, "out of memory");
-    if (result == 0)
+    if (mkdir(directory, 0750) < 0)
+        return error_set_errno(err, errno == EEXIST ? -ENOTEMPTY : -errno, "cannot make %s", directory);
+    text = json_dumps(definition, JSON_INDENT(2));
+    if (!text)
+        result = error_set(err, -ENOMEM, "out of memory");
+    else if (snprintf(path, sizeof(path), "%s/definition.json", directory) >= PATH_MAX)
+        result = error_set(err, -ENAMETOOLONG, "the path %.200s is too long", directory);
+    else
         result = host_write_file(path, text, err);
     free(text);
     if (result < 0)
-        vm_directory_remove(vm, NULL);
+        vm_directory_remove_path(directory, NULL);
     return result;
+}
+
+int vm_directory_make(const struct vm *vm, struct ferry_error *err)
+{
+    return vm_directory_make_path(vm->directory, vm->definition, err);
 }
 
 static const char *const life_files[] = {"exit.json", "process.json", "handover", "control.sock",
@@ -84,21 +92,26 @@ int vm_directory_clean(const struct vm *vm, struct ferry_error *err)
     return 0;
 }
 
-int vm_directory_remove(const struct vm *vm, struct ferry_error *err)
+int vm_directory_remove_path(const char *path, struct ferry_error *err)
 {
-    DIR *directory = opendir(vm->directory);
+    DIR *directory = opendir(path);
     struct dirent *entry;
 
     if (!directory)
-        return errno == ENOENT ? 0 : error_set_errno(err, -errno, "cannot remove %s", vm->directory);
+        return errno == ENOENT ? 0 : error_set_errno(err, -errno, "cannot remove %s", path);
     while ((entry = readdir(directory))) {
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
             unlinkat(dirfd(directory), entry->d_name, 0);
     }
     closedir(directory);
-    if (rmdir(vm->directory) < 0)
-        return error_set_errno(err, -errno, "cannot remove %s", vm->directory);
+    if (rmdir(path) < 0)
+        return error_set_errno(err, -errno, "cannot remove %s", path);
     return 0;
+}
+
+int vm_directory_remove(const struct vm *vm, struct ferry_error *err)
+{
+    return vm_directory_remove_path(vm->directory, err);
 }
 
 void vm_directory_log_tail(struct host *host, const struct vm *vm)

@@ -12,10 +12,12 @@ int vm_directory_path(struct host *host, const char *name, char path[static PATH
                       struct ferry_error *err);
 /* Makes the directory with definition.json in it; leaves nothing on failure. */
 int vm_directory_make(const struct vm *vm, struct ferry_error *err);
+int vm_directory_make_path(const char *path, const json_t *definition, struct ferry_error *err);
 /* Takes away what the last life left (exit.json, process.json, sockets) before the next one. Refused while
  * the VM may run elsewhere (incoming.json is there). */
 int vm_directory_clean(const struct vm *vm, struct ferry_error *err);
 int vm_directory_remove(const struct vm *vm, struct ferry_error *err);
+int vm_directory_remove_path(const char *path, struct ferry_error *err); /* the same, wherever it is */
 /* Takes away what the last life left, and incoming.json: the VM stays as one that is not runnable. */
 void vm_directory_retire(const struct vm *vm);
 /* Puts the last lines of vm.log into ferryd's own log, for a VM that could not start and is being dropped. */

@@ -7,6 +7,7 @@
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/migration.h"
+#include "host/upgrade.h"
 #include "host/vm_directory.h"
 #include "host/vm_runnable.h"
 
@@ -80,16 +81,22 @@ void vms_process_ended(struct vm_process *process)
 {
     struct host *host = process->host;
     struct vm *vm = process->vm;
-    json_t *word = vm_directory_exit(vm);
+    json_t *word = vm_process_exit(process);
     char last_words[128];
     char why[FERRY_ERROR_TEXT_SIZE];
     bool moving;
     bool crashed;
     bool current;
+    bool newcomer;
 
     vm_process_last_words(process, last_words, sizeof(last_words));
     host_lock(host);
     current = vm->process == process;
+    newcomer = vm->newcomer == process;
+    if (newcomer) {
+        vm->newcomer = NULL;
+        upgrade_newcomer_ended(vm, word, last_words);
+    }
     if (current) {
         bool arriving = vm->state == VM_STATE_SETUP;
 
@@ -110,8 +117,31 @@ void vms_process_ended(struct vm_process *process)
                     definition_machine(vm->definition), NULL, "VM %s %s: %s", vm->name,
                     crashed ? "crashed" : "ended", why);
     json_decref(word);
-    if (current)
+    if (current || newcomer)
         vm_process_unref(process); /* the VM's reference */
+}
+
+struct vm_process *vm_replace_process(struct host *host, struct vm *vm, const json_t *exit, const char *why)
+{
+    struct vm_process *former;
+
+    host_lock(host);
+    former = vm->process;
+    vm->process = vm->newcomer;
+    vm->newcomer = NULL;
+    json_decref(vm->exit);
+    vm->exit = NULL;
+    vm->why[0] = '\0';
+    vm->version[0] = '\0';
+    if (!vm->process) {
+        vm->exit = json_incref((json_t *)exit);
+        set_ended(vm, exit, why);
+    } else if (!vm_runs(vm)) {
+        vm->state = VM_STATE_RUNNING; /* the process before is dead; the state is asked for next */
+    }
+    host_changed(host);
+    host_unlock(host);
+    return former;
 }
 
 /* --- at start --- */
@@ -126,7 +156,7 @@ static void adopt_running(struct host *host, struct vm *vm, struct vm_process *p
     vm_publish(host, vm, process, incoming ? VM_STATE_SETUP : VM_STATE_RUNNING);
     json_decref(incoming);
     if (vm_process_call(process, "status", NULL, host_vm_ms(host), &status, &err) == 0) {
-        vms_state_told(host, vm, status);
+        vms_state_told(process, status);
         log_info(host->log, "VM %s: adopted process %d, %s", vm->name, (int)process->pid,
                  text_of(status, "state"));
     } else {
@@ -174,7 +204,7 @@ static int adopt_directory(struct host *host, const char *name, struct ferry_err
     if (result < 0)
         return error_prefix(err, result, "%s/vms/%s is left alone", host->config->state_dir, name);
     vm_directory_read_ban(vm, &vm->ban);
-    result = vm_process_adopt(&process, host, vm, err);
+    result = vm_process_adopt(&process, host, vm, vm->directory, err);
     if (result == 0) {
         adopt_running(host, vm, process);
     } else if (result == -ENOENT && vm->ban.by[0]) {
@@ -235,15 +265,18 @@ void vms_free(struct host *host)
 {
     while (host->vms) {
         struct vm *vm = host->vms;
-        struct vm_process *process = vm->process;
+        struct vm_process *both[2] = {vm->process, vm->newcomer};
 
         host->vms = vm->next;
-        vm->process = NULL;
-        if (process && process->watch) {
-            loop_watch_remove(process->watch);
-            vm_process_unref(process);
+        vm->process = vm->newcomer = NULL;
+        for (size_t i = 0; i < 2; i++) {
+            if (both[i] && both[i]->watch) {
+                loop_watch_remove(both[i]->watch);
+                vm_process_unref(both[i]);
+            }
+            vm_process_unref(both[i]);
         }
-        vm_process_unref(process);
         vm_unref(host, vm);
     }
+    vm_processes_forget_leaving(host);
 }

@@ -5,6 +5,7 @@
 #include "base/thread.h"
 #include "host/fields.h"
 #include "host/migration.h"
+#include "host/vm_directory.h"
 #include "host/vms.h"
 
 #include <fcntl.h>
@@ -46,24 +47,32 @@ static uint64_t start_time(pid_t pid)
     return ticks;
 }
 
-static int process_path(const struct vm *vm, const char *file, char path[static PATH_MAX])
+static int file_path(const char *directory, const char *file, char path[static PATH_MAX])
 {
-    return snprintf(path, PATH_MAX, "%s/%s", vm->directory, file) < PATH_MAX ? 0 : -ENAMETOOLONG;
+    return snprintf(path, PATH_MAX, "%s/%s", directory, file) < PATH_MAX ? 0 : -ENAMETOOLONG;
 }
 
-static int record_process(struct host *host, const struct vm *vm, pid_t pid, struct ferry_error *err)
+/* A file in the process's directory. */
+static void process_path(const struct vm_process *process, const char *file, char path[static PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "/proc/self/fd/%d/%s", process->dir_fd, file);
+}
+
+static int record_process(struct host *host, const struct vm *vm, const char *directory, pid_t pid,
+                          struct ferry_error *err)
 {
     char path[PATH_MAX];
     char text[160];
 
-    if (process_path(vm, "process.json", path) < 0)
+    if (file_path(directory, "process.json", path) < 0)
         return error_set(err, -ENAMETOOLONG, "the path of VM %s is too long", vm->name);
     snprintf(text, sizeof(text), "{\"pid\": %d, \"start_time\": %llu, \"boot_id\": \"%s\"}\n", (int)pid,
              (unsigned long long)start_time(pid), host->boot_id);
     return host_write_file(path, text, err);
 }
 
-static struct vm_process *process_new(struct host *host, struct vm *vm, pid_t pid, bool child)
+static struct vm_process *process_new(struct host *host, struct vm *vm, const char *directory, pid_t pid,
+                                      bool child)
 {
     struct vm_process *process = calloc(1, sizeof(*process));
 
@@ -75,7 +84,12 @@ static struct vm_process *process_new(struct host *host, struct vm *vm, pid_t pi
     process->child = child;
     process->refs = 1;
     process->pidfd = pidfd_open(pid, 0);
-    if (process->pidfd < 0) {
+    process->dir_fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (process->pidfd < 0 || process->dir_fd < 0) {
+        if (process->pidfd >= 0)
+            close(process->pidfd);
+        if (process->dir_fd >= 0)
+            close(process->dir_fd);
         free(process);
         return NULL;
     }
@@ -104,6 +118,8 @@ void vm_process_unref(struct vm_process *process)
     vm_unref(host, process->vm);
     pthread_rwlock_destroy(&process->client_lock);
     close(process->pidfd);
+    close(process->dir_fd);
+    free(process->remains);
     free(process);
 }
 
@@ -119,9 +135,9 @@ static void hear(void *opaque, const char *method, json_t *params)
         host_changed(process->host);
         host_unlock(process->host);
     } else if (strcmp(method, "vm.state") == 0) {
-        vms_state_told(process->host, process->vm, params);
+        vms_state_told(process, params);
     } else if (strncmp(method, "migration.", 10) == 0) {
-        migration_told(process->host, process->vm, method, params);
+        migration_told(process, method, params);
     }
 }
 
@@ -131,8 +147,9 @@ static int make_client(struct vm_process *process, uint64_t deadline, struct fer
     char path[PATH_MAX];
     char thread_name[16];
     struct jsonrpc_client *client = NULL;
-    int result = process_path(process->vm, "control.sock", path);
+    int result = 0;
 
+    process_path(process, "control.sock", path);
     snprintf(thread_name, sizeof(thread_name), "vm-%.12s", process->vm->name);
     __atomic_store_n(&process->disconnected, false, __ATOMIC_RELEASE);
     if (result == 0)
@@ -225,13 +242,20 @@ void vm_process_last_words(struct vm_process *process, char *text, size_t size)
         snprintf(text, size, "ferry-vm was killed by signal %d", info.si_status);
 }
 
+struct start {
+    const char *directory;
+    const char *former; /* of the process that has the VM; NULL: none */
+    unsigned flags;     /* enum vm_process_flags */
+    int64_t timeout_ms;
+};
+
 /* The child's descriptors: no input, its words into the VM's log, the ready pipe as READY_FD, nothing else.
  */
-static int spawn(const struct config *config, const struct vm *vm, unsigned flags, int ready, pid_t *pid,
+static int spawn(const struct config *config, const struct start *start, int ready, pid_t *pid,
                  struct ferry_error *err)
 {
     char log_path[PATH_MAX];
-    char *argv[16] = {"ferry-vm", "--dir",  (char *)vm->directory, "--ready-fd",
+    char *argv[16] = {"ferry-vm", "--dir",  (char *)start->directory, "--ready-fd",
                       "3",        "--host", (char *)config->name};
     size_t argc = 7;
     posix_spawn_file_actions_t actions;
@@ -239,9 +263,13 @@ static int spawn(const struct config *config, const struct vm *vm, unsigned flag
     sigset_t none, all;
     int rc;
 
-    if (flags & VM_PROCESS_INCOMING)
+    if (start->former) {
+        argv[argc++] = "--upgrade";
+        argv[argc++] = (char *)start->former;
+    }
+    if (start->flags & VM_PROCESS_INCOMING)
         argv[argc++] = "--incoming";
-    if (flags & VM_PROCESS_PAUSED)
+    if (start->flags & VM_PROCESS_PAUSED)
         argv[argc++] = "--paused";
     if (config->insecure)
         argv[argc++] = "--insecure";
@@ -255,8 +283,8 @@ static int spawn(const struct config *config, const struct vm *vm, unsigned flag
     }
     sigemptyset(&none);
     sigfillset(&all);
-    if (process_path(vm, "vm.log", log_path) < 0)
-        return error_set(err, -ENAMETOOLONG, "the path of VM %s is too long", vm->name);
+    if (file_path(start->directory, "vm.log", log_path) < 0)
+        return error_set(err, -ENAMETOOLONG, "the path %.200s is too long", start->directory);
 
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
@@ -334,8 +362,8 @@ static void discard(struct vm_process *process)
     vm_process_unref(process);
 }
 
-int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, unsigned flags,
-                     int64_t timeout_ms, struct ferry_error *err)
+static int process_start(struct vm_process **out, struct host *host, struct vm *vm, const struct start *start,
+                         struct ferry_error *err)
 {
     CLEANUP_CLOSE int ready_read = -1;
     CLEANUP_CLOSE int ready_write = -1;
@@ -349,19 +377,19 @@ int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, 
         return error_set_errno(err, -errno, "cannot make a pipe for ferry-vm");
     ready_read = pipe_fds[0];
     ready_write = pipe_fds[1];
-    result = spawn(host->config, vm, flags, ready_write, &pid, err);
+    result = spawn(host->config, start, ready_write, &pid, err);
     if (result < 0)
         return result;
     close(TAKE_FD(ready_write));
-    process = process_new(host, vm, pid, true);
+    process = process_new(host, vm, start->directory, pid, true);
     if (!process) {
         kill(pid, SIGKILL);
         waitpid(pid, NULL, 0);
         return error_set(err, -ENOMEM, "cannot watch the process of VM %s", vm->name);
     }
-    result = record_process(host, vm, pid, err);
+    result = record_process(host, vm, start->directory, pid, err);
     if (result == 0)
-        result = wait_ready(host, process, ready_read, clock_deadline(timeout_ms), err);
+        result = wait_ready(host, process, ready_read, clock_deadline(start->timeout_ms), err);
     if (result == 0)
         result = connect_client(process, clock_deadline(host_vm_ms(host)), err);
     if (result < 0) {
@@ -372,7 +400,59 @@ int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, 
     return 0;
 }
 
-int vm_process_adopt(struct vm_process **out, struct host *host, struct vm *vm, struct ferry_error *err)
+int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, unsigned flags,
+                     int64_t timeout_ms, struct ferry_error *err)
+{
+    const struct start start = {.directory = vm->directory, .flags = flags, .timeout_ms = timeout_ms};
+
+    return process_start(out, host, vm, &start, err);
+}
+
+int vm_process_start_next(struct vm_process **out, struct host *host, struct vm *vm, const char *directory,
+                          int64_t timeout_ms, struct ferry_error *err)
+{
+    const struct start start = {.directory = directory, .former = vm->directory, .timeout_ms = timeout_ms};
+
+    return process_start(out, host, vm, &start, err);
+}
+
+void vm_process_kill_in(const struct host *host, const char *directory)
+{
+    char path[PATH_MAX];
+    uint64_t pid = 0;
+    uint64_t started = 0;
+    const struct field fields[] = {{"pid", FIELD_UINT, true, &pid},
+                                   {"start_time", FIELD_UINT, true, &started}};
+    json_t *record = NULL;
+    int pidfd = -1;
+
+    if (file_path(directory, "process.json", path) == 0 && host_read_json(path, &record, NULL) == 0 &&
+        fields_read(record, fields, 2, FIELDS_LOOSE, path, NULL) == 0 && pid > 0 && pid <= INT32_MAX)
+        pidfd = pidfd_open((pid_t)pid, 0);
+    json_decref(record);
+    if (pidfd < 0)
+        return;
+    if (start_time((pid_t)pid) == started) {
+        struct pollfd end = {.fd = pidfd, .events = POLLIN};
+
+        pidfd_send_signal(pidfd, SIGKILL, NULL, 0);
+        poll(&end, 1, (int)host_start_ms(host));
+    }
+    close(pidfd);
+}
+
+json_t *vm_process_exit(const struct vm_process *process)
+{
+    char path[PATH_MAX];
+    json_t *word = NULL;
+
+    process_path(process, "exit.json", path);
+    host_read_json(path, &word, NULL);
+    return word;
+}
+
+int vm_process_adopt(struct vm_process **out, struct host *host, struct vm *vm, const char *directory,
+                     struct ferry_error *err)
 {
     char path[PATH_MAX];
     uint64_t pid = 0;
@@ -382,7 +462,7 @@ int vm_process_adopt(struct vm_process **out, struct host *host, struct vm *vm, 
     uint64_t deadline = clock_deadline(host_vm_ms(host));
     struct vm_process *process;
     json_t *record = NULL;
-    int result = process_path(vm, "process.json", path);
+    int result = file_path(directory, "process.json", path);
 
     *out = NULL;
     if (result == 0)
@@ -394,7 +474,7 @@ int vm_process_adopt(struct vm_process **out, struct host *host, struct vm *vm, 
         return result;
     if (pid == 0 || pid > INT32_MAX || start_time((pid_t)pid) != started)
         return error_set(err, -ESRCH, "process %llu is gone", (unsigned long long)pid);
-    process = process_new(host, vm, (pid_t)pid, false);
+    process = process_new(host, vm, directory, (pid_t)pid, false);
     if (!process || start_time((pid_t)pid) != started || vm_process_gone(process)) {
         vm_process_unref(process);
         return error_set(err, -ESRCH, "process %llu is gone", (unsigned long long)pid);
@@ -426,6 +506,84 @@ static void hear_out(struct vm_process *process)
     host_unlock(host);
 }
 
+/* One that was replaced is gone, or is not our business any more: its reference and its directory go. */
+static void forget_leaving(struct vm_process *process)
+{
+    struct host *host = process->host;
+    char *remains = NULL;
+    struct ferry_error err;
+    char last_words[128];
+
+    host_lock(host);
+    for (struct vm_process **link = &host->leaving; *link; link = &(*link)->leaving) {
+        if (*link == process) {
+            *link = process->leaving;
+            remains = process->remains;
+            process->remains = NULL;
+            break;
+        }
+    }
+    host_unlock(host);
+    if (!remains)
+        return;
+    vm_process_last_words(process, last_words, sizeof(last_words)); /* and reaps it */
+    if (vm_directory_remove_path(remains, &err) < 0)
+        log_warn(host->log, "%s", err.text);
+    free(remains);
+    vm_process_unref(process);
+}
+
+static void end_of_patience(void *opaque)
+{
+    struct vm_process *process = opaque;
+
+    log_warn(process->host->log, "VM %s: its former process %d does not end; killing it", process->vm->name,
+             (int)process->pid);
+    vm_process_kill(process);
+}
+
+/* On the loop's thread, with a reference. */
+static void be_patient(void *opaque)
+{
+    struct vm_process *process = opaque;
+
+    if (process->watch && !process->patience &&
+        loop_timer_add(process->host->loop, end_of_patience, process, &process->patience, NULL) == 0)
+        loop_timer_arm(process->patience, process->host->config->start_timeout_ns);
+    if (!process->watch)
+        forget_leaving(process); /* it had ended before */
+    vm_process_unref(process);
+}
+
+void vm_process_leave(struct vm_process *process, const char *remains)
+{
+    struct host *host = process->host;
+
+    host_lock(host);
+    process->remains = strdup(remains);
+    process->leaving = host->leaving;
+    host->leaving = process;
+    process->refs++;
+    host_unlock(host);
+    if (loop_post(host->loop, be_patient, process) < 0)
+        vm_process_unref(process); /* it is not killed, should it hang */
+}
+
+void vm_processes_forget_leaving(struct host *host)
+{
+    while (host->leaving) {
+        struct vm_process *process = host->leaving;
+
+        host->leaving = process->leaving;
+        loop_timer_remove(process->patience);
+        if (process->watch) {
+            loop_watch_remove(process->watch);
+            vm_process_unref(process);
+        }
+        vm_process_unref(process);
+    }
+}
+
 static void ended(void *opaque, unsigned events)
 {
     struct vm_process *process = opaque;
@@ -433,8 +591,11 @@ static void ended(void *opaque, unsigned events)
     (void)events;
     loop_watch_remove(process->watch);
     process->watch = NULL;
+    loop_timer_remove(process->patience);
+    process->patience = NULL;
     hear_out(process);
     vms_process_ended(process);
+    forget_leaving(process);
     vm_process_unref(process); /* the watch's reference */
 }
 

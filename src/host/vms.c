@@ -6,6 +6,7 @@
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/migration.h"
+#include "host/upgrade.h"
 #include "host/vm_directory.h"
 #include "host/vm_runnable.h"
 
@@ -166,6 +167,8 @@ static json_t *vm_object(struct host *host, const struct vm *vm)
         banned ? json_pack("{s:s, s:o}", "set_by", vm->ban.by, "reason", fields_text(vm->ban.reason))
                : json_null());
     json_object_set_new(object, "pid", vm->process ? json_integer(vm->process->pid) : json_null());
+    json_object_set_new(object, "version",
+                        vm->process && vm->version[0] ? json_string(vm->version) : json_null());
     json_object_set_new(object, "started", vm->started[0] ? json_string(vm->started) : json_null());
     json_object_set_new(object, "migration",
                         vm->migration ? json_string(migration_id(vm->migration)) : json_null());
@@ -182,17 +185,20 @@ json_t *vm_object_locked(struct host *host, const struct vm *vm)
     return object;
 }
 
-void vms_state_told(struct host *host, struct vm *vm, const json_t *params)
+void vms_state_told(struct vm_process *process, const json_t *params)
 {
+    struct host *host = process->host;
+    struct vm *vm = process->vm;
     const char *state = json_string_value(json_object_get(params, "state"));
     const char *why = json_string_value(json_object_get(params, "why"));
     const char *started = json_string_value(json_object_get(params, "started"));
+    const char *version = json_string_value(json_object_get(params, "version"));
     json_t *resident = json_object_get(params, "memory_resident");
 
     if (!state)
         return;
     host_lock(host);
-    if (!vm->process) { /* it has ended, or is only being made: others know better */
+    if (vm->process != process) { /* it has ended, or is only being made: others know better */
         host_unlock(host);
         return;
     }
@@ -205,6 +211,8 @@ void vms_state_told(struct host *host, struct vm *vm, const json_t *params)
     snprintf(vm->why, sizeof(vm->why), "%s", why ? why : "");
     if (started)
         snprintf(vm->started, sizeof(vm->started), "%s", started);
+    if (version)
+        snprintf(vm->version, sizeof(vm->version), "%s", version);
     if (json_is_integer(resident) && json_integer_value(resident) >= 0)
         vm->memory_resident = (uint64_t)json_integer_value(resident);
     host_changed(host);
@@ -218,7 +226,7 @@ void vms_refresh(struct host *host, struct vm *vm)
 
     if (process && vm_process_call(process, "status", NULL, STATUS_TIMEOUT_MS, &status, NULL) == 0 &&
         !vm_process_gone(process))
-        vms_state_told(host, vm, status);
+        vms_state_told(process, status);
     json_decref(status);
     vm_process_unref(process);
 }
@@ -498,6 +506,8 @@ static int start_again(struct host *host, struct vm *vm, bool paused, struct fer
     if (result == 0)
         result = vm_directory_clean(vm, err);
     if (result == 0)
+        result = upgrade_settle_lock(host, vm, err);
+    if (result == 0)
         result =
             vm_process_start(&process, host, vm, paused ? VM_PROCESS_PAUSED : 0, host_start_ms(host), err);
     if (!process)
@@ -560,6 +570,11 @@ int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_
 
     if (!vm)
         return result;
+    /* With a new process on its way: first, or the VM would go on there. */
+    host_lock(host);
+    if (vm->newcomer)
+        vm_process_kill(vm->newcomer);
+    host_unlock(host);
     process = vm_process_get(host, vm);
     if (!process) {
         host_lock(host);

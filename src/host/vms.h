@@ -51,8 +51,10 @@ struct vm {
     uint64_t memory_resident;      /* bytes, as last told */
     uint64_t memory_promised;      /* bytes, while a reservation is being made */
     const char *busy;              /* "being started"; NULL: unclaimed */
+    char version[32];              /* of the ferry-vm that runs it; empty: it has not said */
     struct vm_process *process;    /* NULL: none */
     bool killed;                   /* that one, by a person's wish, as it did not end by itself */
+    struct vm_process *newcomer;   /* is to take it over, by an upgrade; NULL: none */
     struct migration *migration;   /* in progress; a reference */
     struct vm_ban ban;
     json_t *exit; /* exit.json of the process that ended last, or NULL */
@@ -104,13 +106,19 @@ json_t *vm_object_locked(struct host *host, const struct vm *vm); /* takes the l
 const char *vm_state_text(const struct vm *vm);
 bool vm_runs(const struct vm *vm); /* RUNNING or PAUSED. Under the lock. */
 
-/* What a process told about its VM: `vm.state`, or the result of `status`. */
-void vms_state_told(struct host *host, struct vm *vm, const json_t *params);
+/* What a process told about its VM: `vm.state`, or the result of `status`. Ignored from one that does not
+ * have it. */
+void vms_state_told(struct vm_process *process, const json_t *params);
 void vms_refresh(struct host *host, struct vm *vm); /* asks the process; its silence changes nothing */
 /* If VM has no process any more: STOPPED or CRASHED, as that said, though it was still arriving. */
 void vm_note_end(struct host *host, struct vm *vm);
 /* The process has ended: on the loop's thread. */
 void vms_process_ended(struct vm_process *process);
+/*
+ * The newcomer has the VM now; it takes the place of the process before, which is returned (a reference;
+ * NULL: it is gone). A newcomer that is gone, too, has left EXIT (or NULL) and WHY: then the VM has ended.
+ */
+struct vm_process *vm_replace_process(struct host *host, struct vm *vm, const json_t *exit, const char *why);
 
 /* At start: reads the directories, adopts what runs. At the end: lets go of all. */
 int vms_adopt(struct host *host, struct ferry_error *err);

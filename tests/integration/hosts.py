@@ -219,6 +219,10 @@ class Host:
         """Waits for the end of a migration; returns its object."""
         return self.lines(f"/v1/migrations/{migration}/watch")[-1]
 
+    def upgrade(self, name):
+        """Starts an upgrade; returns its migration's id."""
+        return self.post(f"/v1/vms/{name}/upgrade")["id"]
+
     def move(self, name, destination, **options):
         return self.finish(self.migrate(name, destination, **options))
 
@@ -271,13 +275,17 @@ class Hosts:
     def vm_processes(self):
         """Numbers of all VM processes that run in this test's directory."""
         found = []
-        for record in self.directory.glob("*/vms/*/process.json"):
-            pid = json.loads(record.read_text())["pid"]
+        for record in [*self.directory.glob("*/vms/*/process.json"), *self.directory.glob("*/new/*/process.json"),
+                       *self.directory.glob("*/old/*/process.json")]:
+            try:
+                pid = json.loads(record.read_text())["pid"]
+            except OSError:
+                continue  # it is just being removed
             try:
                 command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if str(record.parent).encode() in command:
+            if str(self.directory).encode() in command and pid not in found:
                 found.append(pid)
         return found
 
