@@ -5,7 +5,8 @@
 #ifndef BARE_FDT_H
 #define BARE_FDT_H
 
-#include <stdbool.h>
+#include "../common/args.h"
+
 #include <stdint.h>
 
 struct fdt_info {
@@ -18,12 +19,5 @@ struct fdt_info {
 
 /* Fills INFO from the tree at FDT; what cannot be read keeps its default. */
 void fdt_read(const void *fdt, struct fdt_info *info);
-
-/* The number behind "NAME=" in the word list ARGS, with K, M, G (1024s) allowed; FALLBACK when it is not
- * there. */
-uint64_t args_number(const char *args, const char *name, uint64_t fallback);
-
-/* True when ARGS has "NAME=VALUE". */
-bool args_is(const char *args, const char *name, const char *value);
 
 #endif

@@ -8,7 +8,7 @@ BARE_CFLAGS := -std=gnu17 -O2 -g0 -march=rv64gc -mabi=lp64d -mcmodel=medany -ffr
 	-fno-strict-aliasing -fno-stack-protector -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns $(WARNINGS) -MMD -MP
 BARE_LDFLAGS := -nostdlib -static -no-pie -Wl,--build-id=none -Wl,--no-warn-rwx-segments -Wl,-z,max-page-size=4096
 
-BARE_RUNTIME := start sbi console trap fdt paging memory isa
+BARE_RUNTIME := start sbi console trap fdt paging isa common-args common-console common-memory
 BARE_PROGRAMS := stress loops isa-int isa-fp isa-fma isa-atomic isa-c isa-csr isa-trap isa-random
 BARE_ELFS := $(BARE_PROGRAMS:%=$(OUT)/%-riscv64.elf)
 
@@ -36,11 +36,13 @@ $(BARE_OBJ)/isa-random-blocks.S: $(BARE)/isa-random.py $(BARE)/rules.mk
 $(BARE_OBJ)/isa-random-blocks.o: $(BARE_OBJ)/isa-random-blocks.S
 	$(CC) $(BARE_CFLAGS) -c -o $@ $<
 
-$(BARE_OBJ)/cpu-loops.o: common/loops.c $(BARE)/rules.mk
+# What every architecture shares.
+$(BARE_OBJ)/common-%.o: common/%.c $(BARE)/rules.mk
 	mkdir -p $(@D)
 	$(CC) $(BARE_CFLAGS) -c -o $@ $<
 
-$(OUT)/loops-riscv64.elf: $(BARE_OBJ)/cpu-loops.o
+$(OUT)/stress-riscv64.elf: $(BARE_OBJ)/common-stress.o
+$(OUT)/loops-riscv64.elf: $(BARE_OBJ)/common-loops.o
 $(OUT)/isa-random-riscv64.elf: $(BARE_OBJ)/isa-random-run.o $(BARE_OBJ)/isa-random-blocks.o
 
 -include $(wildcard $(BARE_OBJ)/*.d)
