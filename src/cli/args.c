@@ -135,6 +135,8 @@ static int add_with_value(struct parser *parser, const struct option *option, co
             return error_set(parser->err, -EINVAL, "--%s takes no value", option->name);
         return add_option(parser, option, "");
     }
+    if (!text && option->bare)
+        text = option->bare;
     if (!text) {
         if (parser->index + 1 >= parser->argc)
             return error_set(parser->err, -EINVAL, "--%s needs a value: --%s %s", option->name, option->name,

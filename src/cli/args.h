@@ -3,6 +3,7 @@
  * them, checks their values, and the command asks for them by name.
  *
  *     --option VALUE   --option=VALUE   -o VALUE   -oVALUE   --   (what follows are operands)
+ *     --option         --option=VALUE   (one with a `bare` value)
  *
  * Options and operands may be mixed. Anything that is not in the table is refused with the closest name that
  * is. Values are borrowed from argv.
@@ -42,6 +43,7 @@ struct option {
     enum value_kind kind;
     const char *value_name;     /* "FILE" in the help */
     const char *const *choices; /* VALUE_CHOICE: ends with NULL */
+    const char *bare;           /* its value when it is given without one; NULL: it needs one */
     bool repeats;
     const char *help;
 };

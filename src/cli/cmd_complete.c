@@ -139,9 +139,9 @@ static void read_typed(struct cli *cli, char **words, int count, struct typed *t
         int used;
 
         if (words[i][0] == '-') {
-            if (option && option->kind != VALUE_NONE && !equals && i + 1 == count)
+            if (option && option->kind != VALUE_NONE && !option->bare && !equals && i + 1 == count)
                 typed->option = option;
-            else if (option && option->kind != VALUE_NONE)
+            else if (option && option->kind != VALUE_NONE && !option->bare)
                 note_option(cli, option, equals ? equals + 1 : words[++i]);
         } else if (typed->command) {
             typed->operands++;

@@ -96,7 +96,11 @@ const struct command command_migrate = {
         "fails before that moment leaves it running here.\n"
         "In the foreground ferry shows the phases Init, Copy, I/O Quiesce and Frozen, and ends with one "
         "line: id, total time, downtime, bytes, rounds; -v adds what the downtime consists of. Ctrl-C "
-        "leaves the migration going on.",
+        "leaves the migration going on.\n"
+        "With --quick-resume there may be a fifth, Fetch: the VM runs at DEST and its process here still "
+        "has memory that it needs. When their connection is lost then, the VM stands still at DEST until "
+        "it is back: made by itself for a set time (ferryd --reconnect-time), afterwards by ferry recover "
+        "VM on either host.",
     .options =
         (const struct option[]){
             {.name = "detach", .letter = 'd', .help = "print the migration's id and return at once"},
@@ -113,6 +117,7 @@ const struct command command_migrate = {
         (const struct example[]){
             {"ferry migrate web b", "moves web to the host b and shows how it goes"},
             {"ferry migrate web b --downtime 10ms --bandwidth 1Gbit", "gently, and with a shorter stop"},
+            {"ferry migrate db b --quick-resume", "ends, however fast db changes its memory"},
             {"ferry migrate web b --detach", "prints the id; ferry migrations show ID tells the rest"},
             {NULL, NULL},
         },

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PAGE_SIZE 4096
+
 static void print_rates(struct fields *fields, const json_t *migration)
 {
     char text[UNITS_TEXT_SIZE];
@@ -45,6 +47,33 @@ static void print_ends(struct fields *fields, const json_t *migration)
     fields_text(fields, "from", text);
     migration_describe_process(migration, "new", text, sizeof(text));
     fields_text(fields, "to", text);
+}
+
+static void print_fetch(struct fields *fields, const json_t *migration)
+{
+    const json_t *fetch = object_get(migration, "quick_resume");
+    unsigned long long faults = object_number(fetch, "faults");
+    char missing[UNITS_TEXT_SIZE], text[UNITS_TEXT_SIZE], p99[UNITS_TEXT_SIZE], max[UNITS_TEXT_SIZE];
+
+    if (!json_is_object(fetch))
+        return;
+    units_format_size(object_number(fetch, "missing_pages") * PAGE_SIZE, missing);
+    if (object_number(fetch, "duration_ns"))
+        fields_format(fields, "quick resume", "%s were missing, there after %s", missing,
+                      units_format_duration(object_number(fetch, "duration_ns"), text));
+    else
+        fields_format(fields, "quick resume", "%s were missing", missing);
+    if (json_is_true(object_get(fetch, "disconnected")))
+        fields_text(fields, "", "no connection now: the VM stands still");
+    if (faults)
+        fields_format(fields, "page faults", "%llu, waited %s (median), %s (99 %%), at most %s", faults,
+                      units_format_duration(object_number(fetch, "fault_median_ns"), text),
+                      units_format_duration(object_number(fetch, "fault_p99_ns"), p99),
+                      units_format_duration(object_number(fetch, "fault_max_ns"), max));
+    if (object_number(fetch, "reconnects"))
+        fields_format(fields, "connection", "lost and made again %llu times, the VM stood still for %s",
+                      (unsigned long long)object_number(fetch, "reconnects"),
+                      units_format_duration(object_number(fetch, "paused_ns"), text));
 }
 
 static void print_what(struct fields *fields, const json_t *migration)
@@ -88,6 +117,7 @@ static void print_numbers(struct fields *fields, const json_t *migration)
                   (unsigned long long)object_number(migration, "pages_skipped"));
     print_rates(fields, migration);
     print_throttle(fields, migration);
+    print_fetch(fields, migration);
     if (object_number(migration, "state_bytes"))
         fields_size(fields, "state", object_number(migration, "state_bytes"));
     if (!object_number(migration, "downtime_ns"))

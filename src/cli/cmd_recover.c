@@ -17,7 +17,7 @@ static int recover(struct cli *cli, struct ferry_error *err)
 const struct command command_recover = {
     .name = "recover",
     .group = "Moving",
-    .summary = "Decide about a VM of which nobody can say where it runs",
+    .summary = "Connect a VM with its memory again, or decide where it runs when nobody can say",
     .text = "A move that breaks off after the destination was told to go on, with no lock that both hosts "
             "reach, leaves "
             "the VM stopped and listed as Not Runnable; so do two hosts that died while they handed it over. "
@@ -26,7 +26,10 @@ const struct command command_recover = {
             "there, it "
             "goes on here, with its memory if its process still has it, else it can be started from its "
             "disks. When the "
-            "other host cannot tell, ferry says what each of the two options would risk, and does nothing.",
+            "other host cannot tell, ferry says what each of the two options would risk, and does nothing.\n"
+            "A VM that quick resume has moved stands still when the connection to the host that still has "
+            "memory of it is lost: without an option it is made again at once. On that host --force-there "
+            "gives that memory up, and the guest with it.",
     .options =
         (const struct option[]){
             {.name = "force-here",
@@ -43,6 +46,7 @@ const struct command command_recover = {
     .examples =
         (const struct example[]){
             {"ferry recover web", "asks the other host and decides"},
+            {"ferry recover web", "quick resume: the network works again, connect now"},
             {"ferry recover web --force-here", "the other host was switched off by hand: it goes on here"},
             {NULL, NULL},
         },

@@ -72,6 +72,8 @@ void command_print_synopsis(FILE *out, const struct command *command, size_t ind
             piece = memory_format("[-%c]", option->letter);
         else if (option->kind == VALUE_NONE)
             piece = memory_format("[--%s]", option->name);
+        else if (option->bare)
+            piece = memory_format("[--%s[=%s]]", option->name, option->value_name);
         else
             piece =
                 memory_format("[--%s %s]%s", option->name, option->value_name, option->repeats ? "..." : "");
@@ -89,8 +91,12 @@ static void print_options(FILE *out, const struct option *options)
 
         if (options->letter)
             snprintf(letter, sizeof(letter), "-%c, ", options->letter);
-        written = memory_format("  %s--%s%s%s", letter, options->name, options->kind == VALUE_NONE ? "" : " ",
-                                options->kind == VALUE_NONE ? "" : options->value_name);
+        if (options->bare)
+            written = memory_format("  %s--%s[=%s]", letter, options->name, options->value_name);
+        else
+            written =
+                memory_format("  %s--%s%s%s", letter, options->name, options->kind == VALUE_NONE ? "" : " ",
+                              options->kind == VALUE_NONE ? "" : options->value_name);
         if (text_width(written) + 2 > OPTION_WIDTH)
             fprintf(out, "%s\n%*s", written, OPTION_WIDTH, "");
         else

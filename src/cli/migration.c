@@ -142,17 +142,24 @@ void migration_print_summary(struct cli *cli, const json_t *migration)
 {
     char total[UNITS_TEXT_SIZE], downtime[UNITS_TEXT_SIZE], size[UNITS_TEXT_SIZE];
     unsigned long long rounds = object_number(migration, "round");
+    const json_t *fetch = object_get(migration, "quick_resume");
+    char time[UNITS_TEXT_SIZE], fetched[UNITS_TEXT_SIZE + 80] = "";
 
     if (migration_is_upgrade(migration)) {
         print_upgrade(cli, migration);
         return;
     }
-    fprintf(cli->out, "%s: %s moved from %s to %s: total %s, downtime %s, %s in %llu round%s\n",
+    if (json_is_object(fetch))
+        snprintf(fetched, sizeof(fetched), ", memory fetched in %s with %llu page faults",
+                 units_format_duration(object_number(fetch, "duration_ns"), time),
+                 (unsigned long long)object_number(fetch, "faults"));
+    fprintf(cli->out, "%s: %s moved from %s to %s: total %s, downtime %s, %s in %llu round%s%s\n",
             object_text(migration, "id"), object_text(migration, "vm"), object_text(migration, "source"),
             object_text(migration, "destination"),
             units_format_duration(object_number(migration, "total_ns"), total),
             units_format_duration(object_number(migration, "downtime_ns"), downtime),
-            units_format_size(object_number(migration, "wire_bytes"), size), rounds, rounds == 1 ? "" : "s");
+            units_format_size(object_number(migration, "wire_bytes"), size), rounds, rounds == 1 ? "" : "s",
+            fetched);
 }
 
 void migration_print_downtime(struct cli *cli, const json_t *migration)
@@ -243,6 +250,9 @@ int migration_check_outcome(const json_t *migration, struct ferry_error *err)
             "nobody can say whether %s runs on %s: %s; it stays stopped on %s; look on %s before "
             "anything else",
             vm, destination, *reason ? reason : "the connection broke", source, destination);
+    if (strcmp(outcome, "lost") == 0 && json_is_object(object_get(migration, "quick_resume")))
+        return error_set(err, -EIO, "%s is lost: %s; look on %s, and start it anew with: ferry run %s", vm,
+                         *reason ? reason : "the connection broke", destination, vm);
     if (strcmp(outcome, "lost") == 0)
         return error_set(err, -EIO, "%s belongs to %s now, which did not say that it runs there: %s", vm,
                          destination, *reason ? reason : "the connection broke");

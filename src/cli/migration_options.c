@@ -6,6 +6,8 @@
 
 #define THROTTLE_MAX 99 /* per cent */
 
+const char *const migration_quick_resume_words[] = {"allowed", "now", NULL};
+
 static int check(const struct args *args, struct ferry_error *err)
 {
     if (args_has(args, "no-throttle") && args_has(args, "throttle-max"))
@@ -36,5 +38,7 @@ int migration_request(const struct args *args, json_t **body, struct ferry_error
     }
     if (args_has(args, "tls"))
         json_object_set_new(*body, "tls", json_true());
+    if (args_has(args, "quick-resume"))
+        json_object_set_new(*body, "quick_resume", json_string(args_text(args, "quick-resume", "")));
     return 0;
 }

@@ -29,6 +29,14 @@
      .value_name = "TIME", \
      .help = "when that does not help either: give up if sending what is left takes longer, 100s " \
              "unless given; else stop the VM and finish"}, \
+    {.name = "quick-resume", \
+     .kind = VALUE_CHOICE, \
+     .value_name = "now", \
+     .choices = migration_quick_resume_words, \
+     .bare = "allowed", \
+     .help = "instead of stopping it for long then, let it run at the destination before all of its " \
+             "memory is there, which comes when it is needed, and in the background; =now does so " \
+             "at once. Should one of the two hosts die meanwhile, the VM is lost"}, \
     {.name = "streams", \
      .kind = VALUE_NUMBER, \
      .value_name = "N", \
@@ -36,6 +44,8 @@
     {.name = "tls", \
      .help = "encrypted, or not at all; else it is encrypted when both hosts have certificates"}
 /* clang-format on */
+
+extern const char *const migration_quick_resume_words[];
 
 /* The body of the request, from operand 1 (the destination) and the options above. *body: a new reference. */
 int migration_request(const struct args *args, json_t **body, struct ferry_error *err);

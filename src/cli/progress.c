@@ -11,11 +11,12 @@
 
 #define BAR_WIDTH 16
 
-static const char *const phases[] = {"Init", "Copy", "I/O Quiesce", "Frozen"};
+static const char *const phases[] = {"Init", "Copy", "I/O Quiesce", "Frozen", "Fetch"};
 
-#define PHASE_COUNT  ((int)(sizeof(phases) / sizeof(phases[0])))
+#define PHASE_MAX    ((int)(sizeof(phases) / sizeof(phases[0])))
 #define PHASE_COPY   1
 #define PHASE_FROZEN 3
+#define PHASE_FETCH  4
 
 void progress_init(struct progress *progress, const struct term *term, FILE *out)
 {
@@ -24,11 +25,22 @@ void progress_init(struct progress *progress, const struct term *term, FILE *out
 
 static int find_phase(const char *name)
 {
-    for (int i = 0; i < PHASE_COUNT; i++) {
+    for (int i = 0; i < PHASE_MAX; i++) {
         if (strcmp(phases[i], name) == 0)
             return i;
     }
     return -1;
+}
+
+/* The last one is quick resume's. */
+static int phase_count(const json_t *migration)
+{
+    return json_is_object(object_get(migration, "quick_resume")) ? PHASE_MAX : PHASE_MAX - 1;
+}
+
+static bool is_cut(const json_t *migration)
+{
+    return json_is_true(object_get(object_get(migration, "quick_resume"), "disconnected"));
 }
 
 static bool has_outcome(const json_t *migration, const char *outcome)
@@ -82,6 +94,19 @@ static void append_copy_details(FILE *line, const json_t *migration)
         fprintf(line, "  round %llu", (unsigned long long)object_number(migration, "round") + 1);
 }
 
+static void append_fetch_details(FILE *line, const json_t *migration)
+{
+    const json_t *fetch = object_get(migration, "quick_resume");
+    unsigned long long faults = object_number(fetch, "faults");
+    char text[UNITS_TEXT_SIZE];
+
+    fprintf(line, "  %s left", units_format_size(object_number(migration, "remaining_bytes"), text));
+    if (is_cut(migration))
+        fputs("  cut off: it stands still", line);
+    if (faults)
+        fprintf(line, "  %llu page faults", faults);
+}
+
 /* One phase's line without colours. Freed by the caller. */
 static char *phase_line(const struct progress *progress, const json_t *migration, int phase, int current)
 {
@@ -106,6 +131,8 @@ static char *phase_line(const struct progress *progress, const json_t *migration
         fprintf(line, "  queued, number %llu", (unsigned long long)object_number(migration, "queue"));
     if (phase == PHASE_COPY && phase == current && !ended)
         append_copy_details(line, migration);
+    if (phase == PHASE_FETCH && phase == current && !ended)
+        append_fetch_details(line, migration);
     if (phase == current && ended && !completed)
         fprintf(line, "  %s", object_text(migration, "outcome"));
     fclose(line);
@@ -120,13 +147,13 @@ static void draw(struct progress *progress, const json_t *migration, int current
     size_t width = term_width(progress->out) - 1;
 
     if (progress->drawn)
-        fprintf(progress->out, "\033[%dA", PHASE_COUNT);
+        fprintf(progress->out, "\033[%dA", progress->drawn);
     else
         fprintf(progress->out, "%sMoving %s from %s to %s%s  (%s)\n", term->bold,
                 object_text(migration, "vm"), object_text(migration, "source"),
                 object_text(migration, "destination"), term->reset, object_text(migration, "id"));
-    progress->drawn = true;
-    for (int i = 0; i < PHASE_COUNT; i++) {
+    progress->drawn = phase_count(migration);
+    for (int i = 0; i < progress->drawn; i++) {
         char *line = phase_line(progress, migration, i, current);
         const char *color = term->dim;
 
@@ -164,6 +191,18 @@ static void tell_phases(struct progress *progress, int until)
         fprintf(progress->out, "%s\n", phases[progress->phase + 1]);
 }
 
+static void tell_cut(struct progress *progress, const json_t *migration)
+{
+    bool cut = is_cut(migration);
+
+    if (cut && !progress->cut)
+        fprintf(progress->out, "No connection to %s: %s stands still there, nothing is lost\n",
+                object_text(migration, "destination"), object_text(migration, "vm"));
+    else if (!cut && progress->cut && has_outcome(migration, "none"))
+        fprintf(progress->out, "Connected again\n");
+    progress->cut = cut;
+}
+
 /* A quick migration may show only its end: phases and rounds are told in their order all the same. The last
  * round is the one that is sent while the guest is frozen. */
 static void tell(struct progress *progress, const json_t *migration, int current)
@@ -176,12 +215,13 @@ static void tell(struct progress *progress, const json_t *migration, int current
         fprintf(progress->out, "Queued, number %llu\n", (unsigned long long)queue);
     progress->queue = queue;
     if (has_outcome(migration, "completed"))
-        current = PHASE_FROZEN;
+        current = phase_count(migration) - 1;
     if (current == PHASE_FROZEN && progress->phase < PHASE_FROZEN && rounds > 0)
         copied = rounds - 1;
     tell_phases(progress, current < PHASE_COPY ? current : PHASE_COPY);
     tell_rounds(progress, migration, copied);
     tell_phases(progress, current);
+    tell_cut(progress, migration);
     if (!has_outcome(migration, "none"))
         tell_rounds(progress, migration, rounds);
 }

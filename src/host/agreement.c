@@ -48,10 +48,14 @@ static bool knows(const char *outcome)
 
 enum agreement agreement_compare(const char *ours, const char *theirs, bool we_are_source)
 {
+    const char *source = we_are_source ? ours : theirs;
+    const char *destination = we_are_source ? theirs : ours;
     bool ours_first;
 
     if (strcmp(ours, theirs) == 0)
         return AGREEMENT_SAME;
+    if (strcmp(source, "completed") == 0 && strcmp(destination, "lost") == 0)
+        return we_are_source ? AGREEMENT_THEIRS : AGREEMENT_OURS;
     if (knows(ours) && knows(theirs) && agreement_stayed(ours) != agreement_stayed(theirs))
         return AGREEMENT_CONTRADICTION;
     if (knows(ours) == knows(theirs))
@@ -79,6 +83,7 @@ static void note(struct migration *migration, const json_t *word)
     migration->their_outcome = outcome;
     migration->their_cause = migration_known_cause(text_of(word, "cause"));
     snprintf(migration->their_error, sizeof(migration->their_error), "%s", error);
+    migration->end_told = false;
 }
 
 /* Their words, as somebody reads them here. */
@@ -312,7 +317,7 @@ static enum agreement compare(struct migration *migration)
     enum agreement agreement = AGREEMENT_OURS;
     const char *before;
     const char *outcome;
-    bool joined;
+    bool joined, settled;
 
     host_lock(host);
     before = migration->outcome;
@@ -327,7 +332,8 @@ static enum agreement compare(struct migration *migration)
         migration_record(migration);
         agreement = AGREEMENT_SAME;
     }
-    if (agreement == AGREEMENT_SAME && knows(outcome) && !settle_vm(migration, outcome))
+    settled = knows(outcome) || (migration->outgoing && migration->fetched && strcmp(outcome, "lost") == 0);
+    if (agreement == AGREEMENT_SAME && settled && !settle_vm(migration, outcome))
         return AGREEMENT_OURS; /* tried again */
     if (agreement == AGREEMENT_SAME) {
         host_lock(host);

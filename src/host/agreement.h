@@ -4,12 +4,14 @@
  * Each host's record ends with what that host knows:
  *
  *     completed, failed, cancelled    it knows
- *     lost                            the destination owns the guest, and has not said how it is
+ *     lost                            the destination owns the guest, and has not said how it is; by the
+ *                                     destination: quick resume has broken off, and it can never run on
  *     unknown                         it cannot say
  *
  * A host that has come to its end tells the other (POST /v1/migrations/ID/end) and hears that one's. Who does
  * not know takes over what the other knows; of `failed` and `cancelled`, which mean the same for the guest,
- * the source's counts. Should both know and contradict each other, both keep their word and log an error.
+ * the source's counts; and a source that thinks `completed` takes over a destination's `lost`. Should both
+ * know and contradict each other, both keep their word and log an error.
  *
  * As long as that is not done the record says "agreed": false; the thread "agree" tries again, and so does
  * the next ferryd. When a host in doubt has learnt how it was, the VM it keeps for that reason follows: it

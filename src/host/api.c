@@ -52,6 +52,7 @@ static const struct api_route routes[] = {
     {"GET", "/v1/migrations/*/watch", api_migration_watch},
     {"POST", "/v1/migrations/*/cancel", api_migration_cancel},
     {"POST", "/v1/migrations/*/end", api_migration_end},
+    {"POST", "/v1/migrations/*/reconnect", api_migration_reconnect},
     {"GET", "/v1/events", api_events},
     {"POST", "/v1/events", api_events_take},
     {"POST", "/v1/incoming", api_incoming},

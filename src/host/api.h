@@ -132,6 +132,7 @@ api_handler api_migration_show;
 api_handler api_migration_watch;
 api_handler api_migration_cancel;
 api_handler api_migration_end;
+api_handler api_migration_reconnect;
 api_handler api_incoming;
 api_handler api_incoming_withdraw;
 /* api_events.c */

@@ -4,6 +4,7 @@
 #include "host/agreement.h"
 #include "host/migration.h"
 #include "host/upgrade.h"
+#include "host/migration_fetch.h"
 #include "host/probe.h"
 
 #include <stdlib.h>
@@ -14,6 +15,13 @@
 #define THROTTLE_MAX  99 /* per cent */
 #define LINE_MAX_SIZE (256u << 10)
 
+static int check_quick_resume(const char *word, struct ferry_error *err)
+{
+    if (word && strcmp(word, "allowed") != 0 && strcmp(word, "now") != 0)
+        return error_set(err, HOST_USAGE, "\"quick_resume\" is \"allowed\" or \"now\", not \"%.32s\"", word);
+    return 0;
+}
+
 static int check_options(const struct migration_options *options, struct ferry_error *err)
 {
     if (!config_name_valid(options->destination))
@@ -22,7 +30,7 @@ static int check_options(const struct migration_options *options, struct ferry_e
         return error_set(err, HOST_USAGE, "\"streams\" must be 1 to %d", STREAMS_MAX);
     if (options->throttle_max != MIGRATION_DEFAULT && options->throttle_max > THROTTLE_MAX)
         return error_set(err, HOST_USAGE, "\"throttle_max\" must be 0 to %d per cent", THROTTLE_MAX);
-    return 0;
+    return check_quick_resume(options->quick_resume, err);
 }
 
 /* The body of a request to migrate; FORECAST may be NULL: then it is no member of it. */
@@ -36,6 +44,7 @@ static int read_options(struct api_request *request, struct migration_options *o
         {"throttle_max", FIELD_UINT, false, &options->throttle_max},
         {"streams", FIELD_UINT, false, &options->streams},
         {"tls", FIELD_BOOL, false, &options->tls},
+        {"quick_resume", FIELD_STRING, false, &options->quick_resume},
         {"forecast", FIELD_BOOL, false, forecast},
     };
     int result;
@@ -140,6 +149,15 @@ int api_migration_cancel(struct api_request *request)
     if (result == 0)
         result = migration_cancel(request->host, request->arguments[0], &object, &request->err);
     return result < 0 ? result : api_answer(request, MHD_HTTP_OK, object);
+}
+
+int api_migration_reconnect(struct api_request *request)
+{
+    int result = api_read_body(request, NULL, 0);
+
+    if (result == 0)
+        result = fetch_reconnect(request->host, request->arguments[0], &request->err);
+    return result < 0 ? result : api_answer_empty(request);
 }
 
 int api_migration_end(struct api_request *request)
@@ -249,8 +267,12 @@ int api_incoming(struct api_request *request)
         {"patience", FIELD_UINT, false, &offer.patience_ns},
         {"check_only", FIELD_BOOL, false, &offer.check_only},
         {"tls", FIELD_BOOL, false, &offer.tls},
+        {"quick_resume", FIELD_STRING, false, &offer.quick_resume},
     };
-    int result = api_read_body(request, fields, 7);
+    int result = api_read_body(request, fields, 8);
+
+    if (result == 0)
+        result = check_quick_resume(offer.quick_resume, &request->err);
 
     offer.definition = definition;
     if (result == 0)

@@ -74,10 +74,12 @@ int api_vm_stop(struct api_request *request)
 int api_vm_kill(struct api_request *request)
 {
     json_t *vm = NULL;
-    int result = api_read_body(request, NULL, 0);
+    bool force = false;
+    const struct field fields[] = {{"force", FIELD_BOOL, false, &force}};
+    int result = api_read_body(request, fields, 1);
 
     if (result == 0)
-        result = vms_kill(request->host, request->arguments[0], &vm, &request->err);
+        result = vms_kill(request->host, request->arguments[0], force, &vm, &request->err);
     return result < 0 ? result : api_answer(request, MHD_HTTP_OK, vm);
 }
 

@@ -6,6 +6,8 @@
 #include "host/fields.h"
 #include "host/vms.h"
 
+#include <ferry/ferry.h>
+
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/ioctl.h>
@@ -342,6 +344,28 @@ static int check_networks(const struct check_context *context, struct ferry_erro
     return 0;
 }
 
+static int check_quick_resume(const struct check_context *context, const char *word, struct ferry_error *err)
+{
+    struct ferry_error why;
+
+    if (!context->quick_resume || strcmp(context->quick_resume, word) != 0 ||
+        ferry_quick_resume_check(&why) == 0)
+        return 0;
+    return error_set(err, HOST_REFUSED, "VM %s cannot move to host %s by quick resume: %.300s", context->vm,
+                     context->destination, why.text);
+}
+
+static int check_quick_resume_now(const struct check_context *context, struct ferry_error *err)
+{
+    return check_quick_resume(context, "now", err);
+}
+
+/* It may never come to it. */
+static int check_quick_resume_allowed(const struct check_context *context, struct ferry_error *err)
+{
+    return check_quick_resume(context, "allowed", err);
+}
+
 /* User-mode networking keeps no connection from outside: they end with the move. */
 static int check_network_connections(const struct check_context *context, struct ferry_error *err)
 {
@@ -387,6 +411,8 @@ static const struct check {
     {"memory", CHECK_DESTINATION, CHECK_ERROR, check_memory},
     {"disks", CHECK_DESTINATION, CHECK_ERROR, check_disks},
     {"networks", CHECK_DESTINATION, CHECK_ERROR, check_networks},
+    {"quick-resume", CHECK_DESTINATION, CHECK_ERROR, check_quick_resume_now},
+    {"quick-resume", CHECK_DESTINATION, CHECK_WARNING, check_quick_resume_allowed},
     {"connections", CHECK_DESTINATION, CHECK_WARNING, check_network_connections},
 };
 

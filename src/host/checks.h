@@ -15,9 +15,10 @@ struct check_context {
     const json_t *definition;
     const char *source; /* host names */
     const char *destination;
-    uint64_t protocol; /* destination: the source's */
-    bool must_encrypt; /* or not at all */
-    bool encrypted;    /* destination: it will be */
+    uint64_t protocol;        /* destination: the source's */
+    const char *quick_resume; /* destination: "allowed" or "now"; NULL: not wanted */
+    bool must_encrypt;        /* or not at all */
+    bool encrypted;           /* destination: it will be */
 
     /* source */
     const json_t *there;        /* destination's host object */

@@ -164,6 +164,16 @@ static int set_start_timeout(struct config *config, const char *value, struct fe
     return set_timeout("start-timeout", value, &config->start_timeout_ns, err);
 }
 
+static int set_reconnect_time(struct config *config, const char *value, struct ferry_error *err)
+{
+    unsigned long seconds;
+    int result = parse_seconds("reconnect-time", value, 1, 86400, &seconds, err);
+
+    if (result == 0)
+        config->reconnect_ns = seconds * NS_PER_S;
+    return result;
+}
+
 static int set_migrate_bandwidth(struct config *config, const char *value, struct ferry_error *err)
 {
     int result = config_parse_rate(value, &config->migrate_bandwidth, err);
@@ -252,6 +262,8 @@ static const struct config_key {
     {"vm-timeout", "SECONDS", "how long a VM's process may take to answer or to end (5)", set_vm_timeout},
     {"start-timeout", "SECONDS", "how long it may take to get a VM's memory, or to give it back (60)",
      set_start_timeout},
+    {"reconnect-time", "SECONDS", "how long a connection lost in quick resume is tried again by itself (300)",
+     set_reconnect_time},
     {"migrate-max", "N", "VMs that leave at once, others wait; 0: no limit (2)", set_migrate_max},
     {"migrate-bandwidth", "RATE", "what all that leave may take together, like 1G or 10Gbit",
      set_migrate_bandwidth},
@@ -498,6 +510,7 @@ int config_read(struct config *config, int argc, char **argv, enum config_action
         .peer_timeout_ns = 10 * NS_PER_S,
         .vm_timeout_ns = 5 * NS_PER_S,
         .start_timeout_ns = 60 * NS_PER_S,
+        .reconnect_ns = 300 * NS_PER_S,
         .migrate_max = MIGRATE_MAX,
     };
     *action = CONFIG_RUN;

@@ -152,6 +152,7 @@ int forecast_make(struct host *host, struct vm *vm, const char *destination, con
         .copy_time_limit_ns = options->copy_time_limit,
         .no_throttle = options->throttle_max == 0,
         .throttle_max = options->throttle_max == MIGRATION_DEFAULT ? 0 : (unsigned)options->throttle_max,
+        .quick_resume = options->quick_resume != NULL,
     };
     struct ferry_forecast forecast;
     struct ferry_progress report;

@@ -4,6 +4,7 @@
 #include "host/agreement.h"
 #include "host/events.h"
 #include "host/fields.h"
+#include "host/migration_fetch.h"
 #include "host/migration_queue.h"
 #include "host/peers.h"
 #include "host/vms.h"
@@ -243,8 +244,10 @@ static void take_progress(struct migration *migration, const json_t *params, boo
         return;
     json_decref(*kept);
     *kept = json_incref((json_t *)params);
-    if (!newcomer)
+    if (!newcomer) {
         migration->told_final = final;
+        fetch_note(migration);
+    }
     migration_touch(migration);
 }
 
@@ -308,6 +311,12 @@ bool migration_wait(struct migration *migration)
             host_lock(host);
             continue;
         }
+        if (fetch_has_news(migration)) {
+            host_unlock(host);
+            fetch_follow(migration);
+            host_lock(host);
+            continue;
+        }
         /* One that tells nothing for so long is asked. */
         if (!thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(host_vm_ms(host))) &&
             migration->version == version) {
@@ -366,6 +375,7 @@ static json_t *blank_object(const struct migration *migration)
 
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         json_object_set_new(object, numbers[i], json_integer(0));
+    json_object_set_new(object, "quick_resume", json_null());
     return object;
 }
 

@@ -82,6 +82,12 @@ struct migration {
     json_t *arrival_exit; /* what it left when it ended, or NULL */
     char arrival_why[FERRY_ERROR_TEXT_SIZE];
 
+    /* host lock; quick resume: migration_fetch.h */
+    bool fetched;        /* the guest has begun to run at the destination with memory still here, or there */
+    bool fetch_recorded; /* the record says so, and so do events */
+    bool cut_told;       /* that it stands still, without a connection */
+    bool end_told;       /* ferry-vm: what the other host says of the end */
+
     /* host lock; agreement.c's */
     const char *their_outcome; /* how it ended, as the other host says; NULL: it has not said */
     const char *their_cause;
@@ -109,6 +115,7 @@ struct migration_options {
     uint64_t throttle_max;    /* per cent, 0: never; MIGRATION_DEFAULT: as libferry has it */
     uint64_t streams;         /* 0: default */
     bool tls;                 /* encrypted, or not at all */
+    const char *quick_resume; /* "allowed" or "now"; NULL: not */
 };
 
 #define MIGRATION_DEFAULT UINT64_MAX
@@ -131,7 +138,8 @@ struct migration_offer {
     const json_t *definition; /* as it came, not yet checked */
     const char *source;
     uint64_t protocol;
-    uint64_t patience_ns; /* how long the source waits for the answer; 0: it does not say */
+    uint64_t patience_ns;     /* how long the source waits for the answer; 0: it does not say */
+    const char *quick_resume; /* as in struct migration_options */
     bool check_only;
     bool tls; /* it will be encrypted */
 };
@@ -220,6 +228,8 @@ int migration_make_token(char text[static MIGRATION_TOKEN_SIZE], struct ferry_er
  * all checks are made and their rows put there; without, the first error ends it. */
 int migration_check(struct migration *migration, const json_t *definition, json_t *results,
                     struct ferry_error *err);
+/* What the caller asked for, as parameters of migrate.send. New reference. */
+json_t *migration_make_options(const struct migration_options *options);
 json_t *migration_offer_body(const struct migration *migration, const json_t *definition, bool check_only);
 const char *migration_peer_name(const struct migration *migration);
 

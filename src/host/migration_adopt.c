@@ -5,6 +5,7 @@
 #include "host/agreement.h"
 #include "host/definition.h"
 #include "host/fields.h"
+#include "host/migration_fetch.h"
 #include "host/peers.h"
 #include "host/vms.h"
 
@@ -56,8 +57,10 @@ static void take_up(struct migration *migration, struct vm *vm, json_t *word)
     migration->recorded = true;
     migration->sending = migration->outgoing;
     if (word) {
+        json_decref(migration->progress);
         migration->progress = json_incref(word);
         migration->told_final = final;
+        fetch_note(migration);
     }
     migration_register(migration, vm);
     host_lock(migration->host);
@@ -106,6 +109,11 @@ static struct migration *read_record(struct host *host, const json_t *row)
         (uint64_t)json_integer_value(json_object_get(migration->options, "bandwidth_limit"));
     migration->must_encrypt = json_is_true(json_object_get(row, "must_encrypt"));
     snprintf(migration->peer_address, sizeof(migration->peer_address), "%s", text_of(row, "peer_address"));
+    if (json_is_object(json_object_get(row, "quick_resume"))) {
+        migration->progress = json_incref((json_t *)row);
+        fetch_note(migration);
+        migration->fetch_recorded = migration->fetched;
+    }
     return migration;
 }
 
@@ -179,6 +187,7 @@ static void adopt_open(struct host *host, json_t *row)
         json_decref(migration->lines);
         migration->lines = lines;
     }
+    json_decref(migration->progress);
     migration->progress = json_incref(row);
     migration->fresh = false;
     migration->recorded = true;

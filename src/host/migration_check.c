@@ -13,9 +13,15 @@
 
 json_t *migration_offer_body(const struct migration *migration, const json_t *definition, bool check_only)
 {
-    return json_pack("{s:s, s:O, s:s, s:i, s:b, s:b, s:I}", "id", migration->id, "definition", definition,
-                     "source", migration->source, "protocol", HOST_PROTOCOL, "check_only", check_only, "tls",
-                     migration->encrypted, "patience", (json_int_t)migration->host->config->start_timeout_ns);
+    json_t *quick_resume = json_object_get(migration->options, "quick_resume");
+    json_t *body =
+        json_pack("{s:s, s:O, s:s, s:i, s:b, s:b, s:I}", "id", migration->id, "definition", definition,
+                  "source", migration->source, "protocol", HOST_PROTOCOL, "check_only", check_only, "tls",
+                  migration->encrypted, "patience", (json_int_t)migration->host->config->start_timeout_ns);
+
+    if (quick_resume)
+        json_object_set(body, "quick_resume", quick_resume);
+    return body;
 }
 
 /* The destination's rows: warnings into the log, all into RESULTS; the first error is the check's. */
@@ -177,8 +183,10 @@ int migration_check_vm(struct host *host, const char *vm_name, const struct migr
     if (result == 0) {
         migration = migration_new(host, id, vm_name, definition_machine(vm->definition), host->config->name,
                                   options->destination);
-        if (migration)
+        if (migration) {
             migration->must_encrypt = options->tls;
+            migration->options = migration_make_options(options);
+        }
         result = migration ? check_and_foretell(migration, vm, options, forecast, answer, err)
                            : error_set(err, -ENOMEM, "out of memory");
     }

@@ -7,6 +7,7 @@
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
+#include "host/migration_fetch.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
@@ -191,6 +192,7 @@ int migration_receive(struct host *host, const struct migration_offer *offer, js
         .protocol = offer->protocol,
         .encrypted = offer->tls,
         .must_encrypt = host->config->require_tls,
+        .quick_resume = offer->quick_resume,
     };
     json_t *definition = NULL;
     json_t *results = json_array();
@@ -352,12 +354,32 @@ static void finish_completed(struct migration *migration)
         vm_note_end(host, vm);
         vms_refresh(host, vm);
     }
-    events_emit(host, EVENT_VM_CONTINUED, migration->vm_name, migration->machine, migration->id,
-                "VM %s continued on host %s", migration->vm_name, migration->destination);
+    if (!migration->fetched) /* else it has been told long ago */
+        events_emit(host, EVENT_VM_CONTINUED, migration->vm_name, migration->machine, migration->id,
+                    "VM %s continued on host %s", migration->vm_name, migration->destination);
     events_emit(host, EVENT_MIGRATION_IN_COMPLETED, migration->vm_name, migration->machine, migration->id,
                 "migration of VM %s from host %s to host %s completed", migration->vm_name, migration->source,
                 migration->destination);
     migration_end(migration, "completed", "", "");
+}
+
+/* Its process has said that it ends; it is killed if it does not. False: the host stops. */
+static bool end_process(struct migration *migration)
+{
+    struct host *host = migration->host;
+    struct vm *vm = migration->vm;
+    struct vm_process *process;
+
+    if (!vm || vm_wait_gone(host, vm, clock_deadline(host_vm_ms(host))))
+        return true;
+    process = vm_process_get(host, vm);
+    if (process && !host_stopping(host))
+        vm_process_kill(process);
+    vm_process_unref(process);
+    if (host_stopping(host))
+        return false;
+    vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)));
+    return true;
 }
 
 /* Nothing ran here: process, directory and name are given back before the record says so. */
@@ -367,18 +389,8 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
     struct host *host = migration->host;
     struct vm *vm = migration->vm;
 
-    if (vm && !vm_wait_gone(host, vm, clock_deadline(host_vm_ms(host)))) {
-        struct vm_process *process = vm_process_get(host, vm);
-
-        if (host_stopping(host)) {
-            vm_process_unref(process);
-            return;
-        }
-        if (process)
-            vm_process_kill(process);
-        vm_process_unref(process);
-        vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)));
-    }
+    if (!end_process(migration))
+        return;
     migration_log(migration, LOG_LEVEL_ERROR, "migration of VM %s from host %s %s: %s", migration->vm_name,
                   migration->source, outcome, error);
     migration_release_vm(migration);
@@ -411,6 +423,42 @@ static void finish_ended(struct migration *migration, const char *why)
     migration_end(migration, "completed", "internal", error);
 }
 
+/* Quick resume has broken off: the guest ran here, and can never run on. A VM like any other that has
+ * crashed, but that it is the migration that has lost it. */
+static void finish_lost(struct migration *migration, const char *cause, const char *error)
+{
+    struct host *host = migration->host;
+    struct vm *vm = migration->vm;
+
+    if (!end_process(migration))
+        return;
+    migration_log(migration, LOG_LEVEL_ERROR, "migration of VM %s from host %s lost: %s", migration->vm_name,
+                  migration->source, error);
+    if (vm) {
+        vm_directory_arrived(vm);
+        vm_lift_ban(host, vm);
+        vm_note_end(host, vm);
+    }
+    events_emit(host, EVENT_MIGRATION_FAILED, migration->vm_name, migration->machine, migration->id,
+                "migration of VM %s from host %s to host %s lost: %s", migration->vm_name, migration->source,
+                migration->destination, error);
+    events_emit(host, EVENT_VM_CRASHED, migration->vm_name, migration->machine, NULL, "VM %s crashed: %s",
+                migration->vm_name, error);
+    migration_end(migration, "lost", cause, error);
+}
+
+/* Its process died while memory was missing. */
+static void finish_torn(struct migration *migration, const char *why)
+{
+    char error[FERRY_ERROR_TEXT_SIZE];
+
+    snprintf(error, sizeof(error),
+             "the guest is lost: its process on host %s is gone (%.200s) before all of its memory was there; "
+             "start it anew from its disks",
+             migration->destination, why);
+    finish_lost(migration, "internal", error);
+}
+
 /* What is left is kept, and cannot be started until it is known that the source does not have it. */
 static void finish_doubted(struct migration *migration, const char *outcome, const char *why)
 {
@@ -439,10 +487,16 @@ static void finish_silent(struct migration *migration)
     char why[FERRY_ERROR_TEXT_SIZE];
     enum vm_owner_word word;
     const char *there;
+    bool torn;
 
     host_lock(migration->host);
     snprintf(why, sizeof(why), "%s", migration->vm ? migration->vm->why : "the VM is gone");
+    torn = fetch_is_under_way(migration);
     host_unlock(migration->host);
+    if (torn) {
+        finish_torn(migration, why);
+        return;
+    }
     if (!migration->vm || !vm_directory_handed_over(migration->host, migration->vm)) {
         finish_failed(migration, "failed", "internal", why);
         return;
@@ -484,6 +538,9 @@ void migration_run_destination(struct migration *migration)
         finish_silent(migration);
     else if (outcome && strcmp(outcome, "completed") == 0)
         finish_completed(migration);
+    else if (outcome && strcmp(outcome, "lost") == 0)
+        finish_lost(migration, migration_known_cause(json_string_value(json_object_get(word, "cause"))),
+                    error ? error : "");
     else
         finish_failed(migration, outcome && strcmp(outcome, "cancelled") == 0 ? "cancelled" : "failed",
                       migration_known_cause(json_string_value(json_object_get(word, "cause"))),

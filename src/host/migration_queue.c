@@ -1,6 +1,7 @@
 #include "host/migration_queue.h"
 
 #include "base/error.h"
+#include "host/migration_fetch.h"
 #include "host/vms.h"
 
 #include <stdlib.h>
@@ -39,7 +40,7 @@ static bool place_is_free(const struct migration *migration)
     if (host->config->migrate_max == 0)
         return true;
     for (const struct migration *other = host->migrations; other; other = other->next)
-        taken += other != migration && has_place(other);
+        taken += other != migration && has_place(other) && !fetch_is_cut(other);
     return taken < host->config->migrate_max;
 }
 

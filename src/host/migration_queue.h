@@ -5,7 +5,8 @@
  *     queue_enter  ──▶ has a place ───────────────────────────▶ prepared, sent ──▶ ended: the place is free
  *                  └─▶ queued; queue_wait, oldest first ──▶ has a place
  *
- * Every migration that leaves, is not queued and has not ended, has a place. The bandwidth is divided evenly
+ * Every migration that leaves, is not queued and has not ended, has a place, but not one that has lost its
+ * connection in the middle of quick resume: that may be for long. The bandwidth is divided evenly
  * among those; one that is limited to less by its own --bandwidth leaves the rest to the others. When the
  * division changes each job tells its ferry-vm; a new one begins only when the others have been told.
  *

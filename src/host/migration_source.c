@@ -6,6 +6,7 @@
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
+#include "host/migration_fetch.h"
 #include "host/migration_queue.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
@@ -36,7 +37,7 @@ static void set_number(json_t *object, const char *key, uint64_t value, uint64_t
         json_object_set_new(object, key, json_integer((json_int_t)value));
 }
 
-static json_t *make_options(const struct migration_options *options)
+json_t *migration_make_options(const struct migration_options *options)
 {
     json_t *object = json_object();
 
@@ -45,6 +46,8 @@ static json_t *make_options(const struct migration_options *options)
     set_number(object, "copy_time_limit", options->copy_time_limit, 0);
     set_number(object, "throttle_max", options->throttle_max, MIGRATION_DEFAULT);
     set_number(object, "streams", options->streams, 0);
+    if (options->quick_resume)
+        json_object_set_new(object, "quick_resume", json_string(options->quick_resume));
     return object;
 }
 
@@ -86,6 +89,8 @@ static int take_offer(struct migration *migration, const json_t *answer, struct 
     }
     json_object_update(migration->send, migration->options);
     set_number(migration->send, "peer_timeout", host->config->peer_timeout_ns, 0);
+    if (json_object_get(migration->options, "quick_resume"))
+        set_number(migration->send, "reconnect", host->config->reconnect_ns, 0);
     known = migration_known_costs(host, migration->vm_name, migration->destination);
     if (known)
         json_object_set_new(migration->send, "known", known);
@@ -227,7 +232,7 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
         return error_set(err, -ENOMEM, "out of memory");
     }
     migration->outgoing = true;
-    migration->options = make_options(options);
+    migration->options = migration_make_options(options);
     migration->own_limit = options->bandwidth_limit;
     migration->must_encrypt = options->tls;
     if (result == 0)
@@ -305,8 +310,9 @@ static void finish_completed(struct migration *migration)
             vm_process_unref(process);
             vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)));
         }
-        events_emit(host, EVENT_VM_STOPPED, vm->name, migration->machine, migration->id,
-                    "VM %s stopped on host %s", vm->name, migration->source);
+        if (!migration->fetched) /* else it has been told long ago */
+            events_emit(host, EVENT_VM_STOPPED, vm->name, migration->machine, migration->id,
+                        "VM %s stopped on host %s", vm->name, migration->source);
         make_ban(migration, "completed", &ban);
         vm_retire(host, vm, &ban);
         migration_release_vm(migration);
@@ -361,6 +367,46 @@ static void finish_doubted(struct migration *migration, const char *outcome, con
     migration_end(migration, outcome, cause, error);
 }
 
+/* Quick resume has broken off: the guest ran at the destination, and never will again. */
+static void finish_lost(struct migration *migration, const char *cause, const char *error)
+{
+    struct host *host = migration->host;
+    struct vm *vm = migration->vm;
+    struct vm_ban ban;
+    char reason[FERRY_ERROR_TEXT_SIZE];
+
+    snprintf(reason, sizeof(reason), "the guest has migrated to %s, and was lost there: %.300s",
+             migration->destination, error);
+    vm_ban_by_migration(&ban, migration->destination, migration->id, "completed", reason);
+    if (vm && vm_wait_gone(host, vm, clock_deadline(host_start_ms(host))))
+        vm_retire(host, vm, &ban);
+    tell_failed(migration, "lost", error);
+    migration_exchange_events(migration);
+    migration_end(migration, "lost", cause, error);
+}
+
+/* What was still needed is gone with the process here. The destination is told, and ends what it has of the
+ * guest, unless it had all. */
+static void finish_gone(struct migration *migration, const char *why)
+{
+    char error[FERRY_ERROR_TEXT_SIZE];
+    const char *there;
+
+    snprintf(error, sizeof(error),
+             "the guest is lost: memory that it still needed on host %s is gone with its process on host %s "
+             "(%.200s); start it anew from its disks",
+             migration->destination, migration->source, why);
+    agreement_tell(migration, "lost", "internal", error);
+    agreement_await(migration);
+    there = agreement_ask(migration, 0);
+    if (there && strcmp(there, "completed") == 0)
+        finish_completed(migration);
+    else if (there && strcmp(there, "lost") == 0)
+        finish_lost(migration, "internal", error);
+    else
+        finish_doubted(migration, "lost", "internal", error);
+}
+
 /* ferry-vm has said "lost" or "unknown". The other host may know more. */
 static void finish_unsure(struct migration *migration, const char *outcome, const char *cause,
                           const char *error)
@@ -368,6 +414,10 @@ static void finish_unsure(struct migration *migration, const char *outcome, cons
     struct ferry_error err;
     const char *there = agreement_ask(migration, host_vm_ms(migration->host));
 
+    if (there && strcmp(there, "lost") == 0 && migration->fetched) {
+        finish_lost(migration, cause, error);
+        return;
+    }
     if (!there || strcmp(there, "completed") != 0) {
         finish_doubted(migration, outcome, cause, error);
         return;
@@ -411,6 +461,10 @@ static void finish_silent(struct migration *migration)
     snprintf(why, sizeof(why), "%s", migration->vm ? migration->vm->why : "the VM is gone");
     host_unlock(migration->host);
     snprintf(error, sizeof(error), "the VM ended on host %s meanwhile: %s", migration->source, why);
+    if (migration->fetched) {
+        finish_gone(migration, why);
+        return;
+    }
     if (!has_started_there(migration, NULL) && !has_not_left(migration, NULL)) {
         /* Its connections are closed: the destination goes on if it was told GO, and ends if not. */
         there = agreement_ask(migration, host_vm_ms(migration->host));

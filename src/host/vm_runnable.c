@@ -4,6 +4,7 @@
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/migration.h"
+#include "host/migration_fetch.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
@@ -215,7 +216,7 @@ static enum where judge(struct doubt *doubt, const json_t *object, struct ferry_
 {
     const char *outcome = text_of(object, "outcome");
     bool by_source = strcmp(text_of(object, "side"), "source") == 0;
-    bool moved = strcmp(outcome, "completed") == 0 || (by_source && strcmp(outcome, "lost") == 0);
+    bool moved = strcmp(outcome, "completed") == 0 || strcmp(outcome, "lost") == 0;
     bool stayed = strcmp(outcome, "failed") == 0 || strcmp(outcome, "cancelled") == 0;
 
     doubt->other_was_destination = !by_source;
@@ -438,8 +439,12 @@ int vms_recover(struct host *host, const char *name, enum recover_force force, j
                 struct ferry_error *err)
 {
     struct doubt doubt = {.host = host};
-    int result = vm_claim(host, name, "being recovered", &doubt.vm, err);
+    bool handled = false;
+    int result = fetch_recover(host, name, force, &handled, err);
 
+    if (handled)
+        return result < 0 ? result : vms_show(host, name, answer, err);
+    result = vm_claim(host, name, "being recovered", &doubt.vm, err);
     if (result < 0)
         return result;
     doubt.process = vm_process_get(host, doubt.vm);

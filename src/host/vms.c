@@ -7,6 +7,7 @@
 #include "host/fields.h"
 #include "host/migration.h"
 #include "host/upgrade.h"
+#include "host/migration_fetch.h"
 #include "host/vm_directory.h"
 #include "host/vm_runnable.h"
 
@@ -36,7 +37,8 @@ static const char *base_state(enum vm_state state)
 
 const char *vm_state_text(const struct vm *vm)
 {
-    if (vm->state == VM_STATE_SETUP || (vm->migration && !vm->migration->outgoing && vm->process))
+    if (vm->state == VM_STATE_SETUP ||
+        (vm->migration && !vm->migration->outgoing && !vm->migration->fetched && vm->process))
         return "SETUP(MIGR)";
     if (vm->migration && vm->migration->queued)
         return base_state(vm->state);
@@ -153,6 +155,22 @@ struct vm_process *vm_process_get(struct host *host, struct vm *vm)
     return process;
 }
 
+/* The guest runs elsewhere and still needs memory that is here. Under the lock. */
+static bool vm_serves(const struct vm *vm)
+{
+    return vm->process && vm->migration && vm->migration->outgoing && fetch_is_under_way(vm->migration);
+}
+
+/* "not_runnable" of its object; null: it may run here. Under the lock. New reference. */
+static json_t *describe_ban(const struct vm *vm, bool banned)
+{
+    if (banned)
+        return json_pack("{s:s, s:o}", "set_by", vm->ban.by, "reason", fields_text(vm->ban.reason));
+    if (vm_serves(vm))
+        return json_pack("{s:s, s:o}", "set_by", "Migrate", "reason", fields_text(vm->why));
+    return json_null();
+}
+
 /* Under the lock. New reference. */
 static json_t *vm_object(struct host *host, const struct vm *vm)
 {
@@ -162,10 +180,7 @@ static json_t *vm_object(struct host *host, const struct vm *vm)
                   fields_text(banned ? vm->ban.reason : vm->why), "host", host->config->name, "definition",
                   vm->definition, "memory_resident", (json_int_t)(vm->process ? vm->memory_resident : 0));
 
-    json_object_set_new(
-        object, "not_runnable",
-        banned ? json_pack("{s:s, s:o}", "set_by", vm->ban.by, "reason", fields_text(vm->ban.reason))
-               : json_null());
+    json_object_set_new(object, "not_runnable", describe_ban(vm, banned));
     json_object_set_new(object, "pid", vm->process ? json_integer(vm->process->pid) : json_null());
     json_object_set_new(object, "version",
                         vm->process && vm->version[0] ? json_string(vm->version) : json_null());
@@ -561,7 +576,25 @@ int vms_command(struct host *host, const char *name, const char *method, json_t 
     return result;
 }
 
-int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_error *err)
+/* A guest that runs elsewhere must not be lost by mistake. */
+static int check_not_serving(struct host *host, const struct vm *vm, struct ferry_error *err)
+{
+    int result = 0;
+
+    host_lock(host);
+    if (vm_serves(vm))
+        result = error_set(
+            err, HOST_CONFLICT,
+            "VM %s runs on host %s, which still needs %llu MiB of its memory from this process: without it "
+            "the guest is lost, and all that it has not written to its disks. It is here until all is there; "
+            "--force (\"force\") ends it all the same",
+            vm->name, vm->migration->destination,
+            (unsigned long long)(fetch_missing_bytes(vm->migration) + (1u << 20) - 1) >> 20);
+    host_unlock(host);
+    return result;
+}
+
+int vms_kill(struct host *host, const char *name, bool force, json_t **answer, struct ferry_error *err)
 {
     struct vm_process *process;
     struct vm *vm;
@@ -570,6 +603,12 @@ int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_
 
     if (!vm)
         return result;
+    if (!force)
+        result = check_not_serving(host, vm, err);
+    if (result < 0) {
+        vm_release(host, vm);
+        return result;
+    }
     /* With a new process on its way: first, or the VM would go on there. */
     host_lock(host);
     if (vm->newcomer)

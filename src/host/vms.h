@@ -70,7 +70,8 @@ int vms_start(struct host *host, const char *name, bool paused, json_t **answer,
 /* METHOD of ferry-vm: "pause", "resume" or "stop". */
 int vms_command(struct host *host, const char *name, const char *method, json_t **answer,
                 struct ferry_error *err);
-int vms_kill(struct host *host, const char *name, json_t **answer, struct ferry_error *err);
+/* Refused without FORCE while the guest runs on another host and needs memory that is here. */
+int vms_kill(struct host *host, const char *name, bool force, json_t **answer, struct ferry_error *err);
 int vms_remove(struct host *host, const char *name, struct ferry_error *err);
 int vms_show(struct host *host, const char *name, json_t **answer, struct ferry_error *err);
 json_t *vms_list(struct host *host);

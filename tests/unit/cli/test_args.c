@@ -12,6 +12,7 @@ static const struct option options[] = {
     {.name = "cmdline", .kind = VALUE_TEXT, .value_name = "TEXT"},
     {.name = "memory", .letter = 'm', .kind = VALUE_SIZE, .value_name = "SIZE"},
     {.name = "kind", .kind = VALUE_CHOICE, .value_name = "KIND", .choices = kinds},
+    {.name = "quick", .kind = VALUE_CHOICE, .value_name = "cold", .choices = kinds, .bare = "hot"},
     {.name = "disk", .kind = VALUE_FILE, .value_name = "PATH", .repeats = true},
     {.name = "detach", .letter = 'd'},
     {.name = NULL},
@@ -52,6 +53,20 @@ static void options_and_operands_may_be_mixed(void **state)
     assert_string_equal(args_operand(&args, 1), "hot");
     assert_null(args_operand(&args, 2));
     assert_int_equal(args_check_operands(&args, operands, NULL), 0);
+}
+
+static void a_value_may_be_left_out_where_one_is_meant_without(void **state)
+{
+    struct ferry_error err = {0};
+    struct args args;
+
+    (void)state;
+    assert_int_equal(PARSE(&args, NULL, "--quick", "cold"), 2);
+    assert_string_equal(args_text(&args, "quick", ""), "hot");
+    assert_string_equal(args_operand(&args, 0), "cold");
+    assert_int_equal(PARSE(&args, NULL, "--quick=cold", "web"), 2);
+    assert_string_equal(args_text(&args, "quick", ""), "cold");
+    assert_int_equal(PARSE(&args, &err, "--quick=soon"), -EINVAL);
 }
 
 static void a_value_may_look_like_an_option_and_be_empty_text(void **state)
@@ -152,6 +167,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(options_and_operands_may_be_mixed),
+        cmocka_unit_test(a_value_may_be_left_out_where_one_is_meant_without),
         cmocka_unit_test(a_value_may_look_like_an_option_and_be_empty_text),
         cmocka_unit_test(two_dashes_end_the_options),
         cmocka_unit_test(a_repeated_option_keeps_its_order),

@@ -67,6 +67,45 @@ static void every_phase_and_round_is_told_once(void **state)
     screen_close(&screen);
 }
 
+static void show_fetch(struct screen *screen, bool disconnected, const char *outcome)
+{
+    json_t *migration =
+        json_pack("{s:s, s:i, s:s, s:s, s:s, s:i, s:i, s:[], s:{s:b, s:i}}", "phase", "Fetch", "percent", 50,
+                  "outcome", outcome, "vm", "web", "destination", "b", "remaining_bytes", 3 << 20, "round", 0,
+                  "rounds", "quick_resume", "disconnected", disconnected, "faults", 7);
+
+    progress_show(&screen->progress, migration);
+    json_decref(migration);
+}
+
+static void quick_resume_has_a_phase_of_its_own(void **state)
+{
+    struct screen screen;
+
+    (void)state;
+    screen_open(&screen, false);
+    show(&screen, "Frozen", 100, "none", 0);
+    show_fetch(&screen, false, "none");
+    show_fetch(&screen, true, "none");
+    show_fetch(&screen, true, "none");
+    show_fetch(&screen, false, "none");
+    show_fetch(&screen, false, "completed");
+    assert_string_equal(screen.text, "Init\nCopy\nI/O Quiesce\nFrozen\nFetch\n"
+                                     "No connection to b: web stands still there, nothing is lost\n"
+                                     "Connected again\n");
+    screen_close(&screen);
+    screen_open(&screen, true);
+    show(&screen, "Frozen", 100, "none", 0);
+    show_fetch(&screen, true, "none");
+    show_fetch(&screen, false, "none");
+    show_fetch(&screen, false, "completed");
+    assert_non_null(strstr(screen.text, "\033[4A"));
+    assert_non_null(strstr(screen.text, "\033[5A"));
+    assert_non_null(strstr(screen.text, "50 %  3 MiB left  cut off: it stands still"));
+    assert_non_null(strstr(screen.text, "50 %  3 MiB left  7 page faults"));
+    screen_close(&screen);
+}
+
 static void a_migration_seen_only_at_its_end_is_told_in_order(void **state)
 {
     struct screen screen;
@@ -123,6 +162,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_phase_and_round_is_told_once),
+        cmocka_unit_test(quick_resume_has_a_phase_of_its_own),
         cmocka_unit_test(a_migration_seen_only_at_its_end_is_told_in_order),
         cmocka_unit_test(a_failed_migration_tells_no_phase_it_did_not_reach),
         cmocka_unit_test(a_phase_from_a_newer_host_is_survived),

@@ -92,6 +92,10 @@ static void timeouts_are_seconds_with_defaults(void **state)
     assert_int_equal(config.peer_timeout_ns, NS_PER_S);
     assert_int_equal(config.vm_timeout_ns, 2 * NS_PER_S);
     assert_int_equal(config.start_timeout_ns, 3600 * NS_PER_S);
+    assert_int_equal(config.reconnect_ns, 300 * NS_PER_S);
+    assert_ok(READ(&config, &err, "--state-dir", "/x", "--reconnect-time", "86400"), err);
+    assert_int_equal(config.reconnect_ns, 86400 * NS_PER_S);
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--reconnect-time", "0"), -EINVAL);
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         for (size_t j = 0; j < sizeof(wrong) / sizeof(wrong[0]); j++) {
             if (READ(&config, &err, "--state-dir", "/x", names[i], wrong[j]) != -EINVAL)
