@@ -74,6 +74,18 @@ int pace_take(struct pace *pace, size_t bytes, size_t *taken, struct ferry_error
     return 0;
 }
 
+uint64_t pace_free_at(struct pace *pace)
+{
+    uint64_t at;
+
+    if (pace_limit(pace) == 0)
+        return 0;
+    pthread_mutex_lock(&pace->lock);
+    at = pace->free_at_ns;
+    pthread_mutex_unlock(&pace->lock);
+    return at;
+}
+
 void pace_charge(struct pace *pace, size_t bytes)
 {
     uint64_t limit = pace_limit(pace);

@@ -31,6 +31,8 @@ bool pace_lifted(const struct pace *pace);
 uint64_t pace_limit(const struct pace *pace);
 /* Waits until some of BYTES (not 0) may be sent; *taken is how many. -ECANCELED. */
 int pace_take(struct pace *pace, size_t bytes, size_t *taken, struct ferry_error *err);
+/* When everything taken so far will have been paid for; 0: no limit. */
+uint64_t pace_free_at(struct pace *pace);
 /* BYTES that could not wait: what is less urgent makes up for them. */
 void pace_charge(struct pace *pace, size_t bytes);
 

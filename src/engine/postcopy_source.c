@@ -15,8 +15,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Pages that a push thread takes at once; under a bandwidth limit, in how small a part of a second they go.
- */
+/* Pages that a push thread sends at once; under a bandwidth limit, what that allows in so small a part of a
+ * second. */
 #define PUSH_PAGES WIRE_BATCH_PAGES_MAX
 #define PUSH_PER_S 200
 /* Pages after a requested one that go along with it. */
@@ -106,8 +106,7 @@ static int batch_send(struct serve_stream *stream, struct ferry_error *err)
     wire_batch_encode(&body, stream->postcopy->source->round + 1, stream->runs, stream->run_count);
     result = link_send_data(&stream->link, WIRE_PAGES, &body, stream->iov, stream->iov_count, data, err);
     buffer_free(&body);
-    if (!stream->link.pace)
-        pace_charge(&stream->postcopy->source->pace, data);
+    pace_charge(&stream->postcopy->source->pace, data);
     session_count(&session->pages_raw, stream->raw);
     session_count(&session->pages_zero, stream->zero);
     __atomic_fetch_sub(&session->pages_left, stream->raw + stream->zero, __ATOMIC_RELAXED);
@@ -264,13 +263,31 @@ static bool next_pages(struct postcopy_source *postcopy, size_t most, size_t *re
     return false;
 }
 
-/* A page that is taken waits with its batch: under a limit batches are short. */
+/* Under a limit batches are short. */
 static size_t push_most(const struct postcopy_source *postcopy)
 {
     uint64_t limit = pace_limit(&postcopy->source->pace);
     uint64_t pages = limit / PUSH_PER_S / FERRY_PAGE_SIZE + 1;
 
     return limit && pages < PUSH_PAGES ? (size_t)pages : PUSH_PAGES;
+}
+
+/* Nobody's page waits for the pace: that is waited for before any is taken. False: the connection is lost. */
+static bool await_pace(struct postcopy_source *postcopy)
+{
+    struct pace *pace = &postcopy->source->pace;
+    uint64_t at = pace_free_at(pace);
+    bool lost = false;
+
+    while (!lost && clock_now_ns() < at) {
+        pthread_mutex_lock(&postcopy->lock);
+        if (!postcopy->lost)
+            thread_cond_wait_until(&postcopy->changed, &postcopy->lock, at);
+        lost = postcopy->lost;
+        pthread_mutex_unlock(&postcopy->lock);
+        at = pace_free_at(pace);
+    }
+    return !lost;
 }
 
 static int push_batch(struct serve_stream *stream, bool *more, struct ferry_error *err)
@@ -308,7 +325,7 @@ static void *push_main(void *opaque)
         pthread_cond_wait(&postcopy->changed, &postcopy->lock);
     more = !postcopy->lost;
     pthread_mutex_unlock(&postcopy->lock);
-    while (more && result == 0)
+    while (more && result == 0 && await_pace(postcopy))
         result = push_batch(stream, &more, &why);
     if (result < 0)
         postcopy_lose(postcopy, result, &why);
@@ -415,8 +432,7 @@ static int attach(struct postcopy_source *postcopy, bool again, struct ferry_err
             stream->link.channel.fd = -1;
             break;
         }
-        /* What is asked for does not wait for the pace. */
-        stream->link.pace = i > 0 ? &postcopy->source->pace : NULL;
+        stream->link.pace = NULL; /* see await_pace */
         if (i > 0)
             limit_queue(postcopy, stream->link.channel.fd);
         session_add_channel(postcopy->session, &stream->link.channel);

@@ -110,6 +110,20 @@ static void pages_come_on_demand(void **state)
     migration_free(&m);
 }
 
+/* What is asked for is more than the limit allows: that is made up for by what nobody waits for, and not by
+ * a page that was about to go unasked. */
+static void limit_holds_up_nobody_who_waits(void **state)
+{
+    struct migration m;
+
+    quick_migration(&m, (uint64_t[]){8 * MIB}, 1, FAKE_PATTERN_SWEEP, 4000, 0);
+    m.source_options.bandwidth_limit = 256 << 10;
+    migration_run(&m);
+    assert_quickly_completed(&m);
+    assert_true(m.destination_progress.fetch.fault_max_ns < 2 * NS_PER_S);
+    migration_free(&m);
+}
+
 static void states_and_phases_are_told_in_order(void **state)
 {
     static const enum ferry_phase phases[] = {FERRY_PHASE_COPY, FERRY_PHASE_QUIESCE, FERRY_PHASE_FROZEN,
@@ -579,6 +593,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(writing_guest_arrives_whole_in_every_mode),
         cmocka_unit_test(pages_come_on_demand),
+        cmocka_unit_test(limit_holds_up_nobody_who_waits),
         cmocka_unit_test(states_and_phases_are_told_in_order),
         cmocka_unit_test(paused_guest_arrives_paused_and_whole),
         cmocka_unit_test(guest_without_memory_descriptors_is_refused),
