@@ -3,11 +3,12 @@
  * TCP.
  *
  *   engine_bench [-m MIB] [-u USED_MIB] [-s STREAMS] [-w PAGES_PER_S] [-p WINDOW_PAGES] [-n RUNS]
- *                [-b BYTES_PER_S] [-v] [-t] [-e]
+ *                [-b BYTES_PER_S] [-c COMPRESSION] [-r RANDOM_BYTES] [-v] [-t] [-e]
  *
  * Prints one line a run: total time, downtime and its parts, throughput (from the first page on, the
  * destination's memory being there), bytes, rounds, CPU seconds of both sides per GiB moved. -t touches the
- * destination's memory beforehand, -e encrypts, -v prints the session's log.
+ * destination's memory beforehand, -e encrypts, -v prints the session's log. Of each page so many bytes are
+ * random with -r (all unless given), the others are text.
  */
 #include "base/clock.h"
 #include "base/sock.h"
@@ -32,8 +33,10 @@ struct settings {
     uint64_t used;
     uint64_t pages_per_s;
     uint64_t window;
+    uint64_t noise; /* bytes of a page that are random; the others are text */
     uint64_t bandwidth;
     unsigned streams;
+    enum ferry_compress compress;
     unsigned runs;
     bool verbose;
     bool touched;
@@ -99,6 +102,12 @@ static void run_destination(const struct settings *settings, int listen_fd, int 
     _exit(0);
 }
 
+static void write_text(uint8_t *out, uint64_t size)
+{
+    for (uint64_t i = 0; i < size; i++)
+        out[i] = (uint8_t) "all work and no play makes a page compressible\n"[i % 47];
+}
+
 static void run_once(const struct settings *settings)
 {
     struct ferry_observer observer = {.opaque = "source:", .log = settings->verbose ? print_log : NULL};
@@ -107,6 +116,7 @@ static void run_once(const struct settings *settings)
                                            .destination = "b",
                                            .streams = settings->streams,
                                            .credentials = settings->source,
+                                           .compress = settings->compress,
                                            .bandwidth_limit = settings->bandwidth};
     static struct ferry_progress progress;
     struct ferry_session *session;
@@ -128,6 +138,9 @@ static void run_once(const struct settings *settings)
     if (fake_guest_init(&guest, NULL, &settings->memory, 1, true, &err) < 0)
         fail("source", &err);
     fake_guest_fill(&guest, 0, 0, settings->used / FERRY_PAGE_SIZE, 42);
+    for (uint64_t i = 0; i < settings->used / FERRY_PAGE_SIZE; i++)
+        write_text(guest.regions[0].host_ptr + i * FERRY_PAGE_SIZE + settings->noise,
+                   FERRY_PAGE_SIZE - settings->noise);
     guest.pattern = settings->pages_per_s ? FAKE_PATTERN_RANDOM : FAKE_PATTERN_NONE;
     guest.pages_per_s = settings->pages_per_s;
     guest.window = settings->window;
@@ -162,6 +175,12 @@ static void run_once(const struct settings *settings)
         seconds * 1e3, (double)progress.setup_ns / 1e6, (double)progress.downtime_ns / 1e6,
         (double)progress.wire_bytes / copying / 1e9, (unsigned long long)progress.wire_bytes, progress.round,
         cpu / gib, destination_cpu / gib);
+    printf(" pages: raw %llu zero %llu postponed %llu", (unsigned long long)progress.pages_raw,
+           (unsigned long long)progress.pages_zero, (unsigned long long)progress.pages_postponed);
+    for (int i = 0; i < FERRY_ENCODINGS; i++)
+        printf(" %s %llu", ferry_encoding_name((enum ferry_encoding)i),
+               (unsigned long long)progress.encoded[i].pages);
+    printf(" |");
     for (int i = 0; i < FERRY_DOWNTIME_PARTS; i++)
         printf(" %s %.0f", ferry_downtime_part_name((enum ferry_downtime_part)i),
                (double)progress.downtime_part_ns[i] / 1e3);
@@ -203,12 +222,22 @@ static void encrypt(struct settings *settings)
     rmdir(directory);
 }
 
+static enum ferry_compress compress_named(const char *name)
+{
+    enum ferry_compress compress;
+    struct ferry_error err;
+
+    if (ferry_compress_parse(name, &compress, &err) < 0)
+        fail("-c", &err);
+    return compress;
+}
+
 int main(int argc, char **argv)
 {
-    struct settings settings = {.memory = 512u << 20, .runs = 1};
+    struct settings settings = {.memory = 512u << 20, .noise = FERRY_PAGE_SIZE, .runs = 1};
     int option;
 
-    while ((option = getopt(argc, argv, "m:u:s:w:p:n:b:vte")) != -1) {
+    while ((option = getopt(argc, argv, "m:u:s:w:p:n:b:c:r:vte")) != -1) {
         uint64_t value = optarg ? strtoull(optarg, NULL, 0) : 0;
 
         switch (option) {
@@ -232,6 +261,12 @@ int main(int argc, char **argv)
             break;
         case 'b':
             settings.bandwidth = value;
+            break;
+        case 'c':
+            settings.compress = compress_named(optarg);
+            break;
+        case 'r':
+            settings.noise = value;
             break;
         case 'v':
             settings.verbose = true;

@@ -285,6 +285,23 @@ struct ferry_fetch_progress {
     uint64_t paused_ns;   /* without a connection */
 };
 
+/* What is done to pages that are not zero so that they take less than a page of the link. */
+enum ferry_encoding {
+    FERRY_ENCODING_UNCHANGED = 0, /* written, but with what they held when they were sent last: not sent.
+                                     The source knows these */
+    FERRY_ENCODING_DELTA,         /* only what changed since they were sent last */
+    FERRY_ENCODING_LZ4,
+    FERRY_ENCODING_ZSTD,
+    FERRY_ENCODINGS,
+};
+
+const char *ferry_encoding_name(enum ferry_encoding encoding); /* "unchanged", "delta", "lz4", "zstd" */
+
+struct ferry_encoded {
+    uint64_t pages;
+    uint64_t bytes; /* of them on the wire, without headers */
+};
+
 #define FERRY_ENCRYPTION_SIZE 96
 
 /* A snapshot of a session, and at its end the report. */
@@ -301,8 +318,11 @@ struct ferry_progress {
     uint64_t memory_bytes;    /* guest RAM */
     uint64_t remaining_bytes; /* still to send */
     uint64_t wire_bytes;      /* sent (source) or received (destination), headers included */
+    /* Pages by how they were sent (source) or received (destination), in all rounds together. */
     uint64_t pages_raw;
-    uint64_t pages_zero;            /* sent as "this page is zero" */
+    uint64_t pages_zero; /* sent as "this page is zero" */
+    struct ferry_encoded encoded[FERRY_ENCODINGS];
+    uint64_t pages_postponed;       /* source: left out of a round, because they are written in every round */
     uint64_t pages_skipped;         /* holes that were never touched */
     uint64_t bandwidth_bytes_per_s; /* measured, 0 when unknown */
     uint64_t dirty_bytes_per_s;     /* measured, 0 when unknown */
@@ -353,6 +373,16 @@ struct ferry_credentials;
 int ferry_credentials_load(struct ferry_credentials **out, const char *path, struct ferry_error *err);
 /* Sessions made with them keep what they need. NULL allowed. */
 void ferry_credentials_free(struct ferry_credentials *credentials);
+/* What is done to pages before they are sent, beside leaving zeros out. */
+enum ferry_compress {
+    FERRY_COMPRESS_AUTO = 0, /* what the link and the CPUs can take just now; nothing on a fast link */
+    FERRY_COMPRESS_OFF,      /* nothing */
+    FERRY_COMPRESS_LZ4,      /* changes against what was sent before, and lz4, always */
+    FERRY_COMPRESS_ZSTD,     /* the same with zstd */
+};
+
+const char *ferry_compress_name(enum ferry_compress compress); /* "auto", "off", "lz4", "zstd" */
+int ferry_compress_parse(const char *name, enum ferry_compress *compress, struct ferry_error *err);
 
 struct ferry_source_options {
     char migration_id[FERRY_ID_SIZE];
@@ -362,10 +392,14 @@ struct ferry_source_options {
     char address[128];                     /* where the destination listens, "ADDR:PORT" */
     struct ferry_credentials *credentials; /* NULL: in the clear */
     int64_t destination_pid;               /* the destination's VM process, for the log */
-    bool pass_memory;            /* `address` is a Unix socket's; every region must have a memfd that is
-                                    sealed against shrinking */
-    unsigned streams;            /* page connections, at most FERRY_STREAMS_MAX; 0: one a CPU, 2 to 8, or 2
-                                    when the bandwidth limit is at most 1 GiB/s */
+    bool pass_memory; /* `address` is a Unix socket's; every region must have a memfd that is
+                         sealed against shrinking */
+    unsigned streams; /* page connections, at most FERRY_STREAMS_MAX; 0: one a CPU, 2 to 8, or 2
+                         when the bandwidth limit is at most 1 GiB/s */
+    enum ferry_compress compress;
+    uint64_t delta_cache;        /* bytes: at most so many of the pages sent are kept, so that of those that
+                                    change a little only the changes go; 0: default 64 MiB */
+    bool no_delta_cache;         /* none are kept */
     uint64_t downtime_limit_ns;  /* 0: default 50 ms */
     uint64_t bandwidth_limit;    /* bytes/s, while the guest runs; 0: none */
     uint64_t copy_time_limit_ns; /* estimated remaining copy time above which a diverging migration aborts; 0:

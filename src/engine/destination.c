@@ -36,7 +36,9 @@ static int destination_refuse(struct destination *destination, int code, const s
 
 static uint64_t features_here(const struct ferry_session *session)
 {
-    return session->settings.pass_memory ? WIRE_FEATURE_MEMORY : WIRE_FEATURE_PRESENT | WIRE_FEATURE_FETCH;
+    if (session->settings.pass_memory)
+        return WIRE_FEATURE_MEMORY;
+    return (WIRE_FEATURES_COPY | WIRE_FEATURE_FETCH) & ~session->settings.features_unknown;
 }
 
 /* Is this a migration that can be taken here? */
@@ -195,6 +197,7 @@ static int destination_greet(struct destination *destination, const struct wire_
         return result;
 
     destination->features = welcome.features;
+    decoder_init(&destination->decoder, welcome.features);
 
     uint64_t sent = clock_now_ns();
 
@@ -274,8 +277,8 @@ static int destination_admit_streams(struct destination *destination, struct fer
         }
         return result;
     }
-    result =
-        receiver_open(&destination->receiver, session, &destination->place, links, destination->streams, err);
+    result = receiver_open(&destination->receiver, session, &destination->place, links, destination->streams,
+                           destination->features, err);
     return result < 0 ? destination_failed(session, FERRY_CAUSE_MEMORY, result, err) : 0;
 }
 
@@ -309,8 +312,12 @@ static int destination_wait_round(struct destination *destination, uint32_t roun
 
 static uint64_t pages_placed(struct ferry_session *session)
 {
-    return __atomic_load_n(&session->pages_raw, __ATOMIC_RELAXED) +
-           __atomic_load_n(&session->pages_zero, __ATOMIC_RELAXED);
+    uint64_t pages = __atomic_load_n(&session->pages_raw, __ATOMIC_RELAXED) +
+                     __atomic_load_n(&session->pages_zero, __ATOMIC_RELAXED);
+
+    for (size_t i = 0; i < FERRY_ENCODINGS; i++)
+        pages += __atomic_load_n(&session->encoded[i].pages, __ATOMIC_RELAXED);
+    return pages;
 }
 
 static void destination_record_round(struct destination *destination)
@@ -408,7 +415,7 @@ static int destination_pages(struct destination *destination, struct frame *fram
     struct ferry_error why = {0};
     uint32_t round;
     int result = receiver_place(destination->session, &destination->place, &destination->control.link, frame,
-                                destination->runs, destination->iov, &round, &why);
+                                &destination->decoder, &round, &why);
 
     if (result == 0 && round != destination->round + 1)
         result = error_set(&why, -EBADMSG, "PAGES of round %u in round %u", round, destination->round + 1);
@@ -454,7 +461,8 @@ static int destination_frame(struct destination *destination, struct frame *fram
         return destination_fetch(destination, frame, err);
     if (frame->type == WIRE_MISSING && paused && destination->postcopy)
         return destination_missing(destination, frame, err);
-    if (frame->type == WIRE_PAGES && paused && copied && !destination->postcopy)
+    if ((frame->type == WIRE_PAGES || frame->type == WIRE_ENCODED) && paused && copied &&
+        !destination->postcopy)
         return destination_pages(destination, frame, err);
     if (frame->type == WIRE_SECTION && paused)
         return destination_section(destination, frame, err);
@@ -580,6 +588,7 @@ int destination_run(struct ferry_session *session, enum ferry_outcome *outcome, 
     receiver_close(&destination->receiver);
     control_close(&destination->control);
     prefault_close(&destination->prefault);
+    decoder_free(&destination->decoder);
     page_place_free(&destination->place);
     checkpoint_free(&destination->checkpoint);
     free(destination);

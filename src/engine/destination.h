@@ -38,8 +38,7 @@ struct destination {
     bool ran;                  /* and was resumed */
     struct postcopy *postcopy; /* quick resume was begun; else NULL */
 
-    struct wire_run runs[WIRE_RUNS_MAX]; /* scratch for pages on the control connection */
-    struct iovec iov[WIRE_RUNS_MAX];
+    struct decoder decoder; /* of pages on the control connection */
 };
 
 #endif

@@ -12,8 +12,6 @@
 
 /* Of a checksum, between two ticks: milliseconds. */
 #define CHECKSUM_TICK_PAGES 4096
-/* How far ahead of the page that is looked at memory is fetched into the cache. */
-#define LOOK_AHEAD_PAGES 8
 
 bool page_is_zero(const uint8_t *page)
 {
@@ -169,6 +167,15 @@ uint64_t page_set_fill_present(struct page_set *set, const struct page_map *map)
     return page_set_count(set, map);
 }
 
+uint64_t page_counts_sum(const struct page_counts *counts)
+{
+    uint64_t sum = counts->raw + counts->zero;
+
+    for (size_t i = 0; i < FERRY_ENCODINGS; i++)
+        sum += counts->encoded[i].pages;
+    return sum;
+}
+
 void page_batch_clear(struct page_batch *batch)
 {
     batch->count = 0;
@@ -177,51 +184,42 @@ void page_batch_clear(struct page_batch *batch)
     batch->zero = 0;
 }
 
-/* False when it does not fit any more. */
-static bool batch_add_page(struct page_batch *batch, const struct page_map *map, size_t region, size_t page)
+bool page_batch_has_room(const struct page_batch *batch)
 {
-    uint8_t *address = map->regions[region].host_ptr + page * FERRY_PAGE_SIZE;
-    uint8_t kind = page_is_zero(address) ? WIRE_PAGE_ZERO : WIRE_PAGE_RAW;
+    return batch->raw < WIRE_BATCH_PAGES_MAX && batch->count < WIRE_RUNS_MAX;
+}
+
+bool page_batch_join(struct page_batch *batch, size_t region, size_t page, enum wire_page_kind kind)
+{
     struct wire_run *last = batch->count > 0 ? &batch->runs[batch->count - 1] : NULL;
     bool joins = last && last->region == region && last->kind == kind && last->pages < UINT16_MAX &&
                  (size_t)last->first + last->pages == page;
 
-    if (kind == WIRE_PAGE_RAW && batch->raw == WIRE_BATCH_PAGES_MAX)
-        return false;
-    if (!joins && batch->count == WIRE_RUNS_MAX)
-        return false;
-    if (kind == WIRE_PAGE_RAW) {
-        if (joins)
-            batch->iov[batch->iov_count - 1].iov_len += FERRY_PAGE_SIZE;
-        else
-            batch->iov[batch->iov_count++] = (struct iovec){address, FERRY_PAGE_SIZE};
-        batch->raw++;
-    } else {
+    if (kind == WIRE_PAGE_ZERO)
         batch->zero++;
-    }
+    else
+        batch->raw++;
     if (joins)
         last->pages++;
     else
-        batch->runs[batch->count++] =
-            (struct wire_run){.region = (uint8_t)region, .kind = kind, .pages = 1, .first = (uint32_t)page};
-    return true;
+        batch->runs[batch->count++] = (struct wire_run){
+            .region = (uint8_t)region, .kind = (uint8_t)kind, .pages = 1, .first = (uint32_t)page};
+    return joins;
 }
 
-size_t page_batch_add(struct page_batch *batch, const struct page_map *map, const struct page_set *set,
-                      size_t region, size_t first, size_t end)
+bool page_batch_add_page(struct page_batch *batch, const struct page_map *map, size_t region, size_t page)
 {
-    const uint64_t *bits = set->bits[region];
-    const uint8_t *memory = map->regions[region].host_ptr;
+    uint8_t *address = map->regions[region].host_ptr + page * FERRY_PAGE_SIZE;
 
-    for (size_t page = bitmap_next_set(bits, end, first); page < end;
-         page = bitmap_next_set(bits, end, page + 1)) {
-        /* The first line of a page tells most of them from zeros; it comes from far away. */
-        if (page + LOOK_AHEAD_PAGES < end)
-            __builtin_prefetch(memory + (page + LOOK_AHEAD_PAGES) * FERRY_PAGE_SIZE);
-        if (!batch_add_page(batch, map, region, page))
-            return page;
-    }
-    return end;
+    if (!page_batch_has_room(batch))
+        return false;
+    if (page_is_zero(address))
+        page_batch_join(batch, region, page, WIRE_PAGE_ZERO);
+    else if (page_batch_join(batch, region, page, WIRE_PAGE_RAW))
+        batch->iov[batch->iov_count - 1].iov_len += FERRY_PAGE_SIZE;
+    else
+        batch->iov[batch->iov_count++] = (struct iovec){address, FERRY_PAGE_SIZE};
+    return true;
 }
 
 struct checksum {

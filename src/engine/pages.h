@@ -58,21 +58,34 @@ uint64_t page_set_count(const struct page_set *set, const struct page_map *map);
 /* Sets all pages that are not holes; returns their number. */
 uint64_t page_set_fill_present(struct page_set *set, const struct page_map *map);
 
-/* One PAGES frame being put together. */
+/* How far ahead of the page that is looked at memory is fetched into the cache. */
+#define PAGES_LOOK_AHEAD 8
+
+/* What became of pages. */
+struct page_counts {
+    uint64_t raw;
+    uint64_t zero;
+    struct ferry_encoded encoded[FERRY_ENCODINGS];
+};
+
+uint64_t page_counts_sum(const struct page_counts *counts);
+
+/* One frame of pages being put together. */
 struct page_batch {
     struct wire_run runs[WIRE_RUNS_MAX];
     size_t count;
     struct iovec iov[2 + WIRE_RUNS_MAX]; /* the first two are for the frame */
     int iov_count;
-    uint32_t raw; /* pages */
+    uint32_t raw; /* pages that have data */
     uint32_t zero;
 };
 
 void page_batch_clear(struct page_batch *batch);
-/* Adds those of pages [first, end) that are in SET until the batch is full. Returns the page to go on with;
- * END when all are in. */
-size_t page_batch_add(struct page_batch *batch, const struct page_map *map, const struct page_set *set,
-                      size_t region, size_t first, size_t end);
+bool page_batch_has_room(const struct page_batch *batch);
+/* Adds a page, there being room, without its data. Returns whether it went on with the last run. */
+bool page_batch_join(struct page_batch *batch, size_t region, size_t page, enum wire_page_kind kind);
+/* Adds a page as it is in guest memory. False when there is no room. */
+bool page_batch_add_page(struct page_batch *batch, const struct page_map *map, size_t region, size_t page);
 
 /* A checksum of all memory that does not depend on which zero pages are holes. For a stopped guest. TICK is
  * called every few milliseconds; it returns 0, or an error that ends the work. */

@@ -141,6 +141,11 @@ void page_place_fault_in(struct page_place *place, size_t region, size_t first, 
     }
 }
 
+uint8_t *page_place_address(const struct page_place *place, const struct wire_run *run)
+{
+    return place->map->regions[place->region_of[run->region]].host_ptr + (size_t)run->first * FERRY_PAGE_SIZE;
+}
+
 int page_place_runs(struct page_place *place, const struct wire_run *runs, size_t count, struct iovec *iov,
                     int *iov_count, struct ferry_error *err)
 {
@@ -154,14 +159,15 @@ int page_place_runs(struct page_place *place, const struct wire_run *runs, size_
             return error_set(err, -EBADMSG, "PAGES frame for pages outside of memory (region %u, page %u)",
                              run->region, run->first);
 
-        uint8_t *address = place->map->regions[region].host_ptr + (size_t)run->first * FERRY_PAGE_SIZE;
+        uint8_t *address = page_place_address(place, run);
         size_t size = (size_t)run->pages * FERRY_PAGE_SIZE;
         uint64_t *written = place->written.bits[region];
 
-        if (run->kind == WIRE_PAGE_RAW) {
+        if (run->kind != WIRE_PAGE_ZERO) {
             if (!written_change(written, run->first, run->pages, true))
                 page_place_fault_in(place, region, run->first, run->pages);
-            iov[(*iov_count)++] = (struct iovec){.iov_base = address, .iov_len = size};
+            if (run->kind == WIRE_PAGE_RAW)
+                iov[(*iov_count)++] = (struct iovec){.iov_base = address, .iov_len = size};
         } else {
             for (size_t page = 0; page < run->pages; page++) {
                 if (written_change(written, run->first + page, 1, false))

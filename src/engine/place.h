@@ -31,8 +31,10 @@ void page_place_fault_in(struct page_place *place, size_t region, size_t first, 
  * it was before. */
 bool page_place_claim(struct page_place *place, size_t region, size_t chunk);
 /* Checks the runs, makes zero pages zero, and gives in IOV (room for COUNT) where raw pages must be read to.
- */
+ * Delta pages are for the caller. */
 int page_place_runs(struct page_place *place, const struct wire_run *runs, size_t count, struct iovec *iov,
                     int *iov_count, struct ferry_error *err);
+/* Where the first page of a run is that page_place_runs found good. */
+uint8_t *page_place_address(const struct page_place *place, const struct wire_run *run);
 
 #endif

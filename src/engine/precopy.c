@@ -54,7 +54,7 @@ static uint64_t precopy_frozen_bandwidth(const struct source *source, const stru
     return rate > (double)source->bandwidth ? (uint64_t)rate : 0;
 }
 
-/* First round: everything that is not a hole. */
+/* First round: everything that is not a hole, *PAGES of them. */
 static int precopy_begin(struct source *source, uint64_t *pages, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
@@ -120,7 +120,7 @@ static void precopy_log(struct source *source, const struct policy_decision *dec
 }
 
 /* One round, and the decision after it. */
-static int precopy_round(struct source *source, struct policy *policy, uint64_t pages, uint64_t *dirtied,
+static int precopy_round(struct source *source, struct policy *policy, uint64_t *dirtied,
                          struct policy_decision *decision, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
@@ -146,13 +146,13 @@ static int precopy_round(struct source *source, struct policy *policy, uint64_t 
         return result;
 
     struct ferry_round round = {
-        .pages = pages,
+        .pages = source->round_pages,
         .bytes = session_wire_bytes(session) - bytes,
         .duration_ns = end - begin,
         .dirtied_pages = *dirtied,
     };
     struct policy_round numbers = {
-        .sent_bytes = pages * FERRY_PAGE_SIZE,
+        .sent_bytes = source->round_pages * FERRY_PAGE_SIZE,
         .wire_bytes = round.bytes,
         .duration_ns = round.duration_ns,
         .remaining_bytes = *dirtied * FERRY_PAGE_SIZE,
@@ -173,8 +173,8 @@ int precopy_run(struct source *source, struct ferry_error *err)
     struct policy policy;
     struct policy_decision decision;
     struct ferry_error why = {0};
-    uint64_t pages = 0;
     int64_t last = -1;
+    uint64_t pages = 0;
     int result;
 
     session_enter_state(session, MIGRATE_TO_VMX_PRECOPY);
@@ -198,7 +198,7 @@ int precopy_run(struct source *source, struct ferry_error *err)
                         (unsigned long long)pages);
             break;
         }
-        result = precopy_round(source, &policy, pages, &dirtied, &decision, err);
+        result = precopy_round(source, &policy, &dirtied, &decision, err);
         if (result < 0)
             return result;
         precopy_log(source, &decision, dirtied, last);

@@ -180,13 +180,15 @@ static void probe_close(struct probe *probe)
 int ferry_probe_send(const struct ferry_source_options *options, uint64_t size, struct ferry_progress *report,
                      struct ferry_error *err)
 {
+    struct ferry_source_options plain = *options;
     struct ferry_session *session = NULL;
     struct probe probe;
     int result = probe_open(&probe, size, err);
 
+    plain.compress = FERRY_COMPRESS_OFF; /* it is the link that is measured */
     if (result == 0) {
         fill(probe.region.host_ptr, size);
-        result = ferry_source_new(&session, options, &probe_ops, &probe, NULL, err);
+        result = ferry_source_new(&session, &plain, &probe_ops, &probe, NULL, err);
     }
     if (result == 0)
         result = ferry_session_run(session, err);

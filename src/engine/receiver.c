@@ -8,27 +8,14 @@
 #include <stdlib.h>
 
 int receiver_place(struct ferry_session *session, struct page_place *place, struct link *link,
-                   struct frame *frame, struct wire_run runs[static WIRE_RUNS_MAX],
-                   struct iovec iov[static WIRE_RUNS_MAX], uint32_t *round, struct ferry_error *err)
+                   struct frame *frame, struct decoder *decoder, uint32_t *round, struct ferry_error *err)
 {
-    size_t count;
-    int iov_count;
-    int result = wire_batch_decode(&frame->body, frame->data, round, runs, &count, err);
+    struct page_counts counts;
+    int result = decoder_place(decoder, place, link, frame, round, &counts, err);
 
     if (result == 0)
-        result = page_place_runs(place, runs, count, iov, &iov_count, err);
-    if (result == 0)
-        result = link_receive_data(link, iov, iov_count, err);
-    if (result < 0)
-        return result;
-
-    uint64_t zero = 0;
-
-    for (size_t i = 0; i < count; i++)
-        zero += runs[i].kind == WIRE_PAGE_ZERO ? runs[i].pages : 0;
-    session_count(&session->pages_raw, frame->data / FERRY_PAGE_SIZE);
-    session_count(&session->pages_zero, zero);
-    return 0;
+        session_count_pages(session, &counts);
+    return result;
 }
 
 /* Under the lock. */
@@ -73,8 +60,9 @@ static int stream_frame(struct receiver_stream *stream, struct ferry_error *err)
         return result;
     switch (frame.type) {
     case WIRE_PAGES:
-        result = receiver_place(receiver->session, receiver->place, &stream->link, &frame, stream->runs,
-                                stream->iov, &round, err);
+    case WIRE_ENCODED:
+        result = receiver_place(receiver->session, receiver->place, &stream->link, &frame, &stream->decoder,
+                                &round, err);
         /* fence is written by this thread only */
         if (result == 0 && round != stream->fence + 1)
             result = error_set(err, -EBADMSG, "PAGES of round %u in round %u", round, stream->fence + 1);
@@ -122,7 +110,7 @@ static void *stream_main(void *opaque)
 }
 
 int receiver_open(struct receiver *receiver, struct ferry_session *session, struct page_place *place,
-                  struct link *links, size_t count, struct ferry_error *err)
+                  struct link *links, size_t count, uint64_t features, struct ferry_error *err)
 {
     *receiver = (struct receiver){.session = session, .place = place};
     pthread_mutex_init(&receiver->lock, NULL);
@@ -137,6 +125,7 @@ int receiver_open(struct receiver *receiver, struct ferry_session *session, stru
     for (size_t i = 0; i < count; i++) {
         receiver->streams[i].receiver = receiver;
         receiver->streams[i].link = links[i];
+        decoder_init(&receiver->streams[i].decoder, features);
         session_add_channel(session, &receiver->streams[i].link.channel);
     }
     for (size_t i = 0; i < count; i++) {
@@ -165,6 +154,7 @@ void receiver_close(struct receiver *receiver)
         thread_join(&stream->thread);
         session_remove_channel(receiver->session, &stream->link.channel);
         link_close(&stream->link);
+        decoder_free(&stream->decoder);
     }
     free(receiver->streams);
     pthread_cond_destroy(&receiver->changed);

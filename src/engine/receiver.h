@@ -11,6 +11,7 @@
 #define FERRY_ENGINE_RECEIVER_H
 
 #include "base/thread.h"
+#include "engine/decoder.h"
 #include "engine/link.h"
 #include "engine/place.h"
 #include "engine/session.h"
@@ -22,8 +23,7 @@ struct receiver_stream {
     struct link link;
     struct thread thread;
     uint32_t fence; /* the last it has read; under the receiver's lock */
-    struct wire_run runs[WIRE_RUNS_MAX];
-    struct iovec iov[WIRE_RUNS_MAX];
+    struct decoder decoder;
 };
 
 struct receiver {
@@ -38,9 +38,11 @@ struct receiver {
     bool failed;
 };
 
-/* Takes the links over (HELLO was received on them); on failure they are closed. */
+/* Takes the links over (HELLO was received on them); on failure they are closed. FEATURES are those agreed
+ * on.
+ */
 int receiver_open(struct receiver *receiver, struct ferry_session *session, struct page_place *place,
-                  struct link *links, size_t count, struct ferry_error *err);
+                  struct link *links, size_t count, uint64_t features, struct ferry_error *err);
 void receiver_close(struct receiver *receiver);
 
 /* Waits until all pages of rounds up to ROUND are in memory; 0, -ETIMEDOUT after timeout_ns, or the session's
@@ -49,9 +51,8 @@ int receiver_wait(struct receiver *receiver, uint32_t round, uint64_t timeout_ns
 /* All pages are there: from now on a page connection may end at any time. */
 void receiver_finish(struct receiver *receiver);
 
-/* Places the pages of FRAME (a PAGES frame) that came by LINK. RUNS and IOV are scratch. */
+/* Places the pages of FRAME (PAGES or ENCODED) that came by LINK. */
 int receiver_place(struct ferry_session *session, struct page_place *place, struct link *link,
-                   struct frame *frame, struct wire_run runs[static WIRE_RUNS_MAX],
-                   struct iovec iov[static WIRE_RUNS_MAX], uint32_t *round, struct ferry_error *err);
+                   struct frame *frame, struct decoder *decoder, uint32_t *round, struct ferry_error *err);
 
 #endif

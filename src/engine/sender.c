@@ -1,5 +1,6 @@
 #include "engine/sender.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/sock.h"
 
@@ -9,66 +10,84 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-static int send_batch(struct ferry_session *session, struct link *link, struct page_batch *batch,
-                      uint32_t round, struct buffer *body, struct ferry_error *err)
+/* The frame at hand, if there is something in it. */
+static int send_frame(struct ferry_session *session, struct link *link, struct encoder *encoder,
+                      struct buffer *body, struct ferry_error *err)
 {
-    uint32_t data = batch->raw * FERRY_PAGE_SIZE;
+    struct page_counts counts;
+    struct encoder_frame frame;
+    uint64_t send_ns = 0;
 
-    if (batch->count == 0)
-        return 0;
-    buffer_clear(body);
-    wire_batch_encode(body, round, batch->runs, batch->count);
+    if (!encoder_empty(encoder)) {
+        buffer_clear(body);
+        encoder_finish(encoder, body, &frame);
 
-    int result = link_send_data(link, WIRE_PAGES, body, batch->iov, batch->iov_count, data, err);
-    if (result < 0)
-        return result;
-    session_count(&session->pages_raw, batch->raw);
-    session_count(&session->pages_zero, batch->zero);
-    __atomic_fetch_sub(&session->pages_left, batch->raw + batch->zero, __ATOMIC_RELAXED);
-    page_batch_clear(batch);
+        uint64_t begin = clock_now_ns();
+        int result = link_send_data(link, frame.type, body, frame.iov, frame.iov_count, frame.data, err);
+
+        if (result < 0)
+            return result;
+        send_ns = clock_now_ns() - begin;
+    }
+    counts = encoder_sent(encoder, send_ns);
+    session_count_pages(session, &counts);
+    __atomic_fetch_sub(&session->pages_left, page_counts_sum(&counts), __ATOMIC_RELAXED);
     /* A connection that never makes us wait would never see that the session ends. */
     return session_check(session, err);
 }
 
 /* Takes chunks until there are none. NEXT is shared by the threads of a round. */
-static int send_chunks(struct ferry_session *session, const struct page_map *map, struct link *link,
-                       struct page_batch *batch, uint32_t round, const struct page_set *set, uint64_t *next,
-                       struct ferry_error *err)
+static int send_chunks(const struct sender *sender, struct link *link, struct encoder *encoder,
+                       uint32_t round, const struct page_set *set, uint64_t *next, struct ferry_error *err)
 {
     struct buffer body = BUFFER_INIT;
     int result = 0;
 
-    page_batch_clear(batch);
+    encoder_begin(encoder, round);
     while (result == 0) {
         uint64_t chunk = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
 
-        if (chunk >= map->chunks)
+        if (chunk >= sender->map->chunks)
             break;
 
         size_t first;
         size_t end;
-        size_t region = page_map_chunk(map, chunk, &first, &end);
+        size_t region = page_map_chunk(sender->map, chunk, &first, &end);
 
         while (result == 0) {
-            first = page_batch_add(batch, map, set, region, first, end);
+            first = encoder_add(encoder, set, region, first, end);
             if (first == end)
                 break;
-            result = send_batch(session, link, batch, round, &body, err);
+            result = send_frame(sender->session, link, encoder, &body, err);
         }
     }
     if (result == 0)
-        result = send_batch(session, link, batch, round, &body, err);
+        result = send_frame(sender->session, link, encoder, &body, err);
     buffer_free(&body);
     return result;
 }
 
-int sender_send_here(struct ferry_session *session, const struct page_map *map, struct link *link,
-                     struct page_batch *batch, uint32_t round, const struct page_set *set,
+int sender_send_here(struct sender *sender, struct link *link, uint32_t round, const struct page_set *set,
                      struct ferry_error *err)
 {
     uint64_t next = 0;
 
-    return send_chunks(session, map, link, batch, round, set, &next, err);
+    /* Its thread has nothing to do. */
+    return send_chunks(sender, link, &sender->streams[0].encoder, round, set, &next, err);
+}
+
+void sender_freeze(struct sender *sender, bool limited)
+{
+    uint64_t rate = limited ? sender_path_rate(sender) : 0;
+
+    for (size_t i = 0; i < sender->count; i++) {
+        struct encoder *encoder = &sender->streams[i].encoder;
+
+        /* Unless there is a limit, each connection saw its share of the link. */
+        encoder_freeze(encoder, rate      ? 1e9 / (double)rate
+                                : limited ? 0
+                                          : encoder->choice.link_ns / (double)sender->count);
+    }
 }
 
 static void stream_round(struct sender_stream *stream, uint32_t round, const struct page_set *set)
@@ -81,8 +100,7 @@ static void stream_round(struct sender_stream *stream, uint32_t round, const str
     /* Nobody waits for it, unless the guest is stopped. */
     thread_set_background(!pace_lifted(stream->link.pace));
 
-    int result = send_chunks(session, sender->map, &stream->link, &stream->batch, round, set,
-                             &sender->next_chunk, &err);
+    int result = send_chunks(sender, &stream->link, &stream->encoder, round, set, &sender->next_chunk, &err);
 
     if (result == 0) {
         wire_round_encode(&body, round);
@@ -122,14 +140,19 @@ static void *stream_main(void *opaque)
 }
 
 int sender_open(struct sender *sender, struct ferry_session *session, const struct page_map *map,
-                struct pace *pace, struct link *links, size_t count, struct ferry_error *err)
+                struct pace *pace, struct link *links, size_t count, uint64_t features,
+                struct ferry_error *err)
 {
+    enum ferry_compress compress = session->settings.compress;
+
     *sender = (struct sender){.session = session, .map = map, .done_fd = -1};
     pthread_mutex_init(&sender->lock, NULL);
     pthread_cond_init(&sender->begin, NULL);
     sender->streams = calloc(count, sizeof(*sender->streams));
     sender->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!sender->streams || sender->done_fd < 0) {
+    if (!sender->streams || sender->done_fd < 0 ||
+        (compress != FERRY_COMPRESS_OFF &&
+         sent_init(&sender->sent, map, session->settings.delta_cache, err) < 0)) {
         for (size_t i = 0; i < count; i++)
             link_close(&links[i]);
         return error_set(err, -ENOMEM, "out of memory for page connections");
@@ -139,6 +162,8 @@ int sender_open(struct sender *sender, struct ferry_session *session, const stru
         sender->streams[i].sender = sender;
         sender->streams[i].link = links[i];
         sender->streams[i].link.pace = pace;
+        encoder_init(&sender->streams[i].encoder, map, compress == FERRY_COMPRESS_OFF ? NULL : &sender->sent,
+                     compress, features);
         session_add_channel(session, &sender->streams[i].link.channel);
     }
     for (size_t i = 0; i < count; i++) {
@@ -169,8 +194,10 @@ void sender_close(struct sender *sender)
         thread_join(&stream->thread);
         session_remove_channel(sender->session, &stream->link.channel);
         link_close(&stream->link);
+        encoder_free(&stream->encoder);
     }
     free(sender->streams);
+    sent_free(&sender->sent);
     if (sender->done_fd >= 0)
         close(sender->done_fd);
     pthread_cond_destroy(&sender->begin);

@@ -1,8 +1,8 @@
 /*
  * The source's page connections: one thread each, all working on the same round.
  *
- * A round is a set of pages. Threads take chunks of it from a shared counter, look for zero pages, and send
- * PAGES frames; when the chunks are gone each sends FENCE. No lock is taken for pages.
+ * A round is a set of pages. Threads take chunks of it from a shared counter, encode them (encoder.h) and
+ * send the frames; when the chunks are gone each sends FENCE. No lock is taken for pages.
  *
  *     session thread   sender_begin ─┐                               ┌─ sender_done_fd readable, sender_end
  *     page thread 0                  ├─ chunk 0 ─ chunk 2 ─ … FENCE ─┤
@@ -15,6 +15,7 @@
 #define FERRY_ENGINE_SENDER_H
 
 #include "base/thread.h"
+#include "engine/encoder.h"
 #include "engine/link.h"
 #include "engine/pace.h"
 #include "engine/pages.h"
@@ -26,12 +27,13 @@ struct sender_stream {
     struct sender *sender;
     struct link link;
     struct thread thread;
-    struct page_batch batch;
+    struct encoder encoder;
 };
 
 struct sender {
     struct ferry_session *session;
     const struct page_map *map;
+    struct sent sent;              /* empty when nothing is encoded */
     struct sender_stream *streams; /* owned */
     size_t count;
     int done_fd; /* eventfd: readable when all threads have ended the round */
@@ -46,9 +48,10 @@ struct sender {
 };
 
 /* Takes over the connected descriptors, on which HELLO was sent. On failure they are closed. All that they
- * send is held to PACE. */
+ * send is held to PACE. FEATURES are those agreed on. */
 int sender_open(struct sender *sender, struct ferry_session *session, const struct page_map *map,
-                struct pace *pace, struct link *links, size_t count, struct ferry_error *err);
+                struct pace *pace, struct link *links, size_t count, uint64_t features,
+                struct ferry_error *err);
 void sender_close(struct sender *sender);
 
 /* Begins sending SET, which stays untouched until the round's end. */
@@ -60,9 +63,12 @@ void sender_end(struct sender *sender);
  * not known. */
 uint64_t sender_path_rate(const struct sender *sender);
 
-/* Sends what is in SET by LINK on the calling thread, without a fence: for the last, small round. */
-int sender_send_here(struct ferry_session *session, const struct page_map *map, struct link *link,
-                     struct page_batch *batch, uint32_t round, const struct page_set *set,
+/* Between rounds: from now on pages are waited for, and encoded only as far as that makes them arrive sooner.
+ * LIMITED: the rate was until now. */
+void sender_freeze(struct sender *sender, bool limited);
+/* Between rounds: sends what is in SET by LINK on the calling thread, without a fence: for the last, small
+ * round. */
+int sender_send_here(struct sender *sender, struct link *link, uint32_t round, const struct page_set *set,
                      struct ferry_error *err);
 
 #endif

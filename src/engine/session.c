@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/thread.h"
 #include "engine/channel_tls.h"
+#include "engine/pages.h"
 #include "engine/policy.h"
 
 #include <assert.h>
@@ -21,6 +22,7 @@
 #define SLOW_LINK                  (UINT64_C(1) << 30)
 #define DEFAULT_DOWNTIME_NS        (50 * NS_PER_MS)
 #define DEFAULT_COPY_TIME_NS       (100 * NS_PER_S)
+#define DEFAULT_DELTA_CACHE        (64u << 20)
 #define DEFAULT_QUIESCE_TIMEOUT_NS (10 * NS_PER_S)
 #define DEFAULT_PEER_TIMEOUT_NS    (10 * NS_PER_S)
 #define DEFAULT_RECONNECT_NS       (300 * NS_PER_S)
@@ -143,6 +145,8 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
         .destination_pid = options->destination_pid,
         .pass_memory = options->pass_memory,
         .streams = streams_setting(options),
+        .compress = options->compress,
+        .delta_cache = options->no_delta_cache ? 0 : setting(options->delta_cache, DEFAULT_DELTA_CACHE),
         .downtime_limit_ns = setting(options->downtime_limit_ns, DEFAULT_DOWNTIME_NS),
         .copy_time_limit_ns = setting(options->copy_time_limit_ns, DEFAULT_COPY_TIME_NS),
         .throttle_max = throttle_setting(options, ops),
@@ -160,6 +164,8 @@ int ferry_source_new(struct ferry_session **out, const struct ferry_source_optio
     if (settings.streams > FERRY_STREAMS_MAX)
         return error_set(err, -EINVAL, "%u page connections are too many, at most %d", settings.streams,
                          FERRY_STREAMS_MAX);
+    if (options->compress < FERRY_COMPRESS_AUTO || options->compress > FERRY_COMPRESS_ZSTD)
+        return error_set(err, -EINVAL, "unknown kind of compression %d", (int)options->compress);
     if (settings.throttle_max > POLICY_THROTTLE_MAX)
         return error_set(err, -EINVAL, "the vCPUs cannot be slowed by %u %%, at most by %d %%",
                          settings.throttle_max, POLICY_THROTTLE_MAX);
@@ -586,6 +592,16 @@ int ferry_session_end_fetch(struct ferry_session *session, enum ferry_fetch_end 
     return result;
 }
 
+void session_count_pages(struct ferry_session *session, const struct page_counts *counts)
+{
+    session_count(&session->pages_raw, counts->raw);
+    session_count(&session->pages_zero, counts->zero);
+    for (size_t i = 0; i < FERRY_ENCODINGS; i++) {
+        session_count(&session->encoded[i].pages, counts->encoded[i].pages);
+        session_count(&session->encoded[i].bytes, counts->encoded[i].bytes);
+    }
+}
+
 void ferry_session_progress(struct ferry_session *session, struct ferry_progress *progress)
 {
     pthread_mutex_lock(&session->lock);
@@ -596,6 +612,11 @@ void ferry_session_progress(struct ferry_session *session, struct ferry_progress
     }
     progress->pages_raw = __atomic_load_n(&session->pages_raw, __ATOMIC_RELAXED);
     progress->pages_zero = __atomic_load_n(&session->pages_zero, __ATOMIC_RELAXED);
+    for (size_t i = 0; i < FERRY_ENCODINGS; i++) {
+        progress->encoded[i].pages = __atomic_load_n(&session->encoded[i].pages, __ATOMIC_RELAXED);
+        progress->encoded[i].bytes = __atomic_load_n(&session->encoded[i].bytes, __ATOMIC_RELAXED);
+    }
+    progress->pages_postponed = __atomic_load_n(&session->pages_postponed, __ATOMIC_RELAXED);
     progress->remaining_bytes = __atomic_load_n(&session->pages_left, __ATOMIC_RELAXED) * FERRY_PAGE_SIZE;
     pthread_mutex_unlock(&session->lock);
 }

@@ -34,6 +34,9 @@ struct session_settings {
     int64_t destination_pid;
     bool pass_memory; /* on either side: memory is passed, not copied */
     unsigned streams;
+    enum ferry_compress compress;
+    uint64_t delta_cache;      /* bytes */
+    uint64_t features_unknown; /* this side does as if it did not know them, like an older version: tests */
     uint64_t downtime_limit_ns;
     uint64_t copy_time_limit_ns;
     unsigned throttle_max; /* per cent; 0: never */
@@ -80,6 +83,8 @@ struct ferry_session {
     /* Counted by page threads; atomic. */
     uint64_t pages_raw;
     uint64_t pages_zero;
+    struct ferry_encoded encoded[FERRY_ENCODINGS];
+    uint64_t pages_postponed;
     uint64_t pages_left; /* of the round */
 
     bool stopped; /* a failure was recorded; atomic, so that page threads may look without the lock */
@@ -142,6 +147,9 @@ static inline void session_count(uint64_t *counter, uint64_t by)
 {
     __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
 }
+
+struct page_counts;
+void session_count_pages(struct ferry_session *session, const struct page_counts *counts);
 
 /* The two sides; each returns 0 when completed, otherwise a failure is recorded. *outcome is what became of
  * the guest. */

@@ -19,6 +19,9 @@
 /* How often progress is brought up to date while a round is sent. */
 #define PERCENT_INTERVAL_MS 100
 
+/* Pages left out of the rounds may take so much of the downtime's limit. */
+#define POSTPONED_SHARE 0.25
+
 static uint64_t connect_deadline(const struct ferry_session *session)
 {
     return clock_now_ns() + session->settings.peer_timeout_ns;
@@ -37,7 +40,8 @@ static uint64_t source_features(const struct ferry_session *session)
 {
     if (session->settings.pass_memory)
         return WIRE_FEATURE_MEMORY;
-    return WIRE_FEATURE_PRESENT | (session->settings.quick_resume ? WIRE_FEATURE_FETCH : 0);
+    return (WIRE_FEATURES_COPY | (session->settings.quick_resume ? WIRE_FEATURE_FETCH : 0)) &
+           ~session->settings.features_unknown;
 }
 
 static uint64_t source_features_required(const struct ferry_session *session)
@@ -148,6 +152,19 @@ static int source_start(struct source *source, struct ferry_error *err)
     return result;
 }
 
+static void source_warn_compression(const struct source *source)
+{
+    static const uint64_t needed[] = {
+        [FERRY_COMPRESS_LZ4] = WIRE_FEATURE_LZ4, [FERRY_COMPRESS_ZSTD] = WIRE_FEATURE_ZSTD};
+    struct ferry_session *session = source->session;
+    enum ferry_compress compress = session->settings.compress;
+
+    if (compress >= FERRY_COMPRESS_LZ4 && !(source->features & needed[compress]) &&
+        !session->settings.pass_memory)
+        session_log(session, FERRY_LOG_WARN, "%s does not know %s: pages are sent uncompressed",
+                    session->handover.destination, ferry_compress_name(compress));
+}
+
 /* HELLO and REGIONS, WELCOME, START. */
 static int source_greet(struct source *source, struct ferry_error *err)
 {
@@ -189,6 +206,7 @@ static int source_greet(struct source *source, struct ferry_error *err)
     if (hello.features & ~welcome.features & WIRE_FEATURE_FETCH)
         session_log(source->session, FERRY_LOG_WARN, "Quick resume is not possible at %s; its log says why",
                     source->session->handover.destination);
+    source_warn_compression(source);
     result = source_start(source, err);
 
 out:
@@ -238,7 +256,8 @@ static int source_open_streams(struct source *source, struct ferry_error *err)
         }
     }
 
-    int result = sender_open(&source->sender, session, &source->map, &source->pace, links, count, err);
+    int result = sender_open(&source->sender, session, &source->map, &source->pace, links, count,
+                             source->features, err);
 
     return result < 0 ? source_failed(session, FERRY_CAUSE_MEMORY, result, err) : 0;
 }
@@ -251,6 +270,8 @@ static int source_begin(struct source *source, struct ferry_error *err)
 
     if (result == 0)
         result = page_set_init(&source->set, &source->map, err);
+    if (result == 0)
+        result = hot_init(&source->hot, &source->map, err);
     if (result < 0)
         return source_failed(session, FERRY_CAUSE_MEMORY, result, err);
     result = session_fault(session, FAULT_SOURCE_BEFORE_CONNECT, err);
@@ -346,12 +367,25 @@ static int source_wait_round(struct source *source, uint64_t pages, struct ferry
     return result;
 }
 
+/* What the guest will hardly notice when it is sent while it stands still. */
+static uint64_t postponed_most(const struct source *source)
+{
+    double seconds = (double)source->session->settings.downtime_limit_ns / (double)NS_PER_S;
+
+    return (uint64_t)((double)source->bandwidth * seconds * POSTPONED_SHARE / FERRY_PAGE_SIZE);
+}
+
 int source_send_round(struct source *source, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
     struct buffer body = BUFFER_INIT;
-    uint64_t pages = page_set_count(&source->set, &source->map);
+    uint64_t pages;
 
+    if (!source->paused)
+        session_count(&session->pages_postponed,
+                      hot_leave_out(&source->hot, &source->set, postponed_most(source)));
+    pages = page_set_count(&source->set, &source->map);
+    source->round_pages = pages;
     __atomic_store_n(&session->pages_left, pages, __ATOMIC_RELAXED);
     source->round++;
     sender_begin(&source->sender, source->round, &source->set);
@@ -371,11 +405,12 @@ int source_fetch_dirty(struct source *source, uint64_t *found, struct ferry_erro
     struct ferry_session *session = source->session;
 
     for (size_t i = 0; i < source->map.count; i++) {
-        int result = session->ops->dirty_fetch(session->guest, i, source->set.bits[i], err);
+        int result = session->ops->dirty_fetch(session->guest, i, source->hot.fresh.bits[i], err);
 
         if (result < 0)
             return source_failed(session, FERRY_CAUSE_INTERNAL, result, err);
     }
+    hot_gather(&source->hot, &source->set);
     *found = page_set_count(&source->set, &source->map);
     __atomic_store_n(&session->pages_left, *found, __ATOMIC_RELAXED);
     return 0;
@@ -486,6 +521,7 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
     pulse_close(&source->pulse);
     control_close(&source->control);
     page_set_free(&source->set);
+    hot_free(&source->hot);
     pace_destroy(&source->pace);
     free(source);
     return result;

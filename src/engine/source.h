@@ -6,6 +6,7 @@
 #define FERRY_ENGINE_SOURCE_H
 
 #include "engine/control.h"
+#include "engine/hot.h"
 #include "engine/pace.h"
 #include "engine/pages.h"
 #include "engine/pulse.h"
@@ -17,21 +18,22 @@ struct source {
     struct ferry_session *session;
     struct page_map map;
     struct page_set set; /* what the current or next round must send */
+    struct hot hot;
     struct control control;
     struct pulse pulse;
     struct sender sender;
     struct pace pace;
-    uint64_t features;  /* agreed on */
-    uint64_t rtt_ns;    /* of the greeting */
-    uint32_t round;     /* the last one sent by the page connections */
-    uint64_t bandwidth; /* measured, bytes of memory a second; 0 unknown */
+    uint64_t features;    /* agreed on */
+    uint64_t rtt_ns;      /* of the greeting */
+    uint32_t round;       /* the last one sent by the page connections */
+    uint64_t round_pages; /* in it */
+    uint64_t bandwidth;   /* measured, bytes of memory a second; 0 unknown */
     struct throttle throttle;
     bool dirty_tracking;              /* is on */
     bool paused;                      /* the guest was stopped by us */
     bool was_running;                 /* what it was before */
     bool handed_over;                 /* ownership was released: only retake_ownership gives the guest back */
     bool destination_out;             /* the destination certainly runs nothing */
-    struct page_batch batch;          /* for pages sent on the control connection */
     bool fetch;                       /* quick resume was decided on */
     struct postcopy_source *postcopy; /* from then on */
 };

@@ -1,5 +1,10 @@
 #include "engine/state.h"
 
+#include "base/error.h"
+
+#include <errno.h>
+#include <string.h>
+
 #define NAME_OF(table, value)                                                                                \
     ((size_t)(value) < sizeof(table) / sizeof((table)[0]) && (table)[value] ? (table)[value] : "unknown")
 
@@ -54,6 +59,20 @@ static const char *const cause_names[] = {
     [FERRY_CAUSE_INTERNAL] = "internal",
 };
 
+static const char *const encoding_names[] = {
+    [FERRY_ENCODING_UNCHANGED] = "unchanged",
+    [FERRY_ENCODING_DELTA] = "delta",
+    [FERRY_ENCODING_LZ4] = "lz4",
+    [FERRY_ENCODING_ZSTD] = "zstd",
+};
+
+static const char *const compress_names[] = {
+    [FERRY_COMPRESS_AUTO] = "auto",
+    [FERRY_COMPRESS_OFF] = "off",
+    [FERRY_COMPRESS_LZ4] = "lz4",
+    [FERRY_COMPRESS_ZSTD] = "zstd",
+};
+
 const char *ferry_state_name(enum ferry_state state)
 {
     return NAME_OF(state_names, state);
@@ -77,6 +96,27 @@ const char *ferry_outcome_name(enum ferry_outcome outcome)
 const char *ferry_cause_name(enum ferry_cause cause)
 {
     return NAME_OF(cause_names, cause);
+}
+
+const char *ferry_encoding_name(enum ferry_encoding encoding)
+{
+    return NAME_OF(encoding_names, encoding);
+}
+
+const char *ferry_compress_name(enum ferry_compress compress)
+{
+    return NAME_OF(compress_names, compress);
+}
+
+int ferry_compress_parse(const char *name, enum ferry_compress *compress, struct ferry_error *err)
+{
+    for (int i = FERRY_COMPRESS_AUTO; i <= FERRY_COMPRESS_ZSTD; i++) {
+        if (strcmp(name, compress_names[i]) == 0) {
+            *compress = (enum ferry_compress)i;
+            return 0;
+        }
+    }
+    return error_set(err, -EINVAL, "compression is auto, off, lz4 or zstd, not \"%.32s\"", name);
 }
 
 bool state_may_follow(enum session_role role, enum ferry_state from, enum ferry_state to)

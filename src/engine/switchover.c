@@ -126,8 +126,8 @@ static int source_last_pages(struct source *source, struct ferry_error *err)
     if (pages > LAST_PAGES_HERE) {
         result = source_send_round(source, err);
     } else {
-        result = sender_send_here(session, &source->map, &source->control.link, &source->batch,
-                                  source->round + 1, &source->set, err);
+        result =
+            sender_send_here(&source->sender, &source->control.link, source->round + 1, &source->set, err);
         if (result == -ENOMEM)
             session_fail(session, FERRY_CAUSE_MEMORY, result, err);
         else if (result < 0)
@@ -364,6 +364,8 @@ int switchover_source(struct source *source, struct ferry_error *err)
     session_set_percent(session, 1, 1);
     session_enter_phase(session, FERRY_PHASE_FROZEN);
     /* The limit spares others while a move takes its time. Now the guest waits. */
+    if (!session->settings.pass_memory)
+        sender_freeze(&source->sender, pace_limit(&source->pace) > 0);
     pace_lift(&source->pace, true);
     if (!session->settings.pass_memory)
         result = source_last_pages(source, err);

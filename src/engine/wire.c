@@ -45,6 +45,9 @@ static const struct frame_kind frame_kinds[] = {
     [WIRE_MEMORY] = {"MEMORY", 1, 1, 0, 0},
     [WIRE_MEMORY_TAKEN] = {"MEMORY_TAKEN", 0, 0, 0, 0},
     [WIRE_PRESENT] = {"PRESENT", 1 + 4 + 1, 1 + 4 + (UINT32_C(1) << 25), 0, 0},
+    [WIRE_ENCODED] = {"ENCODED", WIRE_BATCH_HEAD + WIRE_RUN_SIZE,
+                      WIRE_BATCH_HEAD + WIRE_RUNS_MAX *WIRE_RUN_SIZE + 2 * WIRE_BATCH_PAGES_MAX,
+                      WIRE_DATA_MAX, 0},
     [WIRE_PREPARED] = {"PREPARED", 0, 0, 0, 0},
     [WIRE_FETCH] = {"FETCH", 2, 2, 0, 0},
     [WIRE_READY] = {"READY", 8, 8, 0, 0},
@@ -307,17 +310,29 @@ int wire_present_decode(struct reader *in, struct wire_present *present, struct 
     return decode_finish(in, WIRE_PRESENT, err);
 }
 
+static void run_put(struct buffer *out, const struct wire_run *run)
+{
+    buffer_put_u8(out, run->region);
+    buffer_put_u8(out, run->kind);
+    buffer_put_u16(out, run->pages);
+    buffer_put_u32(out, run->first);
+}
+
+static void run_get(struct reader *in, struct wire_run *run)
+{
+    run->region = reader_get_u8(in);
+    run->kind = reader_get_u8(in);
+    run->pages = reader_get_u16(in);
+    run->first = reader_get_u32(in);
+}
+
 void wire_batch_encode(struct buffer *out, uint32_t round, const struct wire_run *runs, size_t count)
 {
     buffer_put_u32(out, round);
     buffer_put_u16(out, (uint16_t)count);
     buffer_put_u16(out, 0);
-    for (size_t i = 0; i < count; i++) {
-        buffer_put_u8(out, runs[i].region);
-        buffer_put_u8(out, runs[i].kind);
-        buffer_put_u16(out, runs[i].pages);
-        buffer_put_u32(out, runs[i].first);
-    }
+    for (size_t i = 0; i < count; i++)
+        run_put(out, &runs[i]);
 }
 
 int wire_batch_decode(struct reader *in, uint32_t data, uint32_t *round,
@@ -334,10 +349,7 @@ int wire_batch_decode(struct reader *in, uint32_t data, uint32_t *round,
     uint64_t raw = 0;
 
     for (size_t i = 0; i < *count; i++) {
-        runs[i].region = reader_get_u8(in);
-        runs[i].kind = reader_get_u8(in);
-        runs[i].pages = reader_get_u16(in);
-        runs[i].first = reader_get_u32(in);
+        run_get(in, &runs[i]);
         if (reader_failed(in))
             break;
         if (runs[i].pages == 0 || (runs[i].kind != WIRE_PAGE_RAW && runs[i].kind != WIRE_PAGE_ZERO))
@@ -352,6 +364,81 @@ int wire_batch_decode(struct reader *in, uint32_t data, uint32_t *round,
     if (result == 0 && raw != data)
         result = error_set(err, -EBADMSG, "PAGES frame with %u bytes of data for %llu of pages", data,
                            (unsigned long long)raw);
+    return result;
+}
+
+void wire_encoded_encode(struct buffer *out, const struct wire_encoded *encoded)
+{
+    buffer_put_u32(out, encoded->round);
+    buffer_put_u16(out, (uint16_t)encoded->count);
+    buffer_put_u8(out, (uint8_t)encoded->compression);
+    buffer_put_u8(out, 0);
+    for (size_t i = 0; i < encoded->count; i++)
+        run_put(out, &encoded->runs[i]);
+    for (size_t i = 0; i < encoded->delta_count; i++)
+        buffer_put_u16(out, encoded->deltas[i]);
+}
+
+/* The pages that have data are counted. */
+static int encoded_runs_decode(struct reader *in, struct wire_encoded *encoded, size_t *pages,
+                               struct ferry_error *err)
+{
+    *pages = 0;
+    encoded->delta_count = 0;
+    for (size_t i = 0; i < encoded->count; i++) {
+        struct wire_run *run = &encoded->runs[i];
+
+        run_get(in, run);
+        if (reader_failed(in))
+            break;
+        if (run->pages == 0 || run->kind < WIRE_PAGE_RAW || run->kind > WIRE_PAGE_DELTA)
+            return error_set(err, -EBADMSG, "ENCODED frame with %u pages of unknown kind %u", run->pages,
+                             run->kind);
+        if (run->kind == WIRE_PAGE_ZERO)
+            continue;
+        *pages += run->pages;
+        if (run->kind == WIRE_PAGE_DELTA)
+            encoded->delta_count += run->pages;
+        if (*pages > WIRE_BATCH_PAGES_MAX)
+            return error_set(err, -EBADMSG, "ENCODED frame with more than %d pages", WIRE_BATCH_PAGES_MAX);
+    }
+    return 0;
+}
+
+int wire_encoded_decode(struct reader *in, uint32_t data, struct wire_encoded *encoded,
+                        struct ferry_error *err)
+{
+    encoded->round = reader_get_u32(in);
+    encoded->count = reader_get_u16(in);
+    encoded->compression = reader_get_u8(in);
+
+    uint8_t reserved = reader_get_u8(in);
+    size_t pages;
+
+    if (encoded->round == 0 || encoded->count == 0 || encoded->count > WIRE_RUNS_MAX || reserved != 0 ||
+        encoded->compression < WIRE_COMPRESSION_NONE || encoded->compression > WIRE_COMPRESSION_ZSTD)
+        return error_set(err, -EBADMSG,
+                         "ENCODED frame of round %u with %zu runs, must be 1 to %d, or unknown "
+                         "compression %d",
+                         encoded->round, encoded->count, WIRE_RUNS_MAX, (int)encoded->compression);
+
+    int result = encoded_runs_decode(in, encoded, &pages, err);
+
+    if (result < 0)
+        return result;
+    encoded->size = (uint32_t)(pages - encoded->delta_count) * FERRY_PAGE_SIZE;
+    for (size_t i = 0; i < encoded->delta_count; i++) {
+        encoded->deltas[i] = reader_get_u16(in);
+        if (!reader_failed(in) && (encoded->deltas[i] == 0 || encoded->deltas[i] > FERRY_PAGE_SIZE))
+            return error_set(err, -EBADMSG, "ENCODED frame with %u bytes of changes to a page",
+                             encoded->deltas[i]);
+        encoded->size += encoded->deltas[i];
+    }
+    result = decode_finish(in, WIRE_ENCODED, err);
+    if (result == 0 && (encoded->compression == WIRE_COMPRESSION_NONE ? data != encoded->size
+                                                                      : data == 0 || data >= encoded->size))
+        result = error_set(err, -EBADMSG, "ENCODED frame with %u bytes of data for %u of pages", data,
+                           encoded->size);
     return result;
 }
 

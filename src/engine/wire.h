@@ -114,6 +114,7 @@ enum wire_type {
     WIRE_KEEPALIVE = 17,
     WIRE_PRESENT = 18,
     WIRE_PREPARED = 19,
+    WIRE_ENCODED = 20,
     WIRE_FETCH = 32,
     WIRE_READY = 33,
     WIRE_MISSING = 34,
@@ -127,9 +128,14 @@ enum wire_type {
 #define WIRE_END_FETCH  0x02 /* flag of END: pages are missing, the guest starts without them */
 
 /* Features of HELLO and WELCOME. */
-#define WIRE_FEATURE_PRESENT (UINT64_C(1) << 0)  /* PRESENT and PREPARED */
+#define WIRE_FEATURE_PRESENT (UINT64_C(1) << 0) /* PRESENT and PREPARED */
+#define WIRE_FEATURE_DELTA   (UINT64_C(1) << 1) /* ENCODED with delta pages */
+#define WIRE_FEATURE_LZ4     (UINT64_C(1) << 2) /* ENCODED, compressed in these ways */
+#define WIRE_FEATURE_ZSTD    (UINT64_C(1) << 3)
 #define WIRE_FEATURE_FETCH   (UINT64_C(1) << 8)  /* quick resume */
 #define WIRE_FEATURE_MEMORY  (UINT64_C(1) << 16) /* memory is passed */
+/* How this version can copy memory. */
+#define WIRE_FEATURES_COPY (WIRE_FEATURE_PRESENT | WIRE_FEATURE_DELTA | WIRE_FEATURE_LZ4 | WIRE_FEATURE_ZSTD)
 
 const char *wire_type_name(uint8_t type); /* "HELLO"; "unknown" */
 
@@ -225,8 +231,9 @@ void wire_present_encode(struct buffer *out, const struct wire_present *present)
 int wire_present_decode(struct reader *in, struct wire_present *present, struct ferry_error *err);
 
 enum wire_page_kind {
-    WIRE_PAGE_RAW = 1,  /* PAGES × FERRY_PAGE_SIZE bytes of data */
-    WIRE_PAGE_ZERO = 2, /* no data */
+    WIRE_PAGE_RAW = 1,   /* PAGES × FERRY_PAGE_SIZE bytes of data */
+    WIRE_PAGE_ZERO = 2,  /* no data */
+    WIRE_PAGE_DELTA = 3, /* ENCODED only: what changed (delta.h) since the page was sent last */
 };
 
 /* Pages [first, first + pages) of a region, all of one kind; their data follows in the order of the runs. */
@@ -241,6 +248,35 @@ void wire_batch_encode(struct buffer *out, uint32_t round, const struct wire_run
 /* Checks counts and kinds and that the raw runs add up to DATA bytes; regions are the caller's to check. */
 int wire_batch_decode(struct reader *in, uint32_t data, uint32_t *round,
                       struct wire_run runs[static WIRE_RUNS_MAX], size_t *count, struct ferry_error *err);
+
+/*
+ * ENCODED: as PAGES, and it may have delta pages, and its data may be compressed as one block.
+ *
+ *     round u32 | runs u16 | compression u8 | reserved 0 | runs … | u16 a delta page: its bytes in the data
+ */
+enum wire_compression {
+    WIRE_COMPRESSION_NONE = 1,
+    WIRE_COMPRESSION_LZ4 = 2,
+    WIRE_COMPRESSION_ZSTD = 3,
+};
+
+#define WIRE_COMPRESSIONS 4 /* for arrays by compression */
+
+struct wire_encoded {
+    uint32_t round;
+    enum wire_compression compression;
+    size_t count;
+    size_t delta_count;
+    uint32_t size; /* decoded: bytes of data before compression, WIRE_DATA_MAX at most */
+    struct wire_run runs[WIRE_RUNS_MAX];
+    uint16_t deltas[WIRE_BATCH_PAGES_MAX]; /* sizes, 1 to FERRY_PAGE_SIZE */
+};
+
+void wire_encoded_encode(struct buffer *out, const struct wire_encoded *encoded);
+/* Checks everything but the regions and whether what it uses was agreed on. DATA is at most size, and less
+ * when compressed. */
+int wire_encoded_decode(struct reader *in, uint32_t data, struct wire_encoded *encoded,
+                        struct ferry_error *err);
 
 /* FENCE, ROUND_END, ROUND_DONE: the round's number. */
 void wire_round_encode(struct buffer *out, uint32_t round);

@@ -20,6 +20,7 @@ union message {
     struct wire_end end;
     struct wire_running running;
     struct wire_present present;
+    struct wire_encoded encoded;
 };
 
 /* Decodes, and encodes into OUT what has one encoding only. */
@@ -58,6 +59,11 @@ static int decode(const struct wire_header *header, struct reader *in, union mes
     case WIRE_MEMORY:
         result = wire_memory_decode(in, &count, NULL);
         wire_memory_encode(out, count);
+        break;
+    case WIRE_ENCODED:
+        result = wire_encoded_decode(in, header->data, &message->encoded, NULL);
+        if (result == 0)
+            wire_encoded_encode(out, &message->encoded);
         break;
     case WIRE_FENCE:
     case WIRE_ROUND_END:

@@ -68,17 +68,47 @@ GUEST_ACCESS static void guest_clear(uint8_t *page)
         *(volatile uint64_t *)(page + i) = 0;
 }
 
-static void guest_write(struct fake_guest *guest)
+GUEST_ACCESS static void guest_flip(uint8_t *page, uint64_t mask)
 {
+    *(volatile uint64_t *)page ^= mask;
+}
+
+/* Settings; tests change them while the vCPU runs. */
+struct knobs {
+    enum fake_pattern pattern;
+    uint64_t pages_per_s;
+    uint64_t window;
+};
+
+GUEST_ACCESS static struct knobs guest_knobs(const struct fake_guest *guest)
+{
+    return (struct knobs){guest->pattern, guest->pages_per_s, guest->window};
+}
+
+static void guest_write(struct fake_guest *guest, const struct knobs *knobs)
+{
+    static const enum fake_pattern mixed[8] = {FAKE_PATTERN_RANDOM, FAKE_PATTERN_RANDOM, FAKE_PATTERN_SAME,
+                                               FAKE_PATTERN_SAME,   FAKE_PATTERN_FLIP,   FAKE_PATTERN_FLIP,
+                                               FAKE_PATTERN_FLIP,   FAKE_PATTERN_ZERO};
+    enum fake_pattern pattern = knobs->pattern;
     uint64_t all = guest->regions[0].size / FERRY_PAGE_SIZE;
-    uint64_t window = guest->window ? guest->window : all;
-    uint64_t value = random_next(&guest->random);
-    uint64_t page = guest->pattern == FAKE_PATTERN_SWEEP ? guest->position++ % window : value % window;
+    uint64_t window = knobs->window ? knobs->window : all;
+    uint64_t value;
+
+    if (pattern == FAKE_PATTERN_NONE)
+        return;
+    value = random_next(&guest->random);
+    if (pattern == FAKE_PATTERN_MIXED && value >> 44 & 7 && window > 32)
+        window = 32;
+
+    uint64_t page = pattern == FAKE_PATTERN_SWEEP ? guest->position++ % window : value % window;
     uint8_t *address = guest->regions[0].host_ptr + page * FERRY_PAGE_SIZE;
 
-    if (guest->pattern == FAKE_PATTERN_NONE)
-        return;
-    if (guest->pattern == FAKE_PATTERN_ZERO && (value >> 40 & 1))
+    if (pattern == FAKE_PATTERN_MIXED)
+        pattern = mixed[value >> 50 & 7];
+    if (pattern == FAKE_PATTERN_SAME || pattern == FAKE_PATTERN_FLIP)
+        guest_flip(address, pattern == FAKE_PATTERN_FLIP);
+    else if (pattern == FAKE_PATTERN_ZERO && (value >> 40 & 1))
         guest_clear(address);
     else
         guest_store(address, value);
@@ -89,13 +119,13 @@ static void guest_write(struct fake_guest *guest)
 /* One slice of running; the lock is not held. Returns when it is time to look at what is wanted. */
 static void guest_slice(struct fake_guest *guest)
 {
-    uint64_t writes = guest->pages_per_s ? guest->pages_per_s * TICK_NS / NS_PER_S : 4096;
+    struct knobs knobs = guest_knobs(guest);
+    uint64_t writes = knobs.pages_per_s ? knobs.pages_per_s * TICK_NS / NS_PER_S : 4096;
 
     if (writes == 0)
         writes = 1;
     for (uint64_t i = 0; i < writes && !__atomic_load_n(&guest->stop_soon, __ATOMIC_RELAXED); i++) {
-        if (guest->pattern != FAKE_PATTERN_NONE)
-            guest_write(guest);
+        guest_write(guest, &knobs);
         __atomic_fetch_add(&guest->count, 1, __ATOMIC_RELAXED);
     }
 }
@@ -104,7 +134,8 @@ static void guest_slice(struct fake_guest *guest)
 static uint64_t guest_next_slice(const struct fake_guest *guest, uint64_t tick, uint64_t began)
 {
     unsigned percent = __atomic_load_n(&guest->throttle, __ATOMIC_RELAXED);
-    bool paced = guest->pages_per_s || guest->pattern == FAKE_PATTERN_NONE;
+    struct knobs knobs = guest_knobs(guest);
+    bool paced = knobs.pages_per_s || knobs.pattern == FAKE_PATTERN_NONE;
     uint64_t now = clock_now_ns();
     uint64_t interval = paced ? TICK_NS * 100 / (100 - percent) : (now - began) * percent / (100 - percent);
 
@@ -250,9 +281,10 @@ uint64_t fake_guest_count(const struct fake_guest *guest)
 
 void fake_guest_step(struct fake_guest *guest, uint64_t count)
 {
+    struct knobs knobs = guest_knobs(guest);
+
     for (; count > 0; count--) {
-        if (guest->pattern != FAKE_PATTERN_NONE)
-            guest_write(guest);
+        guest_write(guest, &knobs);
         guest->count++;
     }
 }

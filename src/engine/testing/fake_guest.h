@@ -45,6 +45,9 @@ enum fake_pattern {
     FAKE_PATTERN_SWEEP,    /* one page after the other, round the window */
     FAKE_PATTERN_RANDOM,   /* anywhere in the window */
     FAKE_PATTERN_ZERO,     /* anywhere; half of them are cleared */
+    FAKE_PATTERN_SAME,     /* anywhere; what is there already */
+    FAKE_PATTERN_FLIP,     /* anywhere; a bit that goes back and forth */
+    FAKE_PATTERN_MIXED,    /* all of these, most of it in few pages */
 };
 
 /* Steps of the seam that can be told to fail. */
@@ -63,7 +66,7 @@ enum fake_step {
 };
 
 struct fake_guest {
-    /* Settings. */
+    /* Settings; the first three may change while it runs. */
     enum fake_pattern pattern;
     uint64_t pages_per_s; /* 0: as fast as it can */
     uint64_t window;      /* pages, from the start of region 0; 0: all of it */

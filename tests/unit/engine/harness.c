@@ -225,15 +225,20 @@ void migration_encrypt(struct migration *m)
         certificates_issue(m->certificates, m->destination_options.destination);
 }
 
-void migration_pass_memory(struct migration *m)
+void migration_use_unix_socket(struct migration *m)
 {
     static unsigned number; /* tests have one thread */
 
     close(m->destination_options.listen_fd);
-    snprintf(m->socket_path, sizeof(m->socket_path), "/tmp/ferry-passed-%d-%u", (int)getpid(), number++);
+    snprintf(m->socket_path, sizeof(m->socket_path), "/tmp/ferry-unit-%d-%u", (int)getpid(), number++);
     m->destination_options.listen_fd = sock_listen(m->socket_path, NULL);
     assert_true(m->destination_options.listen_fd >= 0);
     strcpy(m->source_options.address, m->socket_path);
+}
+
+void migration_pass_memory(struct migration *m)
+{
+    migration_use_unix_socket(m);
     m->source_options.pass_memory = m->destination_options.memory_passed = true;
 }
 

@@ -87,6 +87,8 @@ struct migration {
 };
 
 void migration_init(struct migration *m, const uint64_t *sizes, size_t count, bool memfd);
+/* Nothing tells then how fast the path is beyond a bandwidth limit. Before migration_create. */
+void migration_use_unix_socket(struct migration *m);
 /* Memory is passed by a Unix socket, not copied. Before migration_create. */
 void migration_pass_memory(struct migration *m);
 /* Gives both sides certificates of their names. Before migration_create. */

@@ -37,6 +37,19 @@ static const struct wire_run runs_sample[] = {
 
 #define RUNS_DATA (4 * FERRY_PAGE_SIZE)
 
+static const struct wire_encoded encoded_sample = {
+    .round = 5,
+    .compression = WIRE_COMPRESSION_ZSTD,
+    .count = 3,
+    .delta_count = 2,
+    .runs = {{.region = 0, .kind = WIRE_PAGE_RAW, .pages = 3, .first = 0x80000},
+             {.region = 1, .kind = WIRE_PAGE_ZERO, .pages = 65535, .first = 7},
+             {.region = 0, .kind = WIRE_PAGE_DELTA, .pages = 2, .first = 9}},
+    .deltas = {3, 300},
+};
+
+#define ENCODED_DATA (3 * FERRY_PAGE_SIZE + 303 - 1)
+
 /* One message of every kind, as a body. */
 static void encode_sample(enum wire_type type, struct buffer *out)
 {
@@ -90,6 +103,9 @@ static void encode_sample(enum wire_type type, struct buffer *out)
     case WIRE_MEMORY:
         wire_memory_encode(out, 2);
         break;
+    case WIRE_ENCODED:
+        wire_encoded_encode(out, &encoded_sample);
+        break;
     case WIRE_PRESENT:
         wire_present_encode(
             out, &(struct wire_present){.region = 1, .bits = (const uint8_t *)"\x05\x80", .size = 2});
@@ -122,6 +138,7 @@ static void encode_sample(enum wire_type type, struct buffer *out)
 static int decode_any(enum wire_type type, struct reader *in, struct ferry_error *err)
 {
     static struct wire_run runs[WIRE_RUNS_MAX];
+    static struct wire_encoded encoded;
     struct wire_region regions[FERRY_REGIONS_MAX];
     struct wire_hello hello;
     struct wire_welcome welcome;
@@ -172,6 +189,8 @@ static int decode_any(enum wire_type type, struct reader *in, struct ferry_error
         return wire_reason_decode(in, &reason, err);
     case WIRE_MEMORY:
         return wire_memory_decode(in, &count, err);
+    case WIRE_ENCODED:
+        return wire_encoded_decode(in, ENCODED_DATA, &encoded, err);
     case WIRE_PRESENT:
         return wire_present_decode(in, &present, err);
     case WIRE_GO:
@@ -242,6 +261,7 @@ static void values_survive_the_round_trip(void **state)
     enum wire_verdict verdict;
     struct wire_end end;
     struct wire_present present;
+    struct wire_encoded encoded;
     struct reader reader;
     uint32_t round;
     size_t count;
@@ -287,6 +307,14 @@ static void values_survive_the_round_trip(void **state)
     assert_string_equal(reason.text, "because");
     DECODE(WIRE_END, wire_end_decode(&reader, &end, NULL));
     assert_int_equal(end.memory_checksum, 0x1122334455667788);
+    DECODE(WIRE_ENCODED, wire_encoded_decode(&reader, ENCODED_DATA, &encoded, NULL));
+    assert_int_equal(encoded.round, 5);
+    assert_int_equal(encoded.compression, WIRE_COMPRESSION_ZSTD);
+    assert_int_equal(encoded.count, 3);
+    assert_memory_equal(encoded.runs, encoded_sample.runs, 3 * sizeof(encoded.runs[0]));
+    assert_int_equal(encoded.delta_count, 2);
+    assert_int_equal(encoded.deltas[1], 300);
+    assert_int_equal(encoded.size, 3 * FERRY_PAGE_SIZE + 303);
     DECODE(WIRE_PRESENT, wire_present_decode(&reader, &present, NULL));
     assert_int_equal(present.region, 1);
     assert_int_equal(present.size, 2);
@@ -346,6 +374,21 @@ static void impossible_values_are_refused(void **state)
     refuse_changed(WIRE_PAGES, 9, 2);                  /* then the data is too much */
     refuse_changed(WIRE_PAGES, 10, 4);                 /* then it is too little */
     refuse_changed(WIRE_PAGES, 10, 0);                 /* a run of nothing */
+    refuse_changed(WIRE_ENCODED, 0, 0);                /* round 0 */
+    refuse_changed(WIRE_ENCODED, 4, 0);                /* no runs */
+    refuse_changed(WIRE_ENCODED, 5, 2);                /* 515 runs */
+    refuse_changed(WIRE_ENCODED, 6, 0);                /* compression 0 */
+    refuse_changed(WIRE_ENCODED, 6, 1);                /* none: then the data is too little */
+    refuse_changed(WIRE_ENCODED, 6, 4);                /* unknown */
+    refuse_changed(WIRE_ENCODED, 7, 1);                /* reserved */
+    refuse_changed(WIRE_ENCODED, 9, 0);                /* page kind 0 */
+    refuse_changed(WIRE_ENCODED, 9, 4);                /* unknown */
+    refuse_changed(WIRE_ENCODED, 10, 0);               /* a run of nothing */
+    refuse_changed(WIRE_ENCODED, 10, 2);               /* then the data is not less than the pages */
+    refuse_changed(WIRE_ENCODED, 10, 255);             /* more pages than a frame may have */
+    refuse_changed(WIRE_ENCODED, 8 + 24, 0);           /* changes of no bytes */
+    refuse_changed(WIRE_ENCODED, 8 + 24, 2);           /* then the data is not less than the pages */
+    refuse_changed(WIRE_ENCODED, 8 + 26 + 1, 17);      /* more changes than a page has bytes */
     refuse_changed(WIRE_FENCE, 0, 0);
     refuse_changed(WIRE_PAUSED, 0, 0);
     refuse_changed(WIRE_PAUSED, 0, 3);
