@@ -100,6 +100,35 @@ static void print_what(struct fields *fields, const json_t *migration)
     fields_time(fields, "ended", object_text(migration, "ended"));
 }
 
+/* What of memory need not go over the link, and why. */
+static void print_saved(struct fields *fields, const json_t *migration)
+{
+    static const struct {
+        const char *name, *words;
+    } encodings[] = {
+        {"zero", "are zero"},           {"unchanged", "are as they were sent before"},
+        {"delta", "changed a little"},  {"lz4", "compressed by lz4"},
+        {"zstd", "compressed by zstd"},
+    };
+    const json_t *encoded = object_get(migration, "encodings");
+    const char *label = "saved";
+
+    for (size_t i = 0; i < sizeof(encodings) / sizeof(encodings[0]); i++) {
+        const json_t *row = object_get(encoded, encodings[i].name);
+        char text[UNITS_TEXT_SIZE];
+
+        if (!object_number(row, "pages"))
+            continue;
+        fields_format(fields, label, "%-9s %llu pages %s",
+                      units_format_size(object_number(row, "saved_bytes"), text),
+                      (unsigned long long)object_number(row, "pages"), encodings[i].words);
+        label = "";
+    }
+    if (object_number(migration, "pages_postponed"))
+        fields_format(fields, label, "%llu pages written in every round were left for the end",
+                      (unsigned long long)object_number(migration, "pages_postponed"));
+}
+
 static void print_numbers(struct fields *fields, const json_t *migration)
 {
     char text[UNITS_TEXT_SIZE];
@@ -111,10 +140,11 @@ static void print_numbers(struct fields *fields, const json_t *migration)
     fields_size(fields, "sent", object_number(migration, "wire_bytes"));
     if (!migration_has_ended(migration))
         fields_size(fields, "left", object_number(migration, "remaining_bytes"));
-    fields_format(fields, "pages", "%llu sent, %llu zero, %llu never touched",
+    fields_format(fields, "pages", "%llu sent whole, %llu zero, %llu never touched",
                   (unsigned long long)object_number(migration, "pages_raw"),
                   (unsigned long long)object_number(migration, "pages_zero"),
                   (unsigned long long)object_number(migration, "pages_skipped"));
+    print_saved(fields, migration);
     print_rates(fields, migration);
     print_throttle(fields, migration);
     print_fetch(fields, migration);

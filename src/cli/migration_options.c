@@ -40,5 +40,7 @@ int migration_request(const struct args *args, json_t **body, struct ferry_error
         json_object_set_new(*body, "tls", json_true());
     if (args_has(args, "quick-resume"))
         json_object_set_new(*body, "quick_resume", json_string(args_text(args, "quick-resume", "")));
+    if (args_has(args, "compress"))
+        json_object_set_new(*body, "compress", json_string(args_text(args, "compress", NULL)));
     return 0;
 }

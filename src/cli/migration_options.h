@@ -42,7 +42,13 @@
      .value_name = "N", \
      .help = "connections to send memory on, 1 to 16; one a CPU of the host, 2 to 8, unless given"}, \
     {.name = "tls", \
-     .help = "encrypted, or not at all; else it is encrypted when both hosts have certificates"}
+     .help = "encrypted, or not at all; else it is encrypted when both hosts have certificates"}, \
+    {.name = "compress", \
+     .kind = VALUE_CHOICE, \
+     .value_name = "WAY", \
+     .choices = (const char *const[]){"auto", "off", "lz4", "zstd", NULL}, \
+     .help = "send memory compressed: auto (unless given) as far as that is faster on this link, off " \
+             "never, lz4 or zstd always"}
 /* clang-format on */
 
 extern const char *const migration_quick_resume_words[];

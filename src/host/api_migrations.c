@@ -7,6 +7,8 @@
 #include "host/migration_fetch.h"
 #include "host/probe.h"
 
+#include <ferry/ferry.h>
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,12 +26,16 @@ static int check_quick_resume(const char *word, struct ferry_error *err)
 
 static int check_options(const struct migration_options *options, struct ferry_error *err)
 {
+    enum ferry_compress compress;
+
     if (!config_name_valid(options->destination))
         return error_set(err, HOST_USAGE, "\"%.80s\" is not a host's name", options->destination);
     if (options->streams > STREAMS_MAX)
         return error_set(err, HOST_USAGE, "\"streams\" must be 1 to %d", STREAMS_MAX);
     if (options->throttle_max != MIGRATION_DEFAULT && options->throttle_max > THROTTLE_MAX)
         return error_set(err, HOST_USAGE, "\"throttle_max\" must be 0 to %d per cent", THROTTLE_MAX);
+    if (options->compress && ferry_compress_parse(options->compress, &compress, err) < 0)
+        return error_prefix(err, HOST_USAGE, "\"compress\" makes no sense");
     return check_quick_resume(options->quick_resume, err);
 }
 
@@ -45,6 +51,7 @@ static int read_options(struct api_request *request, struct migration_options *o
         {"streams", FIELD_UINT, false, &options->streams},
         {"tls", FIELD_BOOL, false, &options->tls},
         {"quick_resume", FIELD_STRING, false, &options->quick_resume},
+        {"compress", FIELD_STRING, false, &options->compress},
         {"forecast", FIELD_BOOL, false, forecast},
     };
     int result;

@@ -192,6 +192,13 @@ static int set_migrate_max(struct config *config, const char *value, struct ferr
     return 0;
 }
 
+static int set_delta_cache(struct config *config, const char *value, struct ferry_error *err)
+{
+    int result = config_parse_size(value, &config->delta_cache, err);
+
+    return result < 0 ? error_prefix(err, result, "delta-cache") : 0;
+}
+
 static int set_vm_program(struct config *config, const char *value, struct ferry_error *err)
 {
     return set_path(config->vm_program, "ferry-vm", value, err);
@@ -267,6 +274,8 @@ static const struct config_key {
     {"migrate-max", "N", "VMs that leave at once, others wait; 0: no limit (2)", set_migrate_max},
     {"migrate-bandwidth", "RATE", "what all that leave may take together, like 1G or 10Gbit",
      set_migrate_bandwidth},
+    {"delta-cache", "SIZE", "what each may keep of the memory sent, to send only changes; 0: nothing (64M)",
+     set_delta_cache},
     {"ferry-vm", "FILE", "the program to run a VM with", set_vm_program},
     {"memory-limit", "SIZE", "memory all VMs together may have", set_memory_limit},
     {"require-tls", NULL, "refuse what is not encrypted", set_require_tls},
@@ -512,6 +521,7 @@ int config_read(struct config *config, int argc, char **argv, enum config_action
         .start_timeout_ns = 60 * NS_PER_S,
         .reconnect_ns = 300 * NS_PER_S,
         .migrate_max = MIGRATE_MAX,
+        .delta_cache = CONFIG_DELTA_CACHE,
     };
     *action = CONFIG_RUN;
     result = read_options(config, argc, argv, true, action, err);

@@ -19,6 +19,7 @@
 #define HOST_NAME_SIZE 64 /* a host's or a VM's name with its NUL */
 
 #define CONFIG_CERTIFICATE "certificate.pem" /* in the state directory (certificate.h) */
+#define CONFIG_DELTA_CACHE (64u << 20)       /* unless said otherwise */
 
 struct config {
     char state_dir[PATH_MAX];                /* absolute */
@@ -36,6 +37,7 @@ struct config {
     bool require_tls;           /* no TCP, and no migration, without TLS */
     uint64_t migrate_bandwidth; /* bytes/s all VMs that leave may take together; 0: no limit */
     unsigned migrate_max;       /* VMs that leave at once; 0: no limit */
+    uint64_t delta_cache;       /* bytes a VM that leaves may keep of what was sent of it */
     uint64_t memory_limit;      /* bytes all VMs together may have; 0: what the machine has */
 };
 

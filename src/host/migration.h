@@ -116,6 +116,7 @@ struct migration_options {
     uint64_t streams;         /* 0: default */
     bool tls;                 /* encrypted, or not at all */
     const char *quick_resume; /* "allowed" or "now"; NULL: not */
+    const char *compress;     /* "auto", …; NULL: default */
 };
 
 #define MIGRATION_DEFAULT UINT64_MAX

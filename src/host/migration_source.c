@@ -48,6 +48,8 @@ json_t *migration_make_options(const struct migration_options *options)
     set_number(object, "streams", options->streams, 0);
     if (options->quick_resume)
         json_object_set_new(object, "quick_resume", json_string(options->quick_resume));
+    if (options->compress)
+        json_object_set_new(object, "compress", json_string(options->compress));
     return object;
 }
 
@@ -91,6 +93,7 @@ static int take_offer(struct migration *migration, const json_t *answer, struct 
     set_number(migration->send, "peer_timeout", host->config->peer_timeout_ns, 0);
     if (json_object_get(migration->options, "quick_resume"))
         set_number(migration->send, "reconnect", host->config->reconnect_ns, 0);
+    set_number(migration->send, "delta_cache", host->config->delta_cache, CONFIG_DELTA_CACHE);
     known = migration_known_costs(host, migration->vm_name, migration->destination);
     if (known)
         json_object_set_new(migration->send, "known", known);

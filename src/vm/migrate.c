@@ -100,6 +100,23 @@ static json_t *migration_fetch_json(const struct ferry_fetch_progress *fetch)
     return json;
 }
 
+/* What each encoding did, and so much less went over the link. */
+static json_t *migration_encodings_json(const struct ferry_progress *progress)
+{
+    uint64_t zero = progress->pages_zero;
+    json_t *object = json_pack("{s:{s:I, s:I}}", "zero", "pages", (json_int_t)zero, "saved_bytes",
+                               (json_int_t)(zero * FERRY_PAGE_SIZE));
+
+    for (int i = 0; i < FERRY_ENCODINGS; i++) {
+        const struct ferry_encoded *encoded = &progress->encoded[i];
+
+        json_object_set_new(object, ferry_encoding_name((enum ferry_encoding)i),
+                            json_pack("{s:I, s:I}", "pages", (json_int_t)encoded->pages, "saved_bytes",
+                                      (json_int_t)(encoded->pages * FERRY_PAGE_SIZE - encoded->bytes)));
+    }
+    return object;
+}
+
 json_t *migration_json(const struct migration *migration, bool with_log)
 {
     const struct ferry_progress *progress;
@@ -126,6 +143,8 @@ json_t *migration_json(const struct migration *migration, bool with_log)
     set_number(json, "pages_raw", progress->pages_raw);
     set_number(json, "pages_zero", progress->pages_zero);
     set_number(json, "pages_skipped", progress->pages_skipped);
+    set_number(json, "pages_postponed", progress->pages_postponed);
+    json_object_set_new(json, "encodings", migration_encodings_json(progress));
     set_number(json, "bandwidth", progress->bandwidth_bytes_per_s);
     set_number(json, "dirty_rate", progress->dirty_bytes_per_s);
     set_number(json, "throttle", progress->throttle_percent);
@@ -491,6 +510,23 @@ static int source_throttle_max(struct ferry_source_options *options, const json_
     return result;
 }
 
+/* How pages are sent; absent: as libferry has it. */
+static int source_encoding(struct ferry_source_options *options, const json_t *params,
+                           struct ferry_error *err)
+{
+    const json_t *compress = json_object_get(params, "compress");
+    uint64_t cache = UINT64_MAX;
+    int result = params_number(params, "delta_cache", INT64_MAX, &cache, err);
+
+    options->no_delta_cache = cache == 0;
+    options->delta_cache = cache == UINT64_MAX ? 0 : cache;
+    if (result || !compress)
+        return result;
+    if (!json_is_string(compress))
+        return error_set(err, -EINVAL, "parameter \"compress\" must be a text");
+    return ferry_compress_parse(json_string_value(compress), &options->compress, err);
+}
+
 /* The credentials in the file that the parameter "certificate" names; without one there are none, and the
  * migration is not encrypted. */
 static int load_credentials(struct ferry_credentials **out, const json_t *params, struct ferry_error *err)
@@ -535,6 +571,8 @@ static int source_options(struct ferry_source_options *options, const struct mig
                                         "address",
                                         "destination_pid",
                                         "streams",
+                                        "compress",
+                                        "delta_cache",
                                         "downtime_limit",
                                         "bandwidth_limit",
                                         "copy_time_limit",
@@ -566,6 +604,8 @@ static int source_options(struct ferry_source_options *options, const struct mig
         result = params_number(params, "destination_pid", INT32_MAX, &pid, err);
     if (!result)
         result = params_number(params, "streams", FERRY_STREAMS_MAX, &streams, err);
+    if (!result)
+        result = source_encoding(options, params, err);
     if (!result)
         result = params_number(params, "downtime_limit", INT64_MAX, &options->downtime_limit_ns, err);
     if (!result)

@@ -423,18 +423,19 @@ def test_migrate_sends_its_options_in_bytes_and_nanoseconds(run, fake):
     assert run("migrate", "web", "b", "--downtime", "1.5s", "--bandwidth", "1G", "--streams=3").returncode == 0
     assert run("migrate", "web", "b", "--bandwidth", "1Gbit").returncode == 0
     assert run("migrate", "web", "b", "--throttle-max", "30", "--copy-time-limit", "2min").returncode == 0
-    assert run("migrate", "web", "b", "--no-throttle").returncode == 0
+    assert run("migrate", "web", "b", "--no-throttle", "--compress", "zstd").returncode == 0
     assert fake.bodies("POST", "/v1/vms/web/migrate") == [
         {"destination": "b", "downtime_limit": 1_500_000_000, "bandwidth_limit": 1 << 30, "streams": 3},
         {"destination": "b", "bandwidth_limit": 125_000_000},
         {"destination": "b", "throttle_max": 30, "copy_time_limit": 120_000_000_000},
-        {"destination": "b", "throttle_max": 0},
+        {"destination": "b", "throttle_max": 0, "compress": "zstd"},
     ]
 
 
 @pytest.mark.parametrize("options, word", [(["--throttle-max", "100"], "0 to 99"),
-                                           (["--throttle-max", "9", "--no-throttle"], "exclude")])
-def test_migrate_refuses_nonsense_about_slowing(run, fake, options, word):
+                                           (["--throttle-max", "9", "--no-throttle"], "exclude"),
+                                           (["--compress", "gzip"], "lz4")])
+def test_migrate_refuses_nonsense_in_its_options(run, fake, options, word):
     done = run("migrate", "web", "b", *options)
     assert done.returncode == 2 and word in done.stderr
     assert fake.bodies("POST", "/v1/vms/web/migrate") == []
@@ -520,7 +521,8 @@ def test_migrate_on_a_terminal_redraws_four_phases(terminal):
 
 def test_migrations_show_has_numbers_rounds_parts_and_log(run):
     text = run("migrations", "show", ID[:8]).stdout
-    for wanted in ("completed", "2.1 ms", "last pages  1 ms", "65536", "312 pages", "(last = -1)", "VM continued"):
+    for wanted in ("completed", "2.1 ms", "last pages  1 ms", "65536", "312 pages", "(last = -1)", "VM continued",
+                   "208 MiB   53248 pages are zero", "3 MiB     1000 pages compressed by lz4", "12 pages written in every"):
         assert wanted in text
     assert "2026-11-21 02:31:40.500 +00:00  a  Another" in text
 

@@ -686,7 +686,7 @@ def test_options_of_a_move_reach_the_vm(hosts):
     a, b = hosts.pair()
     a.run("web")
     options = {"downtime_limit": 30_000_000, "bandwidth_limit": 1 << 20, "copy_time_limit": 5_000_000_000,
-               "throttle_max": 0, "streams": 3}
+               "throttle_max": 0, "streams": 3, "compress": "lz4"}
     migration = a.migrate("web", b, **options)
     a.finish(migration)
     sent = told_to_send(a, migration)
@@ -724,6 +724,7 @@ def test_checks_refuse_before_anything_moves(hosts):
     assert_refused(lambda: a.post("/v1/vms/web/migrate", {}), 400, "usage", "destination")
     assert_refused(lambda: a.migrate("web", b, streams=99), 400, "usage", "streams")
     assert_refused(lambda: a.migrate("web", b, throttle_max=100), 400, "usage", "throttle_max", "99")
+    assert_refused(lambda: a.migrate("web", b, compress="gzip"), 400, "usage", "compress", "gzip", "lz4")
     assert_refused(lambda: a.migrate("none", b), 404, "not_found", "none")
     assert_refused(lambda: a.migrate("off", b), 409, "conflict", "STOPPED")
     b.run("web")

@@ -187,6 +187,20 @@ static void limits_on_leaving_are_read(void **state)
     assert_contains(err.text, "migrate-bandwidth");
 }
 
+static void cache_of_what_was_sent_is_read(void **state)
+{
+    struct ferry_error err;
+
+    assert_ok(READ(&config, &err, "--state-dir", "/x"), err);
+    assert_int_equal(config.delta_cache, 64u << 20);
+    assert_ok(READ(&config, &err, "--state-dir", "/x", "--delta-cache", "0"), err);
+    assert_int_equal(config.delta_cache, 0);
+    assert_ok(READ(&config, &err, "--state-dir", "/x", "--delta-cache", "1G"), err);
+    assert_int_equal(config.delta_cache, 1u << 30);
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--delta-cache", "some"), -EINVAL);
+    assert_contains(err.text, "delta-cache");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -199,6 +213,7 @@ int main(void)
         cmocka_unit_test(sizes_are_read_with_units),
         cmocka_unit_test(rates_are_read_in_bytes_and_bits),
         cmocka_unit_test(limits_on_leaving_are_read),
+        cmocka_unit_test(cache_of_what_was_sent_is_read),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
