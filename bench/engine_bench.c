@@ -3,12 +3,12 @@
  * TCP.
  *
  *   engine_bench [-m MIB] [-u USED_MIB] [-s STREAMS] [-w PAGES_PER_S] [-p WINDOW_PAGES] [-n RUNS]
- *                [-b BYTES_PER_S] [-c COMPRESSION] [-r RANDOM_BYTES] [-v] [-t] [-e]
+ *                [-b BYTES_PER_S] [-c COMPRESSION] [-r RANDOM_BYTES] [-v] [-t] [-e] [-a]
  *
  * Prints one line a run: total time, downtime and its parts, throughput (from the first page on, the
  * destination's memory being there), bytes, rounds, CPU seconds of both sides per GiB moved. -t touches the
- * destination's memory beforehand, -e encrypts, -v prints the session's log. Of each page so many bytes are
- * random with -r (all unless given), the others are text.
+ * destination's memory beforehand, -e encrypts, -a compares all memory in the end, -v prints the session's
+ * log. Of each page so many bytes are random with -r (all unless given), the others are text.
  */
 #include "base/clock.h"
 #include "base/sock.h"
@@ -40,6 +40,7 @@ struct settings {
     unsigned runs;
     bool verbose;
     bool touched;
+    bool compared;
     struct ferry_credentials *source; /* NULL: in the clear */
     struct ferry_credentials *destination;
 };
@@ -117,7 +118,8 @@ static void run_once(const struct settings *settings)
                                            .streams = settings->streams,
                                            .credentials = settings->source,
                                            .compress = settings->compress,
-                                           .bandwidth_limit = settings->bandwidth};
+                                           .bandwidth_limit = settings->bandwidth,
+                                           .verify_memory = settings->compared};
     static struct ferry_progress progress;
     struct ferry_session *session;
     struct ferry_error err;
@@ -237,7 +239,7 @@ int main(int argc, char **argv)
     struct settings settings = {.memory = 512u << 20, .noise = FERRY_PAGE_SIZE, .runs = 1};
     int option;
 
-    while ((option = getopt(argc, argv, "m:u:s:w:p:n:b:c:r:vte")) != -1) {
+    while ((option = getopt(argc, argv, "m:u:s:w:p:n:b:c:r:vtea")) != -1) {
         uint64_t value = optarg ? strtoull(optarg, NULL, 0) : 0;
 
         switch (option) {
@@ -273,6 +275,9 @@ int main(int argc, char **argv)
             break;
         case 't':
             settings.touched = true;
+            break;
+        case 'a':
+            settings.compared = true;
             break;
         case 'e':
             encrypt(&settings);

@@ -124,3 +124,31 @@ unsigned thread_cpus(void)
         return CPU_SETSIZE;
     return CPU_COUNT(&set) > 0 ? (unsigned)CPU_COUNT(&set) : 1;
 }
+
+static void pipe_signal(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGPIPE);
+}
+
+void thread_mute_begin(struct thread_mute *mute)
+{
+    sigset_t pending;
+    sigset_t pipe;
+
+    pipe_signal(&pipe);
+    sigpending(&pending);
+    mute->pending = sigismember(&pending, SIGPIPE) == 1;
+    pthread_sigmask(SIG_BLOCK, &pipe, &mute->before);
+}
+
+void thread_mute_end(const struct thread_mute *mute)
+{
+    static const struct timespec at_once;
+    sigset_t pipe;
+
+    pipe_signal(&pipe);
+    while (!mute->pending && sigtimedwait(&pipe, NULL, &at_once) == SIGPIPE)
+        continue;
+    pthread_sigmask(SIG_SETMASK, &mute->before, NULL);
+}

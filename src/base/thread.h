@@ -9,6 +9,7 @@
 #include <ferry/error.h>
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -29,6 +30,15 @@ unsigned thread_cpus(void);
 /* The calling thread works in the background: others, first of all a guest's vCPUs, get more of the processor
  * and are not interrupted by it. With FALSE it does no longer, as far as the kernel allows that. */
 void thread_set_background(bool background);
+
+/* The calling thread gets no SIGPIPE in between, for calls that raise it and cannot be told not to. */
+struct thread_mute {
+    bool pending; /* there was one already */
+    sigset_t before;
+};
+
+void thread_mute_begin(struct thread_mute *mute);
+void thread_mute_end(const struct thread_mute *mute);
 
 /* A condition variable on CLOCK_MONOTONIC. */
 void thread_cond_init(pthread_cond_t *condition);

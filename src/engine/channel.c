@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -73,9 +74,13 @@ void channel_init_socket(struct channel *channel, int fd, int cancel_fd, uint64_
 void channel_close(struct channel *channel)
 {
     int fds[CHANNEL_DESCRIPTORS_MAX];
+    struct thread_mute mute;
 
+    /* Where the kernel does TLS, closing a socket sends what it has not sent yet, and may raise SIGPIPE. */
+    thread_mute_begin(&mute);
     if (channel->ops && channel->fd >= 0)
         channel->ops->close(channel);
+    thread_mute_end(&mute);
     channel->fd = -1;
     for (size_t i = channel_take_descriptors(channel, fds); i-- > 0;)
         close(fds[i]);

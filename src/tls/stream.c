@@ -1,6 +1,7 @@
 #include "tls/stream.h"
 
 #include "base/error.h"
+#include "base/thread.h"
 #include "tls/words.h"
 
 #include <assert.h>
@@ -39,8 +40,9 @@ struct tls_stream {
     char peer[64];
     BIO_METHOD *method;
     SSL *ssl;
-    X509 *refused; /* the certificate, theirs or its CA's, that is not good; owned */
-    bool kernel;   /* the kernel encrypts what is sent */
+    X509 *refused;     /* the certificate, theirs or its CA's, that is not good; owned */
+    bool kernel;       /* the kernel encrypts what is sent */
+    const char *where; /* for people: who encrypts, and why not the kernel */
     bool first_seen;
     uint8_t first; /* byte that came */
     bool ended;    /* the socket has */
@@ -170,16 +172,20 @@ static BIO *make_bio(struct tls_stream *stream)
 }
 
 /* Before the handshake: the kernel must be asked then. */
-static bool kernel_has_tls(int fd)
+static bool kernel_has_tls(struct tls_stream *stream)
 {
     static const char name[] = "tls";
 
-    return setsockopt(fd, IPPROTO_TCP, TCP_ULP, name, sizeof(name) - 1) == 0;
+    if (setsockopt(stream->fd, IPPROTO_TCP, TCP_ULP, name, sizeof(name) - 1) == 0)
+        return true;
+    stream->where = errno == ENOENT ? "in user space: the kernel has no tls"
+                                    : "in user space: no socket for the kernel's";
+    return false;
 }
 
 static bool connect_bios(struct tls_stream *stream)
 {
-    bool kernel = kernel_has_tls(stream->fd);
+    bool kernel = kernel_has_tls(stream);
     BIO *in = make_bio(stream);
     BIO *out = kernel ? BIO_new_socket(stream->fd, BIO_NOCLOSE) : make_bio(stream);
 
@@ -283,6 +289,31 @@ static int fail_by_socket(struct tls_stream *stream, int code, struct ferry_erro
     return fail_again(stream, err);
 }
 
+/* ---- entering and leaving ---- */
+
+struct visit {
+    bool muted;
+    struct thread_mute mute;
+};
+
+/* OpenSSL writes to a socket without MSG_NOSIGNAL, which is what it does when the kernel encrypts. */
+static void enter(struct tls_stream *stream, struct visit *visit)
+{
+    pthread_mutex_lock(&stream->lock);
+    ERR_clear_error();
+    visit->muted = BIO_method_type(SSL_get_wbio(stream->ssl)) == BIO_TYPE_SOCKET;
+    if (visit->muted)
+        thread_mute_begin(&visit->mute);
+}
+
+static void leave(struct tls_stream *stream, const struct visit *visit)
+{
+    if (visit->muted)
+        thread_mute_end(&visit->mute);
+    ERR_clear_error();
+    pthread_mutex_unlock(&stream->lock);
+}
+
 /* ---- life ---- */
 
 /* OpenSSL forgets a certificate that was not accepted. */
@@ -353,14 +384,14 @@ void tls_stream_free(struct tls_stream *stream)
 
 void tls_stream_finish(struct tls_stream *stream)
 {
-    pthread_mutex_lock(&stream->lock);
-    ERR_clear_error();
+    struct visit visit;
+
+    enter(stream, &visit);
     if (!stream->failure.code) {
         SSL_shutdown(stream->ssl);
         flush_out(stream);
     }
-    ERR_clear_error();
-    pthread_mutex_unlock(&stream->lock);
+    leave(stream, &visit);
 }
 
 /* ---- handshake ---- */
@@ -392,8 +423,11 @@ static bool take_back_from_kernel(struct tls_stream *stream)
     BIO *out;
 
     stream->kernel = BIO_get_ktls_send(SSL_get_wbio(stream->ssl));
+    if (stream->kernel)
+        stream->where = "by the kernel";
     if (stream->kernel || BIO_method_type(SSL_get_wbio(stream->ssl)) != BIO_TYPE_SOCKET)
         return true;
+    stream->where = "in user space: the kernel's tls cannot do it";
     out = make_bio(stream);
     if (out)
         SSL_set0_wbio(stream->ssl, out);
@@ -422,10 +456,10 @@ static int step_accept(struct tls_stream *stream, short *events, struct ferry_er
 
 int tls_stream_handshake(struct tls_stream *stream, short *events, struct ferry_error *err)
 {
+    struct visit visit;
     int result = 1;
 
-    pthread_mutex_lock(&stream->lock);
-    ERR_clear_error();
+    enter(stream, &visit);
     if (stream->step == STEP_HANDSHAKE) {
         result = step_handshake(stream, events, err);
         if (result == 1 && !take_back_from_kernel(stream))
@@ -438,8 +472,7 @@ int tls_stream_handshake(struct tls_stream *stream, short *events, struct ferry_
         if (result == 1)
             stream->step = STEP_READY;
     }
-    ERR_clear_error();
-    pthread_mutex_unlock(&stream->lock);
+    leave(stream, &visit);
     return result;
 }
 
@@ -474,29 +507,27 @@ ssize_t tls_stream_readv(struct tls_stream *stream, const struct iovec *iov, int
                          struct ferry_error *err)
 {
     ssize_t result;
+    struct visit visit;
 
-    pthread_mutex_lock(&stream->lock);
-    ERR_clear_error();
+    enter(stream, &visit);
     result = stream->failure.code ? fail_again(stream, err) : read_some(stream, iov, count, err);
-    ERR_clear_error();
-    pthread_mutex_unlock(&stream->lock);
+    leave(stream, &visit);
     return result;
 }
 
 bool tls_stream_readable(struct tls_stream *stream)
 {
+    struct visit visit;
     uint8_t byte;
     int result = 1;
 
-    pthread_mutex_lock(&stream->lock);
-    ERR_clear_error();
+    enter(stream, &visit);
     if (!stream->failure.code) {
         result = SSL_peek(stream->ssl, &byte, 1);
         if (result != 1)
             result = explain(stream, result, NULL) != -EAGAIN;
     }
-    ERR_clear_error();
-    pthread_mutex_unlock(&stream->lock);
+    leave(stream, &visit);
     return result == 1;
 }
 
@@ -616,17 +647,16 @@ ssize_t tls_stream_writev(struct tls_stream *stream, const struct iovec *iov, in
                           struct ferry_error *err)
 {
     ssize_t result;
+    struct visit visit;
 
-    pthread_mutex_lock(&stream->lock);
-    ERR_clear_error();
+    enter(stream, &visit);
     if (stream->failure.code)
         result = fail_again(stream, err);
     else if (stream->kernel)
         result = write_by_kernel(stream, iov, count, err);
     else
         result = write_some(stream, iov, count, err);
-    ERR_clear_error();
-    pthread_mutex_unlock(&stream->lock);
+    leave(stream, &visit);
     return result;
 }
 
@@ -636,7 +666,7 @@ char *tls_stream_describe(struct tls_stream *stream, char text[static TLS_STREAM
 {
     pthread_mutex_lock(&stream->lock);
     snprintf(text, TLS_STREAM_TEXT_SIZE, "%s with %s, encrypted %s", SSL_get_version(stream->ssl),
-             SSL_get_cipher_name(stream->ssl), stream->kernel ? "by the kernel" : "in user space");
+             SSL_get_cipher_name(stream->ssl), stream->where);
     pthread_mutex_unlock(&stream->lock);
     return text;
 }

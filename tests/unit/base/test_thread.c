@@ -48,6 +48,37 @@ static void signals_are_blocked_but_for_faults(void **state)
     assert_false(sigismember(&mine, SIGTERM));
 }
 
+static bool pipe_is_pending(void)
+{
+    sigset_t pending;
+
+    sigpending(&pending);
+    return sigismember(&pending, SIGPIPE) == 1;
+}
+
+static void muted_sigpipe_is_lost_and_an_earlier_one_is_not(void **state)
+{
+    struct thread_mute mute;
+    sigset_t pipe;
+    int number;
+
+    thread_mute_begin(&mute);
+    pthread_kill(pthread_self(), SIGPIPE); /* would end the test */
+    assert_true(pipe_is_pending());
+    thread_mute_end(&mute);
+    assert_false(pipe_is_pending());
+
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe, NULL);
+    pthread_kill(pthread_self(), SIGPIPE);
+    thread_mute_begin(&mute);
+    thread_mute_end(&mute);
+    assert_true(pipe_is_pending());
+    sigwait(&pipe, &number);
+    pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
+}
+
 static void join_of_no_thread_does_nothing(void **state)
 {
     struct seen seen;
@@ -116,6 +147,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(name_is_cut_to_what_linux_takes),
         cmocka_unit_test(signals_are_blocked_but_for_faults),
+        cmocka_unit_test(muted_sigpipe_is_lost_and_an_earlier_one_is_not),
         cmocka_unit_test(join_of_no_thread_does_nothing),
         cmocka_unit_test(wait_ends_at_the_deadline),
         cmocka_unit_test(wait_ends_when_signalled),
