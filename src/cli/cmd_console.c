@@ -205,7 +205,7 @@ static int go_after(struct console *console, bool *go_on, struct ferry_error *er
 static int console_run(struct cli *cli, struct ferry_error *err)
 {
     struct console console = {.cli = cli, .vm = args_operand(&cli->args, 0), .pipe = {.fd = -1}};
-    bool go_on = true, was_attached = false;
+    bool go_on = true, was_attached = false, again;
     int result = 0;
 
     guest_output_init(&console.output, cli, console.vm);
@@ -216,7 +216,9 @@ static int console_run(struct cli *cli, struct ferry_error *err)
         result = attach(&console, err);
         if (result == 0)
             end = talk(&console);
-        else if (result != -ENOENT && !(was_attached && (result == -ECONNREFUSED || result == -EPIPE)))
+        /* Nobody answers, or the VM has ended and is still listed as running: find out what became of it. */
+        again = was_attached && (result == -ECONNREFUSED || result == -EPIPE || result == -EBUSY);
+        if (result < 0 && result != -ENOENT && !again)
             return result;
         was_attached = true;
         if (end == CONSOLE_CLOSED)
