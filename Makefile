@@ -49,7 +49,8 @@ test-unit: test-deps build
 test-integration: test-deps build guests
 	@scripts/run-tests --build $(BUILD) integration
 
-# FAULTS='--only TEXT', '--sample N' or '--seed S' for some of them only.
+# FAULTS='--only TEXT', '--sample N' or '--seed S' for some of them only;
+# FAULTS=--upgrade: in an upgrade on one host instead of a migration.
 test-faults: test-deps build guests
 	@scripts/run-faults --build $(BUILD) $(FAULTS)
 

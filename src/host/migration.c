@@ -279,7 +279,7 @@ void migration_told(struct vm_process *process, const char *method, const json_t
 }
 
 /* What migrate.status says, taken as if it had been told. For when notifications were lost. */
-static void ask(struct migration *migration)
+void migration_ask(struct migration *migration)
 {
     struct host *host = migration->host;
     struct vm_process *process = vm_process_get(host, migration->vm);
@@ -321,7 +321,7 @@ bool migration_wait(struct migration *migration)
         if (!thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(host_vm_ms(host))) &&
             migration->version == version) {
             host_unlock(host);
-            ask(migration);
+            migration_ask(migration);
             host_lock(host);
         }
     }

@@ -200,6 +200,8 @@ void migration_log(struct migration *migration, enum log_level level, const char
     __attribute__((format(printf, 3, 4)));
 /* Counts a change, for who waits for one. Under the lock. */
 void migration_touch(struct migration *migration);
+/* Asks the VM's process how its migration is, as if it had told. For when its words were lost. */
+void migration_ask(struct migration *migration);
 /* Waits until ferry-vm said the last word, its process is gone, or the host stops (false). */
 bool migration_wait(struct migration *migration);
 /* What is known of the end: told by ferry-vm, or left in exit.json. NULL: nothing final. New reference. */

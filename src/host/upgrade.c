@@ -129,15 +129,20 @@ static bool await_newcomer(struct migration *migration, int64_t timeout_ms)
     return !waiting;
 }
 
-/* Whether it says that it has the VM. */
+/* Whether it says that it has the VM. Under the lock. */
+static bool has_it_locked(const struct migration *migration)
+{
+    return strcmp(text_of(migration->arrival, "outcome"), "completed") == 0 ||
+           (strcmp(text_of(migration->arrival_exit, "migration"), migration->id) == 0 &&
+            strcmp(text_of(json_object_get(migration->arrival_exit, "report"), "outcome"), "completed") == 0);
+}
+
 static bool newcomer_has_it(struct migration *migration)
 {
     bool has;
 
     host_lock(migration->host);
-    has = strcmp(text_of(migration->arrival, "outcome"), "completed") == 0 ||
-          (strcmp(text_of(migration->arrival_exit, "migration"), migration->id) == 0 &&
-           strcmp(text_of(json_object_get(migration->arrival_exit, "report"), "outcome"), "completed") == 0);
+    has = has_it_locked(migration);
     host_unlock(migration->host);
     return has;
 }
@@ -376,6 +381,55 @@ static void finish_as_told(struct migration *migration, const json_t *word)
     }
 }
 
+/*
+ * Waits until the old process has said how it ended, or is gone. One that says nothing for a while after the
+ * new one has said that it has the VM hangs, and is in nobody's way; it is killed. False when the host stops.
+ */
+static bool await_former(struct migration *migration)
+{
+    struct host *host = migration->host;
+    uint64_t moved_at = UINT64_MAX;
+    bool waiting;
+
+    host_lock(host);
+    while ((waiting = !migration->told_final && migration->vm->process) && !host->stopping &&
+           clock_left_ms(moved_at) != 0) {
+        unsigned version = migration->version;
+
+        if (moved_at == UINT64_MAX && has_it_locked(migration))
+            moved_at = clock_deadline(host_vm_ms(host));
+        if (!thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(ASK_INTERVAL_MS)) &&
+            migration->version == version) {
+            host_unlock(host);
+            ask_newcomer(migration);
+            migration_ask(migration);
+            host_lock(host);
+        }
+    }
+    waiting = waiting && host->stopping;
+    host_unlock(host);
+    return !waiting;
+}
+
+static void end_hanging_former(struct migration *migration)
+{
+    struct host *host = migration->host;
+    struct vm_process *process;
+
+    host_lock(host);
+    process = migration->told_final ? NULL : migration->vm->process;
+    if (process)
+        process->refs++;
+    host_unlock(host);
+    if (!process)
+        return;
+    migration_log(migration, LOG_LEVEL_WARN, "the VM has moved, and its former process %d hangs; killing it",
+                  (int)process->pid);
+    vm_process_kill(process);
+    vm_process_unref(process);
+    vm_wait_gone(host, migration->vm, clock_deadline(host_start_ms(host)));
+}
+
 void migration_run_upgrade(struct migration *migration)
 {
     struct ferry_error err = {0};
@@ -393,8 +447,9 @@ void migration_run_upgrade(struct migration *migration)
         finish_stayed(migration, "failed", "internal", err.text);
         return;
     }
-    if (!migration_wait(migration))
+    if (!await_former(migration))
         return; /* ferryd is stopping; the two go on, and the next ferryd takes it up */
+    end_hanging_former(migration);
     word = migration_final_word(migration);
     if (word)
         finish_as_told(migration, word);

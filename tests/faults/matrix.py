@@ -15,16 +15,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 KINDS = ["crash", "hang", "error", "drop"]
 
 
-def points():
-    """Names of the fault points, in the order of the protocol, from the one place that has them. Memory is passed from
-    process to process only within a host: no migration reaches those points."""
+# Only where memory is passed, and only where it is copied.
+PASSED = ["source-before-memory", "source-after-memory", "destination-before-memory", "destination-after-memory"]
+COPIED = ["source-before-round", "source-after-round", "source-before-last-pages", "source-after-last-pages"]
+
+
+def points(upgrade=False):
+    """Names of the fault points, in the order of the protocol, from the one place that has them."""
     text = (ROOT / "src" / "engine" / "fault.h").read_text()
     found = re.findall(r'X\(FAULT_\w+,\s*"((?:source|destination)-[a-z-]+)"\)', text)
-    return [point for point in found if not point.endswith("-memory")]
+    return [point for point in found if point not in (COPIED if upgrade else PASSED)]
 
 
-def cases():
-    for point in points():
+def cases(upgrade=False):
+    for point in points(upgrade):
         for kind in KINDS:
             yield point, kind
 
@@ -71,6 +75,13 @@ def allowed(commands, point, kind, hanging):
     if not must_live(point, kind):
         return True
     return all(kind == "hang" and not command.startswith("run") for command in commands)
+
+
+def allowed_upgrade(commands, point, kind, hanging):
+    """The same, when the two are processes of one host: its ferryd ends by itself what hangs and is in the way."""
+    if must_live(point, kind) or (kind == "hang" and point in LOCKED):
+        return not commands
+    return allowed(commands, point, kind, hanging)
 
 
 class Case:
@@ -146,25 +157,59 @@ def run_case(world, case, source):
     return host
 
 
-def table(done):
+def run_upgrade(world, case, host):
+    """The fault in an upgrade on HOST, whose two processes read one plan."""
+    plan = [case.name]
+    if case.point in RETAKE:
+        plan.append(retake_trigger(case.kind))
+    world.fault(host, ",".join(plan))
+    with world.watching():
+        upgrade = world.upgrade(host)
+        if upgrade is None:
+            raise Wrong("the upgrade was refused")
+        world.settle(HANG_S if case.kind == "hang" else 30)
+        world.fault(host, "")
+        if case.point not in world.reached(host):
+            raise Wrong("the upgrade never came to this step")
+        where, commands = world.resolve(host, 1)
+        if where is not host or not allowed_upgrade(commands, case.point, case.kind, host.name):
+            raise Wrong(f"the guest did not live through it without help: {', '.join(commands)}")
+        world.verify(host)
+    world.check_leaks(host)
+    record = wait(lambda: record_of(host, upgrade), "the upgrade's record", 10)
+    case.told = record["outcome"]
+    where = "new" if record["outcome"] == "completed" else "old"
+    told, pid = record["upgrade"][f"{where}_pid"], host.vm(NAME)["pid"]
+    if pid != told and not any(c.startswith("run") for c in commands):
+        raise Wrong(f"the guest runs in process {pid}, and the record says {told}")
+    if case.kind == "hang" and not commands:
+        world.renew(host)  # it may have become the VM's process with a thread that hangs for ever: no more upgrades
+    case.cell = where if not commands else f"{where}*" if any(c.startswith("run") for c in commands) else f"{where}+"
+    case.commands = commands
+    return host
+
+
+def table(done, upgrade=False):
     """One row a step, one column a kind."""
     cells = {(case.point, case.kind): case for case in done}
-    width = max(len(point) for point in points())
+    width = max(len(point) for point in points(upgrade))
     lines = [f"{'step':<{width}}  " + "  ".join(f"{kind:<8}" for kind in KINDS)]
-    for point in points():
+    for point in points(upgrade):
         row = [cells.get((point, kind)) for kind in KINDS]
         if any(row):
             texts = ["" if case is None else "FAILED" if case.wrong else case.cell for case in row]
             lines.append(f"{point:<{width}}  " + "  ".join(f"{text:<8}" for text in texts).rstrip())
-    lines += ["", "source, dest: where the guest runs afterwards, its memory unharmed",
+    lines += ["", "old, new: the process that had the guest at the end of the upgrade, its memory unharmed" if upgrade else
+              "source, dest: where the guest runs afterwards, its memory unharmed",
               "+  after a command (kill of what hangs, recover); its memory unharmed",
               "*  booted anew from its disk: the only process with its memory was gone"]
     return "\n".join(lines)
 
 
-def run(sample=None, seed=1, only=None, say=print):
-    """All cases, or SAMPLE of them; returns those that were run."""
-    chosen = list(cases())
+def run(sample=None, seed=1, only=None, say=print, upgrade=False):
+    """All cases, or SAMPLE of them, of a migration or of an upgrade; returns those that were run."""
+    chosen = list(cases(upgrade))
+    run_one = run_upgrade if upgrade else run_case
     if only:
         chosen = [case for case in chosen if only in ":".join(case)]
     if sample is not None and sample < len(chosen):
@@ -182,7 +227,7 @@ def run(sample=None, seed=1, only=None, say=print):
                     world = World().__enter__()
                     source = world.a
                     world.boot(source)
-                source = run_case(world, case, source)
+                source = run_one(world, case, source)
             except Exception as wrong:  # noqa: BLE001 - it is told, and the next case begins in a new world
                 case.wrong = f"{type(wrong).__name__}: {wrong}"
                 keep_logs(world, case)

@@ -13,6 +13,7 @@ Fault points come from a file a host, which its VM processes read at every point
 """
 import contextlib
 import fcntl
+import itertools
 import os
 import pathlib
 import re
@@ -151,6 +152,11 @@ class World:
             raise Wrong(f"the journal ends at {last} with {bad} bad records; {self.journal} were surely on the disk")
         wait(lambda: work_lines(self.console(host)), "the guest's first lines", 60)
 
+    def renew(self, host):
+        """The same VM in a process that knows nothing of what was before."""
+        host.post(f"/v1/vms/{NAME}/kill")
+        self.boot(host)
+
     def verify(self, host):
         """The guest verifies all of its memory, its connections and its journal once more."""
         text = self.console(host)
@@ -183,22 +189,36 @@ class World:
     def running(self):
         return [host for host in self.pair if self.state(host) == "RUNNING"]
 
+    def consoles(self, host):
+        """What the console says that every process of the VM on HOST has; there are two while it is upgraded."""
+        found = {}
+        for room in ("vms", "new"):
+            try:
+                text = (host.state_dir / room / NAME / "console.log").read_text(errors="replace").replace("\r", "")
+            except OSError:
+                continue
+            if text:
+                found[f"{host.name} ({room})" if room == "new" else host.name] = text
+        return found
+
     def look(self):
         """One look for two running copies."""
         first = self.state(self.a)
         if first == "RUNNING" and self.state(self.b) == "RUNNING" and self.state(self.a) == "RUNNING":
             raise Wrong("both hosts list the VM as RUNNING")
         for host in self.pair:
-            text = self.console(host)
-            if text:
-                self.seen[host.name] = text
-        here, there = (work_lines(self.seen.get(host.name, "")) for host in self.pair)
+            self.seen.update(self.consoles(host))
+        for one, other in itertools.combinations(sorted(self.seen), 2):
+            self.compare(one, other)
+
+    def compare(self, one, other):
+        here, there = work_lines(self.seen[one]), work_lines(self.seen[other])
         if here.get(1) != there.get(1):
             return  # not the same life: one was booted anew
         for number in here.keys() & there.keys():
             if here[number] != there[number]:
-                raise Wrong(f"two copies ran: line {number} of the guest is '{here[number]}' on a "
-                            f"and '{there[number]}' on b")
+                raise Wrong(f"two copies ran: line {number} of the guest is '{here[number]}' on {one} "
+                            f"and '{there[number]}' on {other}")
 
     @contextlib.contextmanager
     def watching(self):
@@ -291,6 +311,13 @@ class World:
         """Begins a migration; its id, or None when it ended before it began."""
         try:
             return source.migrate(NAME, destination, **options)
+        except Refused:
+            return None
+
+    def upgrade(self, host):
+        """Begins an upgrade; its id, or None when it ended before it began."""
+        try:
+            return host.upgrade(NAME)
         except Refused:
             return None
 
