@@ -26,14 +26,19 @@ class Connection(http.client.HTTPConnection):
 class Host:
     """One ferryd with a state directory of its own."""
 
-    def __init__(self, build, name):
+    def __init__(self, build, name, prefix=(), address=None):
+        """PREFIX starts it elsewhere (a network namespace), where ADDRESS is its own."""
         self.name = name
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix=f"ferry-bench-{name}-"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        more = ["--insecure"] if address else []
+        if address:
+            self.address = f"{address}:7411"
+        else:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.process = subprocess.Popen(
-            [build / "ferryd", "--state-dir", self.directory, "--name", name, "--listen", self.address],
+            [*prefix, build / "ferryd", "--state-dir", self.directory, "--name", name, "--listen", self.address, *more],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while not (self.directory / "ferryd.sock").exists():
@@ -113,10 +118,11 @@ class Host:
 
 
 class Pair:
-    """Hosts a and b that know each other."""
+    """Hosts a and b that know each other; with LINK (link.py) one at each end of it."""
 
-    def __init__(self, build):
-        self.a, self.b = Host(build, "a"), Host(build, "b")
+    def __init__(self, build, link=None):
+        places = list(zip(link.ends, link.addresses)) if link else [((), None)] * 2
+        self.a, self.b = (Host(build, name, *place) for name, place in zip("ab", places))
         self.a.call("POST", "/v1/hosts", {"name": "b", "address": self.b.address})
         self.b.call("POST", "/v1/hosts", {"name": "a", "address": self.a.address})
 

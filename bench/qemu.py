@@ -46,10 +46,10 @@ class Console:
 class Qemu:
     """One QEMU process with a QMP socket."""
 
-    def __init__(self, kernel, initrd=None, append="", memory="512M", smp=1, incoming=None, extra=()):
+    def __init__(self, kernel, initrd=None, append="", memory="512M", smp=1, incoming=None, extra=(), prefix=()):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="ferry-bench-qemu-"))
         qmp = self.directory / "qmp"
-        command = [PROGRAM, "-M", "virt", "-m", memory, "-smp", str(smp), "-display", "none", "-monitor", "none",
+        command = [*prefix, PROGRAM, "-M", "virt", "-m", memory, "-smp", str(smp), "-display", "none", "-monitor", "none",
                    "-serial", "stdio", "-bios", "default", "-kernel", str(kernel), "-append", append,
                    "-qmp", f"unix:{qmp},server=on,wait=off", *extra]
         if initrd:
