@@ -73,6 +73,7 @@ format:
 
 bench: build guests
 	@scripts/install-deps bench
+	@bench/fetch-qemu >/dev/null || echo "bench: no QEMU from backports; the installed one is the peer" >&2
 	@/usr/bin/python3 bench/run.py --build $(BUILD) $(if $(BENCH),--case $(BENCH),)
 
 install: build

@@ -8,7 +8,6 @@ import subprocess
 import time
 
 import ferry
-import link
 import qemu
 
 BOOT_WORDS = "FERRY-GUEST READY"
@@ -283,75 +282,6 @@ def tls(build, quick):
             row("encrypted CPU", "s/GiB", speed[1], cpu[1], "Ferry in the clear", count, "<= 3.5 x", "<=", 3.5)]
 
 
-def _stress(build, host, memory, cmdline):
-    """A bare-metal guest that has filled its memory and goes on writing it."""
-    host.run(name="bench", machine="riscv64", memory=memory << 20, vcpus=1, kernel=guest(build, "stress-riscv64.elf"),
-             cmdline=cmdline)
-    host.wait_console("bench", "pass=1", 600)
-
-
-def _assert_whole(host):
-    """It goes on at HOST, and finds all of its memory as it was written."""
-    passes = int(re.findall(r"pass=(\d+)", host.console("bench"))[-1])
-    text = host.wait_console("bench", f"pass={passes + 2}", 600)
-    assert not re.search(r"errors=[1-9]|WORK ERROR", text), text[-400:]
-
-
-def table(build, quick):
-    """The reference calculation: 2 GiB over 1 Gbit/s, a quarter of what is sent is changed meanwhile (needs root)"""
-    with link.Link(10**9) as shaped:
-        rate = shaped.tcp_rate()
-        with ferry.Pair(build, shaped) as pair:
-            _stress(build, pair.a, 2048, f"rate={int(rate / 4)} order=seq interval=1000")
-            report = pair.a.migrate("bench", "b")
-            if not quick:
-                _assert_whole(pair.b)
-    sent = [entry["pages"] * 4096 for entry in report["rounds"]]
-    # Down to what is there within a tenth of a second, each round is a quarter of the one before.
-    quarters = [after / before for before, after in zip(sent, sent[1:]) if before > rate / 10]
-    ideal = report["wire_bytes"] / rate
-    name = "bytes / iperf3's rate"
-    rows = [{**row("reference table, rounds", "of the one before", statistics.mean(quarters), 0.25, "a quarter", len(quarters),
-                   "0.2 to 0.3 each", "<=", 1.2), "holds": all(0.2 <= each <= 0.3 for each in quarters)},
-            row("reference table, copying", "s", (report["total_ns"] - report["setup_ns"]) / 1e9, ideal, name, 1, "<= 1.05 x",
-                "<=", 1.05),
-            row("reference table, total", "s", report["total_ns"] / 1e9, ideal, name, 1, "<= 1.05 x", "<=", 1.05),
-            absolute("reference table, downtime", "ms", report["downtime_ns"] / 1e6, 1, "<= 60 ms", 60)]
-    return rows
-
-
-def _qemu_outrun(build, shaped, cmdline, seconds):
-    """Whether QEMU with its defaults has moved the guest within so many seconds."""
-    kernel = guest(build, "stress-riscv64.elf")
-    with qemu.Qemu(kernel, append=cmdline, memory="256M", prefix=shaped.ends[0]) as machine:
-        machine.console.wait_for("pass=1", 300)
-        with qemu.Qemu(kernel, append=cmdline, memory="256M", prefix=shaped.ends[1],
-                       incoming=f"tcp:{shaped.addresses[1]}:0") as target:
-            port = next(address["port"] for address in target.qmp("query-migrate")["socket-address"])
-            try:
-                return machine.migrate(f"tcp:{shaped.addresses[1]}:{port}", timeout=seconds)["status"] == "completed"
-            except TimeoutError:
-                return False
-
-
-def outrun(build, quick):
-    """A guest that writes 1.5 times what the link carries: whether it is moved at all, and its downtime (needs root)"""
-    seconds = 60 if quick else 180
-    with link.Link(2 * 10**8) as shaped:
-        rate = shaped.tcp_rate()
-        cmdline = f"mem=128M rate={int(rate * 1.5)} order=seq interval=1000"
-        with ferry.Pair(build, shaped) as pair:
-            _stress(build, pair.a, 256, cmdline)
-            report = pair.a.migrate("bench", "b")
-            _assert_whole(pair.b)
-        peer = _qemu_outrun(build, shaped, cmdline, seconds)
-    return [{**absolute("writing 1.5 x the link, total", "s", report["total_ns"] / 1e9, 1, f"QEMU: not in {seconds} s", seconds),
-             "peer_name": f"{qemu.version()}, defaults: {'it does' if peer else 'it does not'}",
-             "holds": not peer and report["total_ns"] / 1e9 <= seconds},
-            absolute("writing 1.5 x the link, downtime", "ms", report["downtime_ns"] / 1e6, 1, "<= 60 ms", 60),
-            absolute("writing 1.5 x the link, slowed by up to", "%", report["throttle_most"], 1, "<= 99 %", 99)]
-
-
 CASES = {
     "boot": boot,
     "engine": engine,
@@ -360,7 +290,5 @@ CASES = {
     "idle": idle,
     "loops": loops,
     "memory": memory,
-    "outrun": outrun,
-    "table": table,
     "tls": tls,
 }

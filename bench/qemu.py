@@ -1,4 +1,7 @@
-"""The peer: qemu-system-riscv64 with its software CPU, started, watched on its console, and moved through QMP."""
+"""The peer: qemu-system-riscv64 with its software CPU, started, watched on its console, and moved through QMP.
+
+It is the QEMU that bench/fetch-qemu has got from Debian's backports, else the installed one.
+"""
 
 import json
 import os
@@ -11,14 +14,26 @@ import tempfile
 import time
 
 PROGRAM = "qemu-system-riscv64"
+CACHE = pathlib.Path(os.environ.get("FERRY_CACHE")
+                     or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ferry")
+
+
+def command(program=PROGRAM):
+    """What starts it, with its own firmware and modules; None when there is none."""
+    fetched = CACHE / "qemu" / "current"
+    if (fetched / "complete").exists():
+        root = fetched.resolve()
+        return ["env", f"QEMU_MODULE_DIR={next(root.glob('usr/lib/*/qemu'))}", str(root / "usr/bin" / program),
+                "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
+    return [program] if shutil.which(program) else None
 
 
 def available():
-    return shutil.which(PROGRAM) is not None
+    return command() is not None
 
 
 def version():
-    text = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([*command(), "--version"], capture_output=True, text=True, check=True).stdout
     return "QEMU " + text.split("version ")[1].split()[0]
 
 
@@ -49,15 +64,15 @@ class Qemu:
     def __init__(self, kernel, initrd=None, append="", memory="512M", smp=1, incoming=None, extra=(), prefix=()):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="ferry-bench-qemu-"))
         qmp = self.directory / "qmp"
-        command = [*prefix, PROGRAM, "-M", "virt", "-m", memory, "-smp", str(smp), "-display", "none", "-monitor", "none",
+        line = [*prefix, *command(), "-M", "virt", "-m", memory, "-smp", str(smp), "-display", "none", "-monitor", "none",
                    "-serial", "stdio", "-bios", "default", "-kernel", str(kernel), "-append", append,
                    "-qmp", f"unix:{qmp},server=on,wait=off", *extra]
         if initrd:
-            command += ["-initrd", str(initrd)]
+            line += ["-initrd", str(initrd)]
         if incoming:
-            command += ["-incoming", incoming]
+            line += ["-incoming", incoming]
         self.started = time.monotonic()
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT)
         self.console = Console(self.process.stdout)
         self.socket = self._connect(qmp)
@@ -104,13 +119,17 @@ class Qemu:
         times = [event["timestamp"] for event in self.events if event["event"] == name]
         return times[-1]["seconds"] + times[-1]["microseconds"] / 1e6 if times else None
 
-    def migrate(self, uri, parameters=None, capabilities=None, timeout=120):
-        """Moves the guest away; returns query-migrate's report (milliseconds and bytes)."""
+    def set_up(self, parameters=None, capabilities=None):
+        """For a move: what both sides must be told."""
         if capabilities:
             self.qmp("migrate-set-capabilities", capabilities=[{"capability": name, "state": state}
                                                                for name, state in capabilities.items()])
         if parameters:
             self.qmp("migrate-set-parameters", **parameters)
+
+    def migrate(self, uri, parameters=None, capabilities=None, timeout=120):
+        """Moves the guest away; returns query-migrate's report (milliseconds and bytes)."""
+        self.set_up(parameters, capabilities)
         self.qmp("migrate", uri=uri)
         deadline = time.monotonic() + timeout
         while True:

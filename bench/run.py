@@ -16,6 +16,9 @@ import traceback
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import cases  # noqa: E402
+import moves  # noqa: E402
+
+CASES = dict(sorted({**cases.CASES, **moves.CASES}.items()))
 
 
 def render(rows):
@@ -42,13 +45,13 @@ def main():
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list:
-        for name, function in cases.CASES.items():
+        for name, function in CASES.items():
             print(f"{name:20} {function.__doc__.splitlines()[0]}")
         return 0
-    wanted = {name: function for name, function in cases.CASES.items()
+    wanted = {name: function for name, function in CASES.items()
               if not arguments.case or any(name.startswith(prefix) for prefix in arguments.case)}
     if not wanted:
-        parser.error(f"no such case; there are: {', '.join(cases.CASES)}")
+        parser.error(f"no such case; there are: {', '.join(CASES)}")
     rows = []
     for name, function in wanted.items():
         print(f"bench: {name}", file=sys.stderr, flush=True)
