@@ -2,6 +2,7 @@
 
 #include "base/bitmap.h"
 #include "base/error.h"
+#include "bus/memory_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -98,33 +99,19 @@ static int map_memfd(const struct memory_region *region, int memfd, void *addres
     return 0;
 }
 
-/* Makes the memfd and maps it. On failure nothing is left behind. */
+/* Makes the file and maps it. On failure nothing is left behind. */
 static int map_region(struct memory_region *region, struct ferry_error *err)
 {
-    char memfd_name[32];
+    char name[32];
     int result;
 
-    snprintf(memfd_name, sizeof(memfd_name), "ferry-%s", region->name);
-    region->memfd = memfd_create(memfd_name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    snprintf(name, sizeof(name), "ferry-%s", region->name);
+    region->memfd = memory_file_new(name, region->size, err);
     if (region->memfd < 0)
-        return error_set_errno(err, -errno, "cannot create guest memory %s", region->name);
-    if (ftruncate(region->memfd, (off_t)region->size) < 0) {
-        result = error_set_errno(err, -errno, "cannot size guest memory %s to %" PRIu64 " MiB", region->name,
-                                 region->size / MIB);
-        goto fail;
-    }
-    /* For the process that it may be passed to. */
-    if (fcntl(region->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0) {
-        result = error_set_errno(err, -errno, "cannot seal guest memory %s", region->name);
-        goto fail;
-    }
+        return region->memfd;
     result = map_memfd(region, region->memfd, NULL, &region->host_ptr, err);
     if (result)
-        goto fail;
-    return 0;
-
-fail:
-    close(region->memfd);
+        close(region->memfd);
     return result;
 }
 

@@ -312,12 +312,23 @@ static void memory_that_cannot_be_adopted_changes_nothing(void **state)
     close(fd);
 }
 
-static void memory_cannot_shrink_under_its_user(void **state)
+static void memory_is_of_huge_pages_where_they_are_to_be_had(void **state)
 {
-    struct memory *memory = *state;
+    struct memory *memory;
+    struct stat before, after;
 
-    assert_int_equal(ftruncate(memory_region(memory, 0)->memfd, PAGE), -1);
-    assert_int_equal(errno, EPERM);
+    assert_int_equal(memory_new(&memory, NULL), 0);
+    assert_int_equal(memory_add_region(memory, "ram0", 0, UINT64_C(8) << 20, NULL), 0);
+    assert_int_equal(fstat(memory_region(memory, 0)->memfd, &before), 0);
+    assert_int_equal(before.st_blocks, 0);
+    assert_true(memory_write(memory, 0, "x", 1));
+    assert_int_equal(fstat(memory_region(memory, 0)->memfd, &after), 0);
+    /* st_blksize is the size of a huge page where the file system gives them. */
+    if (before.st_blksize > MEMORY_PAGE_SIZE && after.st_blocks * 512 == MEMORY_PAGE_SIZE)
+        print_message("the host has no free huge page\n");
+    else
+        assert_int_equal(after.st_blocks * 512, before.st_blksize);
+    memory_free(memory);
 }
 
 static void free_of_nothing_is_allowed(void **state)
@@ -342,7 +353,7 @@ int main(void)
         MEMORY_TEST(reserving_more_than_the_host_has_is_refused),
         MEMORY_TEST(adopted_memory_takes_the_place_of_the_own),
         MEMORY_TEST(memory_that_cannot_be_adopted_changes_nothing),
-        MEMORY_TEST(memory_cannot_shrink_under_its_user),
+        cmocka_unit_test(memory_is_of_huge_pages_where_they_are_to_be_had),
         cmocka_unit_test(free_of_nothing_is_allowed),
     };
 
