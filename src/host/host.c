@@ -16,6 +16,7 @@
 #include "host/upgrade.h"
 #include "host/vms.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,20 +143,39 @@ uint64_t host_memory_available(struct host *host)
     return host->config->memory_limit && limit < available ? limit : available;
 }
 
+/* Asked anew each time: modules may be loaded, and permissions given, while ferryd runs. */
+static const char *kvm_missing(void)
+{
+#ifdef __x86_64__
+    if (access("/dev/kvm", R_OK | W_OK) == 0)
+        return NULL;
+    if (errno == ENOENT)
+        return "there is no /dev/kvm: KVM is missing or switched off";
+    return "ferryd may not use /dev/kvm";
+#else
+    return "KVM runs x86_64 machines on x86-64 hosts only";
+#endif
+}
+
 static const struct host_machine {
     const char *machine;
     const char *accel;
-    const char *missing; /* NULL: it runs here */
+    const char *(*missing)(void); /* its answer NULL, or itself: it runs here */
 } machines[] = {
     {"riscv64", "soft", NULL},
-    {"x86_64", "kvm", "this version of Ferry has no x86_64 machine yet"},
+    {"x86_64", "kvm", kvm_missing},
 };
+
+static const char *machine_missing(const struct host_machine *machine)
+{
+    return machine->missing ? machine->missing() : NULL;
+}
 
 const char *host_machine_missing(const char *machine)
 {
     for (size_t i = 0; i < sizeof(machines) / sizeof(machines[0]); i++) {
         if (strcmp(machines[i].machine, machine) == 0)
-            return machines[i].missing;
+            return machine_missing(&machines[i]);
     }
     return "it is not known";
 }
@@ -166,10 +186,13 @@ json_t *host_object(struct host *host)
     json_t *object;
     bool enabled;
 
-    for (size_t i = 0; i < sizeof(machines) / sizeof(machines[0]); i++)
+    for (size_t i = 0; i < sizeof(machines) / sizeof(machines[0]); i++) {
+        const char *missing = machine_missing(&machines[i]);
+
         json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:s}", "machine", machines[i].machine, "accel",
-                                              machines[i].accel, "available", !machines[i].missing, "why",
-                                              machines[i].missing ? machines[i].missing : ""));
+                                              machines[i].accel, "available", !missing, "why",
+                                              missing ? missing : ""));
+    }
     host_lock(host);
     enabled = host->migration_enabled;
     host_unlock(host);

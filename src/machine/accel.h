@@ -48,8 +48,9 @@ enum accel_exit {
 /* Where the boot vCPU starts; the others wait for the guest to start them. */
 struct accel_boot {
     uint64_t entry;
-    uint64_t arguments[2]; /* riscv64: a0 hart id, a1 device tree address. x86_64: boot_params / start_info
-                              address */
+    /* riscv64: a0 hart id, a1 device tree address. x86_64: address of what the kernel is told, enum
+     * x86_64_boot. */
+    uint64_t arguments[2];
 };
 
 /* One named, versioned piece of accelerator state: "hart0", "plic", "clock". */
@@ -125,5 +126,6 @@ struct accel_ops {
 };
 
 extern const struct accel_ops accel_soft; /* src/machine/riscv64/soft.c */
+extern const struct accel_ops accel_kvm;  /* src/machine/x86_64/kvm.c; on x86-64 hosts only */
 
 #endif

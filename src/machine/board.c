@@ -6,6 +6,9 @@
 
 static const struct board *const boards[] = {
     &board_riscv64,
+#ifdef __x86_64__
+    &board_x86_64,
+#endif
 };
 
 const struct board *board_find(const char *machine)

@@ -49,5 +49,6 @@ int machine_new_on(struct machine **out, const struct board *board, const struct
                    struct log *log, const struct machine_callbacks *callbacks, struct ferry_error *err);
 
 extern const struct board board_riscv64; /* riscv64/board.c */
+extern const struct board board_x86_64;  /* x86_64/board.c; on x86-64 hosts only */
 
 #endif

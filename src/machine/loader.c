@@ -1,5 +1,6 @@
 #include "machine/loader.h"
 
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "bus/state.h"
 
@@ -7,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -178,23 +180,34 @@ static int elf_find_entry(const struct loader_file *file, const Elf64_Phdr *segm
     return elf_refuse(file, "its entry point is in none of its executable segments", err);
 }
 
+/* Reads and checks the header and program headers. */
+static int elf_read_headers(const struct loader_file *file, uint16_t elf_machine, Elf64_Ehdr *header,
+                            Elf64_Phdr segments[static ELF_SEGMENTS_MAX], struct ferry_error *err)
+{
+    ssize_t count;
+    int result = loader_peek(file, header, sizeof(*header), err);
+
+    if (result)
+        return result;
+    result = elf_check_header(file, header, elf_machine, err);
+    if (result)
+        return result;
+    count = read_at(file->fd, (uint8_t *)segments, header->e_phnum * sizeof(segments[0]), header->e_phoff);
+    if (count != (ssize_t)(header->e_phnum * sizeof(segments[0])))
+        return elf_refuse(file, "its program headers cannot be read", err);
+    return 0;
+}
+
 int loader_load_elf(const struct loader_file *file, struct memory *memory, uint16_t elf_machine,
                     struct loader_image *image, struct ferry_error *err)
 {
     Elf64_Ehdr header;
     Elf64_Phdr segments[ELF_SEGMENTS_MAX];
     struct loader_image loaded = {.start = UINT64_MAX};
-    ssize_t count;
-    int result = loader_peek(file, &header, sizeof(header), err);
+    int result = elf_read_headers(file, elf_machine, &header, segments, err);
 
     if (result)
         return result;
-    result = elf_check_header(file, &header, elf_machine, err);
-    if (result)
-        return result;
-    count = read_at(file->fd, (uint8_t *)segments, header.e_phnum * sizeof(segments[0]), header.e_phoff);
-    if (count != (ssize_t)(header.e_phnum * sizeof(segments[0])))
-        return elf_refuse(file, "its program headers cannot be read", err);
     for (unsigned i = 0; i < header.e_phnum; i++) {
         const Elf64_Phdr *segment = &segments[i];
 
@@ -215,6 +228,79 @@ int loader_load_elf(const struct loader_file *file, struct memory *memory, uint1
         return result;
     *image = loaded;
     return 0;
+}
+
+/* A note segment larger than this is not looked at: real ones have some hundred bytes. */
+#define ELF_NOTES_MAX 65536
+
+static uint32_t note_u32(const uint8_t *bytes)
+{
+    return bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+}
+
+/* One past a field of SIZE bytes at OFFSET, which are padded to 4; ELF_NOTES_MAX + 1 when there are not so
+ * many. */
+static size_t note_skip(size_t offset, uint32_t size, size_t end)
+{
+    uint64_t padded = ((uint64_t)size + 3) & ~UINT64_C(3);
+
+    return padded <= end - offset ? offset + (size_t)padded : ELF_NOTES_MAX + 1;
+}
+
+/* The note's content in NOTES, or NULL. */
+static const uint8_t *note_find(const uint8_t *notes, size_t end, const char *name, uint32_t type,
+                                size_t *size)
+{
+    size_t offset = 0;
+
+    while (offset <= end && end - offset >= 12) {
+        uint32_t name_size = note_u32(notes + offset), content_size = note_u32(notes + offset + 4);
+        size_t content = note_skip(offset + 12, name_size, end);
+        size_t next = content <= end ? note_skip(content, content_size, end) : ELF_NOTES_MAX + 1;
+
+        if (next > end)
+            return NULL;
+        if (note_u32(notes + offset + 8) == type && name_size == strlen(name) + 1 &&
+            memcmp(notes + offset + 12, name, name_size) == 0) {
+            *size = content_size;
+            return notes + content;
+        }
+        offset = next;
+    }
+    return NULL;
+}
+
+int loader_find_note(const struct loader_file *file, const char *name, uint32_t type, void *out, size_t *size,
+                     struct ferry_error *err)
+{
+    Elf64_Ehdr header;
+    Elf64_Phdr segments[ELF_SEGMENTS_MAX];
+    CLEANUP_FREE uint8_t *notes = malloc(ELF_NOTES_MAX);
+    int result = loader_peek(file, &header, sizeof(header), err);
+
+    if (!notes)
+        return error_set(err, -ENOMEM, "out of memory while reading %s %s", file->what, file->path);
+    if (!result)
+        result = elf_read_headers(file, header.e_machine, &header, segments, err);
+    for (unsigned i = 0; !result && i < header.e_phnum; i++) {
+        const uint8_t *found;
+        size_t found_size;
+        ssize_t count;
+
+        if (segments[i].p_type != PT_NOTE || segments[i].p_filesz > ELF_NOTES_MAX ||
+            segments[i].p_offset > file->size)
+            continue;
+        count = read_at(file->fd, notes, segments[i].p_filesz, segments[i].p_offset);
+        found = count > 0 ? note_find(notes, (size_t)count, name, type, &found_size) : NULL;
+        if (!found)
+            continue;
+        *size = found_size < *size ? found_size : *size;
+        memcpy(out, found, *size);
+        return 0;
+    }
+    return result
+               ? result
+               : error_set(err, -ENOENT, "%s %s has no ELF note %s %u", file->what, file->path, name, type);
 }
 
 int loader_refuse_kernel(const struct loader_file *file, const uint8_t *head, size_t head_size,

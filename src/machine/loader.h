@@ -46,6 +46,11 @@ bool loader_is_elf(const uint8_t head[static 4]);
 int loader_load_elf(const struct loader_file *file, struct memory *memory, uint16_t elf_machine,
                     struct loader_image *image, struct ferry_error *err);
 
+/* The content of the ELF note of that name and type, at most *size bytes, whose number goes to *size. -ENOENT
+ * when there is none. The file was loaded by loader_load_elf. */
+int loader_find_note(const struct loader_file *file, const char *name, uint32_t type, void *out, size_t *size,
+                     struct ferry_error *err);
+
 /* -EINVAL "FILE is not a ... kernel", saying what it looks like instead where that is known. */
 int loader_refuse_kernel(const struct loader_file *file, const uint8_t *head, size_t head_size,
                          const char *want, struct ferry_error *err);

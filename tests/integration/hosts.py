@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import pathlib
+import platform
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("FERRY_BUILD", ROOT / "build"))
 FAKE_VM = ROOT / "tests" / "host" / "fake_ferry_vm.py"
 DEADLINE = 60
+KVM = platform.machine() == "x86_64" and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 class Refused(Exception):

@@ -1,0 +1,128 @@
+"""x86-64 guests on KVM: the bare-metal guest runs, ends in every way, and moves while it writes."""
+import json
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+from hosts import BUILD, KVM, Hosts, wait_until
+from moving import console, goes_on, passes
+
+STRESS = BUILD / "guest" / "stress-x86_64.elf"
+MIB = 1 << 20
+
+pytestmark = [pytest.mark.skipif(not KVM, reason="needs an x86-64 host with /dev/kvm"),
+              pytest.mark.skipif(not STRESS.exists(), reason="needs the guests (make guests)")]
+
+
+@pytest.fixture
+def hosts():
+    with Hosts(vm_program=BUILD / "ferry-vm") as made:
+        yield made
+
+
+def definition(words, memory=64 * MIB, **more):
+    return {"name": "web", "machine": "x86_64", "kernel": str(STRESS), "cmdline": words, "memory": memory, **more}
+
+
+def registers(text):
+    """How often the guest found its XMM registers as it had left them."""
+    return [int(times) for times in re.findall(r"^work .* fp=(\d+)$", text, re.MULTILINE)]
+
+
+def test_guest_started_from_the_command_line_ticks(hosts):
+    host = hosts.start("a")
+    ferry = [BUILD / "ferry", "--host", host.state_dir]
+    subprocess.run([*ferry, "run", "web", "--machine", "x86_64", "--kernel", STRESS, "--memory", "64M",
+                    "--cmdline", "mem=16M rate=20M"], check=True, capture_output=True)
+    wait_until(lambda: passes(host) >= 2, "the guest to verify its memory")
+    assert "work begins harts=1 mem=16M" in console(host)
+    shown = json.loads(subprocess.run([*ferry, "host", "show", "--json"], check=True, capture_output=True).stdout)
+    assert {"machine": "x86_64", "accel": "kvm", "available": True, "why": ""} in shown["machines"]
+
+
+def test_guest_moves_under_full_write_load(hosts):
+    a, b = hosts.pair()
+    a.run(**definition("mem=48M rate=0 interval=20"))
+    wait_until(lambda: passes(a) >= 2, "the guest to verify its memory")
+    for source, destination in ((a, b), (b, a), (a, b), (b, a)):
+        record = source.move("web", destination)
+        assert record["outcome"] == "completed", record
+        goes_on(destination, booted=1)
+    times = registers(console(a))
+    assert times == sorted(times) and times[-1] >= len(times) - 1
+    sent, arrived = a.event_codes(record["id"]), b.event_codes(record["id"])
+    assert "VMS6020" in sent + arrived and "VMS6021" in sent + arrived
+
+
+def test_disk_and_network_of_a_guest_move_too(vms, tmp_path):
+    """Their state is saved and loaded, even though this guest does not use them."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(MIB))
+    vm = vms.start("a", definition("mem=4M", disks=[{"path": str(disk)}], nets=[{"backend": "user"}]))
+    vm.wait_for_console(r"^work 2 ")
+    moved = vms.start_incoming("b", vm.definition)
+    assert vms.migrate(vm, moved)["outcome"] == "completed"
+    moved.wait_for_console(r"^work \d+ .*errors=0", len(vm.console()))
+
+
+@pytest.mark.skipif(not re.search(r"^flags.*\b(svm|vmx)\b", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE),
+                    reason="a para-virtualised KVM shows guests the host's TSC, which does not stand still")
+def test_clock_stands_still_in_a_pause(vms):
+    vm = vms.start("a", definition("mem=4M rate=1M interval=20"))
+    vm.wait_for_console(r"^work 5 ")
+    vm.control.call("pause")
+    before = float(re.findall(r" t=([\d.]+)", vm.console())[-1])
+    with pytest.raises(subprocess.TimeoutExpired):
+        vm.process.wait(1.5)
+    vm.control.call("resume")
+    after = float(vm.wait_for_console(r"^work \d+ .* t=([\d.]+)", len(vm.console())).group(1))
+    assert after - before < 1, "the pause of 1.5 s is in the guest's time"
+
+
+def test_downtime_is_in_the_guests_time(vms):
+    vm = vms.start("a", definition("mem=4M rate=1M interval=20"))
+    vm.wait_for_console(r"^work 5 ")
+    moved = vms.start_incoming("b", vm.definition)
+    end = vms.migrate(vm, moved)
+    moved.wait_for_console(r"^work \d+ .*\n[\s\S]*^work \d+ .*\n", len(vm.console()))
+    gap = max(float(gap) for gap in re.findall(r" gap_max=([\d.]+)ms", moved.console()))
+    assert gap * 1e6 > end["downtime_ns"] / 2, "the guest's clock stood still while it was down"
+
+
+def test_guest_that_writes_faster_than_the_link_is_slowed(vms):
+    vm = vms.start("a", definition("mem=12M rate=100M interval=20"))
+    vm.wait_for_console(r"^work .* pass=1 ")
+    moved = vms.start_incoming("b", vm.definition)
+    # Over a Unix socket nothing tells how fast the path is beyond the limit: the guest outruns it.
+    vms.begin(vm, moved, listen=str(moved.directory / "move.sock"), bandwidth_limit=12 * MIB, known={"state_bytes": 20000})
+    end = vm.control.wait_for("migration.finished")
+    assert end["outcome"] == "completed" and 0 < end["throttle_most"] <= 99, end
+    done = int(re.findall(r" pass=(\d+) ", moved.console())[-1])
+    moved.wait_for_console(rf"^work .*errors=0 .* pass={done + 2} ")
+    assert "WORK ERROR" not in moved.console()
+
+
+@pytest.mark.parametrize("key, reason, word", [("o", "powered-off", "powered off"), ("c", "crashed", "triple fault")])
+def test_guest_ends_as_it_says(vms, key, reason, word):
+    vm = vms.start("a", definition("mem=4M interval=20"))
+    vm.wait_for_console(r"^work 2 ")
+    vm.type(key)
+    end = vm.wait()
+    assert end["reason"] == reason and word in end["why"]
+
+
+def test_reboot_is_a_new_start(vms):
+    vm = vms.start("a", definition("mem=4M interval=20"))
+    for boots in range(1, 4):
+        vm.wait_for_console(r"work begins[\s\S]*" * boots + r"^work 2 ")
+        vm.type("r" if boots < 3 else "o")
+    assert vm.wait()["reason"] == "powered-off"
+    assert vm.console().count("work begins") == 3
+
+
+def test_kernel_without_a_pvh_entry_is_refused(vms):
+    vm = vms.make("a", definition("", kernel=str(BUILD / "ferry-vm")))
+    assert "ferry-vm" in vm.ready["error"] and "\n" not in vm.ready["error"]
+    assert vm.wait()["reason"] == "failed"
