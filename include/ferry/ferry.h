@@ -498,6 +498,16 @@ int ferry_probe_send(const struct ferry_source_options *options, uint64_t size, 
 int ferry_probe_receive(const struct ferry_destination_options *options, uint64_t size,
                         struct ferry_error *err);
 
+/* What compressing some of a guest's pages came to, by encoding; 0: not known. */
+struct ferry_compressibility {
+    uint64_t page_bytes[FERRY_ENCODINGS]; /* of a page that is not zero */
+    uint64_t page_ns[FERRY_ENCODINGS];    /* on one core */
+};
+
+/* Compresses COUNT pages, at most 256, as a frame of them would be. Takes some milliseconds. */
+void ferry_compressibility_measure(const uint8_t *const *pages, size_t count,
+                                   struct ferry_compressibility *result);
+
 /* What is known before a migration; 0 for an option is its default, as in struct ferry_source_options. */
 struct ferry_forecast_input {
     uint64_t memory_bytes;      /* to send in the first round */
@@ -513,6 +523,9 @@ struct ferry_forecast_input {
     bool no_throttle;
     unsigned throttle_max; /* per cent */
     bool quick_resume;
+    enum ferry_compress compress;
+    struct ferry_compressibility compressibility;
+    unsigned streams; /* 0: those of a slow link, which are what counts */
 };
 
 enum ferry_forecast_end {
@@ -524,9 +537,10 @@ enum ferry_forecast_end {
 
 struct ferry_forecast {
     enum ferry_forecast_end end;
-    bool converges;  /* it stops within the downtime limit, or as near to it as it can be */
-    unsigned rounds; /* without the frozen one */
-    uint64_t bytes;  /* of memory, the frozen round's included */
+    bool converges;               /* it stops within the downtime limit, or as near to it as it can be */
+    unsigned rounds;              /* without the frozen one */
+    uint64_t bytes;               /* to be sent, the frozen round's included */
+    enum ferry_compress compress; /* what will be done to most pages: off, lz4 or zstd */
     uint64_t total_ns;
     uint64_t downtime_ns;
     unsigned throttle; /* the most that will be asked of the vCPUs, per cent */

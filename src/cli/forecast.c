@@ -71,6 +71,7 @@ static void print_end(const struct columns *columns)
 
 static void print_basis(struct fields *fields, const json_t *forecast)
 {
+    const char *compress = object_text(forecast, "compress");
     char text[UNITS_TEXT_SIZE], more[UNITS_TEXT_SIZE];
 
     fields_size(fields, "to send", object_number(forecast, "memory_bytes"));
@@ -79,6 +80,8 @@ static void print_basis(struct fields *fields, const json_t *forecast)
                   units_format_size(object_number(forecast, "working_set_bytes"), more));
     fields_text(fields, "the way there",
                 units_format_rate(object_number(forecast, "bandwidth_bytes_per_s"), text));
+    if (strcmp(compress, "lz4") == 0 || strcmp(compress, "zstd") == 0)
+        fields_format(fields, "sent", "compressed by %s", compress);
 }
 
 void forecast_print(struct cli *cli, const json_t *forecast, const json_t *migration)

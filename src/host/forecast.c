@@ -27,7 +27,25 @@ struct looks {
     double bytes[LOOKS_MAX];
     uint64_t used_bytes;
     uint64_t zero_permille;
+    struct ferry_compressibility compressibility;
 };
+
+/* Of a ferry-vm that does not say, nothing is known. */
+static int read_compressibility(const json_t *answer, struct ferry_compressibility *result,
+                                struct ferry_error *err)
+{
+    for (int i = FERRY_ENCODING_LZ4; i <= FERRY_ENCODING_ZSTD; i++) {
+        const struct field fields[] = {
+            {"page_bytes", FIELD_UINT, true, &result->page_bytes[i]},
+            {"page_ns", FIELD_UINT, true, &result->page_ns[i]},
+        };
+        const json_t *row = json_object_get(answer, ferry_encoding_name((enum ferry_encoding)i));
+
+        if (row && fields_read(row, fields, 2, FIELDS_LOOSE, "the answer of ferry-vm", err) < 0)
+            return -EBADMSG;
+    }
+    return 0;
+}
 
 static int read_looks(const json_t *answer, struct looks *looks, struct ferry_error *err)
 {
@@ -51,6 +69,8 @@ static int read_looks(const json_t *answer, struct looks *looks, struct ferry_er
             looks->bytes[looks->count++] = bytes;
         }
     }
+    if (result == 0)
+        result = read_compressibility(answer, &looks->compressibility, err);
     if (result == 0 && (looks->count == 0 || looks->zero_permille > 1000))
         result = error_set(err, -EBADMSG, "the answer of ferry-vm makes no sense");
     return result;
@@ -133,14 +153,14 @@ static json_t *describe(const struct ferry_forecast_input *input, const struct f
     char now[CLOCK_TEXT_SIZE];
 
     clock_format(clock_realtime_ns(), now);
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:b, s:i, s:I, s:I, s:I, s:i}", "time", now,
-                     "memory_bytes", (json_int_t)input->memory_bytes, "dirty_bytes_per_s",
-                     (json_int_t)input->dirty_bytes_per_s, "working_set_bytes",
-                     (json_int_t)input->working_set_bytes, "bandwidth_bytes_per_s",
-                     (json_int_t)input->bandwidth_bytes_per_s, "end", end_words[forecast->end], "converges",
-                     forecast->converges, "rounds", (int)forecast->rounds, "total_ns",
-                     (json_int_t)forecast->total_ns, "downtime_ns", (json_int_t)forecast->downtime_ns,
-                     "bytes", (json_int_t)forecast->bytes, "throttle", (int)forecast->throttle);
+    return json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:s, s:b, s:i, s:I, s:I, s:I, s:i, s:s}", "time", now, "memory_bytes",
+        (json_int_t)input->memory_bytes, "dirty_bytes_per_s", (json_int_t)input->dirty_bytes_per_s,
+        "working_set_bytes", (json_int_t)input->working_set_bytes, "bandwidth_bytes_per_s",
+        (json_int_t)input->bandwidth_bytes_per_s, "end", end_words[forecast->end], "converges",
+        forecast->converges, "rounds", (int)forecast->rounds, "total_ns", (json_int_t)forecast->total_ns,
+        "downtime_ns", (json_int_t)forecast->downtime_ns, "bytes", (json_int_t)forecast->bytes, "throttle",
+        (int)forecast->throttle, "compress", ferry_compress_name(forecast->compress));
 }
 
 int forecast_make(struct host *host, struct vm *vm, const char *destination, const char *address,
@@ -153,13 +173,16 @@ int forecast_make(struct host *host, struct vm *vm, const char *destination, con
         .no_throttle = options->throttle_max == 0,
         .throttle_max = options->throttle_max == MIGRATION_DEFAULT ? 0 : (unsigned)options->throttle_max,
         .quick_resume = options->quick_resume != NULL,
+        .streams = (unsigned)options->streams,
     };
     struct ferry_forecast forecast;
     struct ferry_progress report;
     struct looks looks = {0};
     double rate;
-    int result = sample(host, vm, &looks, err);
+    int result = options->compress ? ferry_compress_parse(options->compress, &input.compress, err) : 0;
 
+    if (result == 0)
+        result = sample(host, vm, &looks, err);
     if (result == 0)
         result = probe_send(host, destination, address, (unsigned)options->streams, &report, err);
     if (result < 0)
@@ -167,6 +190,7 @@ int forecast_make(struct host *host, struct vm *vm, const char *destination, con
     input.memory_bytes = looks.used_bytes / 1000 * (1000 - looks.zero_permille);
     input.bandwidth_bytes_per_s = bandwidth_of(&report);
     input.setup_ns = report.setup_ns;
+    input.compressibility = looks.compressibility;
     fixed_parts(host, vm->name, destination, &report, &input);
     rate = (double)input.bandwidth_bytes_per_s;
     if (input.bandwidth_limit && (double)input.bandwidth_limit < rate)

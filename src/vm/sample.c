@@ -7,6 +7,8 @@
 #include "vm/params.h"
 #include "vm/vm.h"
 
+#include <ferry/ferry.h>
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +22,18 @@
 static const unsigned look_permille[LOOKS] = {100, 250, 500, 1000};
 /* Pages looked at to tell how many are zeros. */
 #define ZERO_PROBES 1024
+/* Of these, and what follows them, so much is compressed for a try. */
+#define TRIED_RUNS     16
+#define TRIED_RUN      8 /* pages */
+#define TRIED_DISTANCE (ZERO_PROBES / TRIED_RUNS)
+
+/* What was found in memory. */
+struct findings {
+    uint64_t looked;
+    uint64_t zeros;
+    const uint8_t *tried[TRIED_RUNS * TRIED_RUN];
+    size_t tried_count;
+};
 
 struct sample {
     struct vm *vm;
@@ -66,8 +80,24 @@ static bool is_zero(const uint8_t *page)
     return page[0] == 0 && memcmp(page, page + 1, MEMORY_PAGE_SIZE - 1) == 0;
 }
 
-/* Calls for each stretch of memory that was ever touched; with STEP also looks at every STEPth page of it. */
-static uint64_t walk_used(const struct memory *memory, uint64_t step, uint64_t *looked, uint64_t *zeros)
+/* PAGE is among those looked at, MORE pages after it were touched, too. */
+static void look_at(struct findings *findings, const uint8_t *page, uint64_t more)
+{
+    bool zero = is_zero(page);
+    size_t limit = (findings->looked / TRIED_DISTANCE + 1) * TRIED_RUN;
+
+    findings->looked++;
+    findings->zeros += zero;
+    if (limit > TRIED_RUNS * TRIED_RUN)
+        limit = TRIED_RUNS * TRIED_RUN;
+    for (uint64_t i = 0; !zero && i <= more && findings->tried_count < limit; i++, page += MEMORY_PAGE_SIZE) {
+        if (!is_zero(page))
+            findings->tried[findings->tried_count++] = page;
+    }
+}
+
+/* Pages that were ever touched; with STEP also looks at every STEPth of them. */
+static uint64_t walk_used(const struct memory *memory, uint64_t step, struct findings *findings)
 {
     uint64_t pages = 0;
 
@@ -83,8 +113,7 @@ static uint64_t walk_used(const struct memory *memory, uint64_t step, uint64_t *
             for (off_t page = at; step && page < end; page += MEMORY_PAGE_SIZE) {
                 if ((pages + (uint64_t)(page - at) / MEMORY_PAGE_SIZE) % step != 0)
                     continue;
-                ++*looked;
-                *zeros += is_zero(region->host_ptr + page);
+                look_at(findings, region->host_ptr + page, (uint64_t)(end - page) / MEMORY_PAGE_SIZE - 1);
             }
             pages += (uint64_t)(end - at) / MEMORY_PAGE_SIZE;
         }
@@ -95,14 +124,22 @@ static uint64_t walk_used(const struct memory *memory, uint64_t step, uint64_t *
 static void sample_answer(struct sample *sample)
 {
     struct memory *memory = machine_memory(sample->vm->machine);
-    uint64_t looked = 0, zeros = 0;
-    uint64_t used = walk_used(memory, 0, NULL, NULL);
+    struct ferry_compressibility compressed;
+    struct findings findings = {0};
+    uint64_t used = walk_used(memory, 0, NULL);
+    json_t *answer;
 
     if (used > 0)
-        walk_used(memory, used / ZERO_PROBES + 1, &looked, &zeros);
-    jsonrpc_answer(sample->request, json_pack("{s:O, s:I, s:I}", "looks", sample->looks, "used_bytes",
-                                              (json_int_t)(used * MEMORY_PAGE_SIZE), "zero_permille",
-                                              (json_int_t)(looked ? zeros * 1000 / looked : 0)));
+        walk_used(memory, used / ZERO_PROBES + 1, &findings);
+    ferry_compressibility_measure(findings.tried, findings.tried_count, &compressed);
+    answer = json_pack("{s:O, s:I, s:I}", "looks", sample->looks, "used_bytes",
+                       (json_int_t)(used * MEMORY_PAGE_SIZE), "zero_permille",
+                       (json_int_t)(findings.looked ? findings.zeros * 1000 / findings.looked : 0));
+    for (int i = FERRY_ENCODING_LZ4; i <= FERRY_ENCODING_ZSTD; i++)
+        json_object_set_new(answer, ferry_encoding_name((enum ferry_encoding)i),
+                            json_pack("{s:I, s:I}", "page_bytes", (json_int_t)compressed.page_bytes[i],
+                                      "page_ns", (json_int_t)compressed.page_ns[i]));
+    jsonrpc_answer(sample->request, answer);
     sample_end(sample);
 }
 

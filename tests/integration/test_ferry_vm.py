@@ -370,6 +370,7 @@ def test_memory_can_be_watched_while_it_is_written(working):
     assert [look["pages"] for look in looks] == sorted(look["pages"] for look in looks)
     assert looks[-1]["elapsed_ns"] >= 500_000_000 and looks[-1]["pages"] > 100
     assert 16 * MIB < answer["used_bytes"] <= 256 * MIB and 0 <= answer["zero_permille"] <= 1000
+    assert all(0 < answer[way]["page_bytes"] < 4096 and answer[way]["page_ns"] > 0 for way in ("lz4", "zstd"))
     for bad in ({"window_ns": 1}, {"window_ns": 10**11}, {"x": 1}):
         refused(lambda: working.control.call("memory.sample", **bad), "window_ns" if "x" not in bad else "x")
     assert_goes_on(working)

@@ -76,6 +76,10 @@ def test_forecast_is_made_and_kept_beside_what_came_of_it(hosts):
     assert a.restart().get("/v1/migrations")[0]["forecast"] == forecast
     slow = b.post("/v1/vms/web/check", {"destination": "a", "forecast": True, "bandwidth_limit": 1 << 20})["forecast"]
     assert slow["total_ns"] > 10 * forecast["total_ns"]
+    # its memory is noise
+    assert forecast["compress"] == slow["compress"] == "off"
+    slow = b.post("/v1/vms/web/check", {"destination": "a", "forecast": True, "compress": "lz4"})["forecast"]
+    assert slow["compress"] == "lz4"
     assert b.move("web", a)["forecast"] == slow
     wait_for_ticks(a)
 

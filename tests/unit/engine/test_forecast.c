@@ -8,6 +8,7 @@
 #include <ferry/ferry.h>
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -53,6 +54,73 @@ static void setup_and_rate_limit_count(void **state)
     input.setup_ns = 3 * NS_PER_S;
     ferry_forecast(&input, &limited);
     assert_true(limited.total_ns > 2 * free_way.total_ns + 3 * NS_PER_S);
+}
+
+/* Half a page in 5 µs, a quarter in 40. */
+static struct ferry_forecast_input compressible(uint64_t bandwidth)
+{
+    struct ferry_forecast_input input = quarter_dirtied();
+
+    input.dirty_bytes_per_s = 0;
+    input.bandwidth_bytes_per_s = bandwidth;
+    input.streams = 1;
+    input.compressibility.page_bytes[FERRY_ENCODING_LZ4] = 2048;
+    input.compressibility.page_ns[FERRY_ENCODING_LZ4] = 5000;
+    input.compressibility.page_bytes[FERRY_ENCODING_ZSTD] = 1024;
+    input.compressibility.page_ns[FERRY_ENCODING_ZSTD] = 40000;
+    return input;
+}
+
+static void compression_counts_where_it_pays(void **state)
+{
+    struct ferry_forecast_input input = compressible(5000 * MB);
+    struct ferry_forecast forecast, plain;
+
+    ferry_forecast(&input, &forecast); /* 0.8 µs a page as it is */
+    assert_int_equal(forecast.compress, FERRY_COMPRESS_OFF);
+    assert_about(forecast.bytes, 2048 * MB);
+    input.bandwidth_bytes_per_s = 256 * MB; /* 16 µs a page, lz4 8, zstd 40 */
+    ferry_forecast(&input, &forecast);
+    assert_int_equal(forecast.compress, FERRY_COMPRESS_LZ4);
+    assert_about(forecast.bytes, 1028 * MB);
+    assert_about(forecast.total_ns, 4016 * NS_PER_MS);
+    input.bandwidth_bytes_per_s = 25 * MB; /* 164 µs, 82, 41 */
+    ferry_forecast(&input, &forecast);
+    assert_int_equal(forecast.compress, FERRY_COMPRESS_ZSTD);
+    input.compress = FERRY_COMPRESS_LZ4;
+    ferry_forecast(&input, &forecast);
+    assert_about(forecast.bytes, 1024 * MB);
+    assert_about(forecast.total_ns, 41 * NS_PER_S);
+    input.compress = FERRY_COMPRESS_OFF;
+    ferry_forecast(&input, &plain);
+    assert_about(plain.total_ns, 82 * NS_PER_S);
+}
+
+static void compressibility_is_measured(void **state)
+{
+    uint8_t *memory = malloc(256 * FERRY_PAGE_SIZE);
+    const uint8_t *pages[256];
+    struct ferry_compressibility result;
+    uint64_t random = 1;
+
+    for (size_t i = 0; i < 256; i++) {
+        uint8_t *page = memory + i * FERRY_PAGE_SIZE;
+
+        pages[i] = page;
+        memset(page, 'x', FERRY_PAGE_SIZE);
+        for (size_t at = 0; at < FERRY_PAGE_SIZE / 2; at++) {
+            random = random * UINT64_C(6364136223846793005) + 1442695040888963407;
+            page[at] = (uint8_t)(random >> 56);
+        }
+    }
+    ferry_compressibility_measure(pages, 256, &result);
+    for (int i = FERRY_ENCODING_LZ4; i <= FERRY_ENCODING_ZSTD; i++) {
+        assert_in_range(result.page_bytes[i], FERRY_PAGE_SIZE / 2, FERRY_PAGE_SIZE / 2 + 200);
+        assert_true(result.page_ns[i] > 0);
+    }
+    ferry_compressibility_measure(pages, 0, &result);
+    assert_int_equal(result.page_bytes[FERRY_ENCODING_LZ4], 0);
+    free(memory);
 }
 
 static void writer_that_outruns_the_way_does_not_converge(void **state)
@@ -170,6 +238,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reference_calculation_comes_out),
         cmocka_unit_test(setup_and_rate_limit_count),
+        cmocka_unit_test(compression_counts_where_it_pays),
+        cmocka_unit_test(compressibility_is_measured),
         cmocka_unit_test(writer_that_outruns_the_way_does_not_converge),
         cmocka_unit_test(nothing_known_of_the_way_is_no_crash),
         cmocka_unit_test(probe_moves_every_page_and_tells_how_fast),
