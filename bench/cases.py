@@ -282,8 +282,41 @@ def tls(build, quick):
             row("encrypted CPU", "s/GiB", speed[1], cpu[1], "Ferry in the clear", count, "<= 3.5 x", "<=", 3.5)]
 
 
+def _copying(command):
+    """One run of the engine's bench: (seconds from the first page to the end, bytes on the wire)."""
+    output = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
+    if output.returncode:
+        raise RuntimeError(f"{command[0]}: {output.stderr.strip()}")
+    total, setup, size = re.search(r"total ([0-9.]+) ms, set-up ([0-9.]+) ms.* ([0-9]+) bytes", output.stdout).groups()
+    return (float(total) - float(setup)) / 1e3, int(size)
+
+
+def compress(build, quick):
+    """Memory that compresses to a quarter, and memory that does not, by the engine alone: --compress auto against off"""
+    bench = [pathlib.Path(build) / "bench" / "engine_bench", "-s", 2, "-t"]
+    rows = []
+    for link, options, count, target in (("loopback", ["-m", 1024], 3 if quick else 15, 0.97),
+                                         ("1 Gbit/s", ["-m", 512, "-b", 125_000_000], 1 if quick else 5, None)):
+        for kind, random_bytes in (("text", 1024), ("noise", 4096)):
+            runs = {"auto": [], "off": []}
+            for _ in range(count):  # in turns
+                for way, result in runs.items():
+                    result.append(_copying([*bench, *options, "-r", random_bytes, "-c", way]))
+            seconds, size = ({way: statistics.median(run[i] for run in result) for way, result in runs.items()}
+                             for i in (0, 1))
+            limit = target or (2.5 if kind == "text" else 0.97)
+            size_mib = int(options[1])
+            rows.append(row(f"--compress auto, {link}, {kind}", "MiB/s", size_mib / seconds["auto"],
+                            size_mib / seconds["off"], "--compress off", count, f">= {limit} x", ">=", limit))
+            if kind == "text" and not target:
+                rows.append(row(f"--compress auto, {link}, {kind}, bytes", "MiB", size["auto"] / 2**20,
+                                size["off"] / 2**20, "--compress off", count, "<= 0.4 x", "<=", 0.4))
+    return rows
+
+
 CASES = {
     "boot": boot,
+    "compress": compress,
     "engine": engine,
     "forecast": forecast,
     "gap": gap,
