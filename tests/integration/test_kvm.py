@@ -26,6 +26,17 @@ def definition(words, memory=64 * MIB, **more):
     return {"name": "web", "machine": "x86_64", "kernel": str(STRESS), "cmdline": words, "memory": memory, **more}
 
 
+def verifies_all(vm):
+    """The guest goes on and verifies all of its memory anew."""
+    vm.wait_for_console(r"^work .* pass=")
+
+    def done():
+        return int(re.findall(r"^work .* pass=(\d+) ", vm.console(), re.MULTILINE)[-1])
+    begin = done()
+    wait_until(lambda: done() >= begin + 2, "the guest to verify its memory")
+    assert not re.search(r"WORK ERROR|errors=[1-9]", vm.console())
+
+
 def registers(text):
     """How often the guest found its XMM registers as it had left them."""
     return [int(times) for times in re.findall(r"^work .* fp=(\d+)$", text, re.MULTILINE)]
@@ -54,6 +65,18 @@ def test_guest_moves_under_full_write_load(hosts):
     assert times == sorted(times) and times[-1] >= len(times) - 1
     sent, arrived = a.event_codes(record["id"]), b.event_codes(record["id"])
     assert "VMS6020" in sent + arrived and "VMS6021" in sent + arrived
+
+
+def test_guest_moves_by_quick_resume_and_goes_on_after_an_upgrade(vms):
+    vm = vms.start("a", definition("mem=32M rate=0 interval=20"))
+    vm.wait_for_console(r"^work 2 ")
+    upgraded, end = vms.upgrade(vm, "u")
+    assert end["outcome"] == "completed", end
+    verifies_all(upgraded)
+    moved = vms.start_incoming("b", upgraded.definition)
+    end = vms.migrate(upgraded, moved, quick_resume="now")
+    assert end["outcome"] == "completed" and end["quick_resume"], end
+    verifies_all(moved)
 
 
 def test_disk_and_network_of_a_guest_move_too(vms, tmp_path):
@@ -99,9 +122,7 @@ def test_guest_that_writes_faster_than_the_link_is_slowed(vms):
     vms.begin(vm, moved, listen=str(moved.directory / "move.sock"), bandwidth_limit=12 * MIB, known={"state_bytes": 20000})
     end = vm.control.wait_for("migration.finished")
     assert end["outcome"] == "completed" and 0 < end["throttle_most"] <= 99, end
-    done = int(re.findall(r" pass=(\d+) ", moved.console())[-1])
-    moved.wait_for_console(rf"^work .*errors=0 .* pass={done + 2} ")
-    assert "WORK ERROR" not in moved.console()
+    verifies_all(moved)
 
 
 @pytest.mark.parametrize("key, reason, word", [("o", "powered-off", "powered off"), ("c", "crashed", "triple fault")])

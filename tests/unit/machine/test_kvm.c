@@ -1,0 +1,212 @@
+/* State of a VM on KVM: it comes back as it was saved, and what this host cannot take is refused. Skipped
+ * where there is no /dev/kvm. */
+#include "unit.h"
+
+#include "machine/accel.h"
+#include "machine/board.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#define MIB          UINT64_C(0x100000)
+#define SECTIONS_MAX 16
+
+struct fixture {
+    struct memory *memory;
+    struct mmio_bus *bus;
+    struct log *log;
+    struct accel *accel;
+    struct accel_section sections[SECTIONS_MAX];
+    size_t count;
+};
+
+static void no_event(void *opaque, enum accel_event event, const char *why)
+{
+}
+
+static const struct accel_platform platform = {.event = no_event};
+
+static int setup(void **state)
+{
+    struct fixture *fixture = calloc(1, sizeof(*fixture));
+    struct accel_config config = {.vcpus = 2, .platform = &platform};
+    struct ferry_error err;
+
+    *state = fixture;
+    fixture->log = log_open_fd(STDERR_FILENO, LOG_LEVEL_ERROR);
+    assert_ok(memory_new(&fixture->memory, &err), err);
+    assert_ok(board_x86_64.add_memory(fixture->memory, 16 * MIB, &err), err);
+    assert_ok(mmio_bus_new(&fixture->bus, &err), err);
+    config.memory = fixture->memory;
+    config.bus = fixture->bus;
+    config.log = fixture->log;
+    assert_ok(accel_kvm.probe(&err), err);
+    assert_ok(accel_kvm.create(&fixture->accel, &config, &err), err);
+    fixture->count = SECTIONS_MAX;
+    accel_kvm.sections(fixture->accel, fixture->sections, &fixture->count);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *fixture = *state;
+
+    accel_kvm.destroy(fixture->accel);
+    mmio_bus_free(fixture->bus);
+    memory_free(fixture->memory);
+    if (fixture->log)
+        log_close(fixture->log);
+    free(fixture);
+    return 0;
+}
+
+static const struct accel_section *section_of(const struct fixture *fixture, const char *name)
+{
+    for (size_t i = 0; i < fixture->count; i++)
+        if (strcmp(fixture->sections[i].name, name) == 0)
+            return &fixture->sections[i];
+    fail_msg("there is no section %s", name);
+    return NULL;
+}
+
+static struct buffer save(const struct fixture *fixture, const char *name)
+{
+    struct buffer buffer = BUFFER_INIT;
+    struct ferry_error err;
+
+    assert_ok(accel_kvm.section_save(fixture->accel, section_of(fixture, name)->index, &buffer, &err), err);
+    return buffer;
+}
+
+static int load(const struct fixture *fixture, const char *name, const struct buffer *saved, size_t size,
+                struct ferry_error *err)
+{
+    const struct accel_section *section = section_of(fixture, name);
+    struct reader in = reader_init(saved->data, size);
+
+    return accel_kvm.section_load(fixture->accel, section->index, section->table->version, &in, err);
+}
+
+static void sections_have_a_defined_order(void **state)
+{
+    static const char *const names[] = {"cpuid", "vcpu0", "vcpu1", "irqchip", "pit", "clock"};
+    struct fixture *fixture = *state;
+
+    assert_int_equal(fixture->count, ARRAY_SIZE(names));
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        assert_string_equal(fixture->sections[i].name, names[i]);
+}
+
+/* rax and rbx are the first fields of a vCPU, the counters of the PIT those of the PIT. */
+static void state_comes_back_as_it_was_saved(void **state)
+{
+    struct fixture *fixture = *state;
+    struct ferry_error err;
+
+    for (size_t i = 0; i < fixture->count; i++) {
+        const char *name = fixture->sections[i].name;
+        struct buffer saved = save(fixture, name), again;
+
+        if (strncmp(name, "vcpu", 4) == 0)
+            memcpy(saved.data, "\x11\x22\x33\x44\x55\x66\x77\x88", 8);
+        assert_ok(load(fixture, name, &saved, saved.size, &err), err);
+        again = save(fixture, name);
+        assert_int_equal(again.size, saved.size);
+        assert_memory_equal(again.data, saved.data, saved.size);
+        buffer_free(&saved);
+        buffer_free(&again);
+    }
+}
+
+static void section_cut_short_is_refused(void **state)
+{
+    struct fixture *fixture = *state;
+
+    for (size_t i = 0; i < fixture->count; i++) {
+        const char *name = fixture->sections[i].name;
+        struct buffer saved = save(fixture, name);
+
+        for (size_t size = 0; size < saved.size; size += saved.size / 7 + 1) {
+            struct ferry_error err = {0};
+
+            assert_true(load(fixture, name, &saved, size, &err) < 0);
+            assert_contains(err.text, name);
+        }
+        buffer_free(&saved);
+    }
+}
+
+static void vcpu_with_an_msr_that_kvm_does_not_know_is_refused(void **state)
+{
+    struct fixture *fixture = *state;
+    struct buffer saved;
+    struct ferry_error err = {0};
+    size_t at;
+
+    saved = save(fixture, "vcpu0");
+    /* MSR_KVM_WALL_CLOCK_NEW, which every KVM lists, becomes one that nobody has. */
+    for (at = 0; at + 4 <= saved.size && memcmp(saved.data + at, "\x00\x4d\x56\x4b", 4) != 0; at++)
+        ;
+    assert_true(at + 4 <= saved.size);
+    memcpy(saved.data + at, "\x77\x77\x77\x77", 4);
+    assert_int_equal(load(fixture, "vcpu0", &saved, saved.size, &err), -EOPNOTSUPP);
+    assert_contains(err.text, "MSR 0x77777777");
+    buffer_free(&saved);
+}
+
+/* An entry: function, index, flags, EAX, EBX, ECX, EDX; before the first one, the length. */
+static void guest_with_features_this_host_lacks_is_refused(void **state)
+{
+    struct fixture *fixture = *state;
+    struct buffer saved;
+    struct ferry_error err = {0};
+
+    saved = save(fixture, "cpuid");
+    for (size_t at = 4; at + 28 <= saved.size; at += 28)
+        if (memcmp(saved.data + at, "\1\0\0\0", 4) == 0)
+            saved.data[at + 20] |= 1 << 5; /* VMX, which guests are not given */
+    assert_int_equal(load(fixture, "cpuid", &saved, saved.size, &err), -EOPNOTSUPP);
+    assert_contains(err.text, "CPUID leaf 0x1.0 ECX, bits 0x20");
+    saved.data[4 + 16] ^= 1; /* the vendor: leaf 0 is the first */
+    assert_int_equal(load(fixture, "cpuid", &saved, saved.size, &err), -EOPNOTSUPP);
+    assert_contains(err.text, "vendor");
+    buffer_free(&saved);
+}
+
+static void clock_stands_where_it_was_put(void **state)
+{
+    struct fixture *fixture = *state;
+    struct buffer saved, again;
+    struct ferry_error err;
+    uint64_t nanoseconds = UINT64_C(123456789012);
+
+    saved = save(fixture, "clock");
+    memcpy(saved.data, &nanoseconds, 8);
+    assert_ok(load(fixture, "clock", &saved, saved.size, &err), err);
+    accel_kvm.clock_advance(fixture->accel, 1000);
+    accel_kvm.clock_start(fixture->accel);
+    accel_kvm.clock_stop(fixture->accel);
+    again = save(fixture, "clock");
+    memcpy(&nanoseconds, again.data, 8);
+    assert_in_range(nanoseconds, UINT64_C(123456790012), UINT64_C(123456790012) + UINT64_C(60000000000));
+    buffer_free(&saved);
+    buffer_free(&again);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(sections_have_a_defined_order, setup, teardown),
+        cmocka_unit_test_setup_teardown(state_comes_back_as_it_was_saved, setup, teardown),
+        cmocka_unit_test_setup_teardown(section_cut_short_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(vcpu_with_an_msr_that_kvm_does_not_know_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(guest_with_features_this_host_lacks_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(clock_stands_where_it_was_put, setup, teardown),
+    };
+
+    if (access("/dev/kvm", R_OK | W_OK) < 0) {
+        fprintf(stderr, "skipped: there is no /dev/kvm\n");
+        return 77; /* meson: skipped */
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
