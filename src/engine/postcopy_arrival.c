@@ -194,15 +194,16 @@ static void take_faults(struct postcopy *postcopy)
     uint64_t addresses[16];
     size_t count;
 
-    while ((count = uffd_faults(postcopy->uffd, addresses, 16)) > 0) {
+    do {
         uint64_t now = clock_now_ns();
         size_t found = 0;
 
+        count = uffd_faults(postcopy->uffd, addresses, 16);
         for (size_t i = 0; i < count; i++)
             found += take_fault(postcopy, addresses[i], now, &wanted[found]);
         if (found > 0)
             postcopy_request(postcopy, wanted, found);
-    }
+    } while (count == 16);
 }
 
 /* Ends when quit_fd is readable. */
@@ -329,7 +330,10 @@ void *postcopy_stream_main(void *opaque)
     int result;
 
     do {
-        result = link_receive(&stream->link, &frame, timeout, &why);
+        /* Of the first one mostly nothing is there: to look would be in vain. */
+        result = stream == &postcopy->streams[0] ? channel_await(&stream->link.channel, timeout, &why) : 0;
+        if (result == 0)
+            result = link_receive(&stream->link, &frame, timeout, &why);
         if (result == 0 && frame.type == WIRE_PAGES)
             result = take_pages(stream, &frame, &why);
         else if (result == 0 && frame.type != WIRE_KEEPALIVE)

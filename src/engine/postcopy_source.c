@@ -19,8 +19,12 @@
  * second. */
 #define PUSH_PAGES WIRE_BATCH_PAGES_MAX
 #define PUSH_PER_S 200
-/* Pages after a requested one that go along with it. */
-#define NEIGHBOURS 7
+/* Whoever asks for one page after the other gets the next ones along, twice as many each time, from the first
+ * to the last of these. Others would only wait longer for their next one. */
+#define NEIGHBOURS_MIN 3
+#define NEIGHBOURS_MAX 15
+/* So many sequences, of vCPUs and devices, are followed at once. */
+#define SEQUENCES 8
 /* What may wait in the kernel for the path: a requested page must not queue behind more. */
 #define PUSH_BUFFER_MIN (256 << 10)
 #define PUSH_BUFFER_MAX (8 << 20)
@@ -28,6 +32,13 @@
 #define RETRY_FIRST_NS (100 * NS_PER_MS)
 #define RETRY_LAST_NS  (2 * NS_PER_S)
 #define PROGRESS_NS    (100 * NS_PER_MS)
+
+/* Pages that were asked for in their order. */
+struct sequence {
+    uint8_t region;
+    uint32_t next; /* page */
+    uint32_t neighbours;
+};
 
 struct serve_stream {
     struct postcopy_source *postcopy;
@@ -39,6 +50,7 @@ struct serve_stream {
     int iov_count;
     uint32_t raw; /* pages */
     uint32_t zero;
+    struct sequence sequences[SEQUENCES]; /* of the first stream; the newest one first */
 };
 
 struct postcopy_source {
@@ -147,6 +159,31 @@ static void batch_add_word(struct serve_stream *stream, size_t region, size_t wo
         batch_add(stream, region, word * 64 + (size_t)__builtin_ctzll(bits));
 }
 
+static bool goes_on(const struct sequence *sequence, const struct wire_page *page)
+{
+    return sequence->region == page->region && sequence->next > 0 && page->page >= sequence->next &&
+           page->page - sequence->next <= 1;
+}
+
+/* How many pages are to go along with this one. */
+static uint32_t follow_sequence(struct serve_stream *stream, const struct wire_page *page)
+{
+    struct sequence *sequences = stream->sequences;
+    uint32_t neighbours = 0;
+    size_t i = 0;
+
+    while (i < SEQUENCES - 1 && !goes_on(&sequences[i], page))
+        i++;
+    if (goes_on(&sequences[i], page))
+        neighbours = sequences[i].neighbours ? sequences[i].neighbours * 2 + 1 : NEIGHBOURS_MIN;
+    if (neighbours > NEIGHBOURS_MAX)
+        neighbours = NEIGHBOURS_MAX;
+    memmove(&sequences[1], sequences, i * sizeof(*sequences));
+    sequences[0] = (struct sequence){
+        .region = page->region, .next = page->page + neighbours + 1, .neighbours = neighbours};
+    return neighbours;
+}
+
 static int serve_request(struct serve_stream *stream, struct frame *frame, struct ferry_error *err)
 {
     struct postcopy_source *postcopy = stream->postcopy;
@@ -167,7 +204,7 @@ static int serve_request(struct serve_stream *stream, struct frame *frame, struc
         return result;
 
     const struct wire_page *last = &pages[count - 1];
-    uint64_t mask = (UINT64_C(2) << NEIGHBOURS) - 1;
+    uint64_t mask = (UINT64_C(2) << follow_sequence(stream, last)) - 1;
 
     __atomic_store_n(&postcopy->cursor, (uint64_t)last->region << 32 | last->page / 64, __ATOMIC_RELAXED);
     batch_add_word(stream, last->region, last->page / 64,
@@ -212,7 +249,10 @@ static void *serve_main(void *opaque)
     int result;
 
     do {
-        result = link_receive(&stream->link, &frame, postcopy->session->settings.peer_timeout_ns, &why);
+        /* Mostly nothing is there: to look first would be in vain. */
+        result = channel_await(&stream->link.channel, postcopy->session->settings.peer_timeout_ns, &why);
+        if (result == 0)
+            result = link_receive(&stream->link, &frame, postcopy->session->settings.peer_timeout_ns, &why);
         if (result == 0)
             result = serve_frame(stream, &frame, &why);
     } while (result == 0);
@@ -276,16 +316,17 @@ static size_t push_most(const struct postcopy_source *postcopy)
 static bool await_pace(struct postcopy_source *postcopy)
 {
     struct pace *pace = &postcopy->source->pace;
-    uint64_t at = pace_free_at(pace);
     bool lost = false;
+    uint64_t now, at;
 
-    while (!lost && clock_now_ns() < at) {
+    while (!lost && (now = clock_now_ns()) < (at = pace_free_at(pace))) {
         pthread_mutex_lock(&postcopy->lock);
+        /* Not longer: the limit may change. */
         if (!postcopy->lost)
-            thread_cond_wait_until(&postcopy->changed, &postcopy->lock, at);
+            thread_cond_wait_until(&postcopy->changed, &postcopy->lock,
+                                   at < now + PROGRESS_NS ? at : now + PROGRESS_NS);
         lost = postcopy->lost;
         pthread_mutex_unlock(&postcopy->lock);
-        at = pace_free_at(pace);
     }
     return !lost;
 }
