@@ -93,7 +93,7 @@ def loops(build, quick):
     return rows
 
 
-class _FerryMover:
+class FerryMover:
     """A guest under Ferry that goes back and forth between hosts a and b."""
 
     def __init__(self, build, **more):
@@ -163,7 +163,7 @@ def idle(build, quick):
     count = 4 if quick else 20
     peers = {"default bandwidth": None, "bandwidth unlimited": {"max-bandwidth": 100 << 30}}
     with contextlib.ExitStack() as stack:
-        mover = _FerryMover(build)
+        mover = FerryMover(build)
         stack.callback(mover.close)
         movers = {}
         for name, parameters in peers.items():
@@ -192,7 +192,7 @@ def idle(build, quick):
 def gap(build, quick):
     """The downtime Ferry reports against the largest gap the guest itself saw, over moves under a light load"""
     count = 4 if quick else 20
-    mover = _FerryMover(build, cmdline=CMDLINE + " ferry.work=threads=1,mem=16M,rate=1M")
+    mover = FerryMover(build, cmdline=CMDLINE + " ferry.work=threads=1,mem=16M,rate=1M")
     try:
         time.sleep(2)
         reports = [mover.move() for _ in range(count)]
@@ -252,7 +252,7 @@ def forecast(build, quick):
                                 ("writing 20 MiB/s", " ferry.work=threads=1,mem=64M,rate=20M", {}),
                                 ("writing, 500 Mbit/s", " ferry.work=threads=1,mem=32M,rate=4M",
                                  {"bandwidth_limit": 62_500_000})):
-        mover = _FerryMover(build, cmdline=CMDLINE + work)
+        mover = FerryMover(build, cmdline=CMDLINE + work)
         try:
             time.sleep(5)
             pairs = []

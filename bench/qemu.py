@@ -127,10 +127,12 @@ class Qemu:
         if parameters:
             self.qmp("migrate-set-parameters", **parameters)
 
-    def migrate(self, uri, parameters=None, capabilities=None, timeout=120):
-        """Moves the guest away; returns query-migrate's report (milliseconds and bytes)."""
+    def migrate(self, uri, parameters=None, capabilities=None, timeout=120, postcopy=False):
+        """Moves the guest away, by POSTCOPY at once; returns query-migrate's report (milliseconds and bytes)."""
         self.set_up(parameters, capabilities)
         self.qmp("migrate", uri=uri)
+        if postcopy:
+            self.qmp("migrate-start-postcopy")
         deadline = time.monotonic() + timeout
         while True:
             report = self.qmp("query-migrate")
