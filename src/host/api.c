@@ -416,6 +416,7 @@ enum MHD_Result api_handle(void *opaque, struct MHD_Connection *connection, cons
         *size = 0;
         return arrival->swallowed > REQUEST_SWALLOW_MAX ? MHD_NO : MHD_YES;
     }
+    api_being_served(listener, connection, true);
     result = take_body(&request, arrival);
     if (result == 0)
         result = dispatch(&request, method, url);
@@ -427,11 +428,10 @@ void api_completed(void *opaque, struct MHD_Connection *connection, void **state
 {
     struct arrival *arrival = *state;
 
-    (void)opaque;
-    (void)connection;
     (void)code;
     if (!arrival)
         return;
+    api_being_served(opaque, connection, false);
     buffer_free(&arrival->body);
     free(arrival);
     *state = NULL;

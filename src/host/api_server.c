@@ -3,6 +3,9 @@
  * clear and one for TLS, between which the door (door.h) chooses by a connection's first byte. The one in the
  * clear is always there: where TLS is asked for, it says so.
  *
+ * What may come in by TCP, and how long it may take, is api_connections.h's; libmicrohttpd's own limit must
+ * never be reached: with connections that are added to it, release 0.9.75 hangs then.
+ *
  * A new certificate is a new daemon. The one before serves its connections to their end, and is stopped when
  * it has none left, with the next certificate, or at the end.
  */
@@ -19,9 +22,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define CONNECTIONS_MAX   256
-#define CONNECTION_MEMORY (32u << 10)
-#define PRIORITIES        "NORMAL:-VERS-ALL:+VERS-TLS1.3"
+#define DAEMON_CONNECTIONS_MAX (2 * CONNECTIONS_MAX)
+#define CONNECTION_MEMORY      (32u << 10)
+#define PRIORITIES             "NORMAL:-VERS-ALL:+VERS-TLS1.3"
 
 /* A daemon for TLS, of this or a former certificate. */
 struct secure {
@@ -33,6 +36,7 @@ struct api {
     struct api_listener unix_listener;
     struct api_listener clear_listener;
     struct door *door;
+    struct api_connections *connections;
     int unix_fd; /* until a daemon or the door has them */
     int tcp_fd;
     char address[SOCK_ADDRESS_SIZE];
@@ -63,12 +67,27 @@ static void connection_changed(void *opaque, struct MHD_Connection *connection, 
     const struct api_listener *listener = opaque;
     const union MHD_ConnectionInfo *info;
 
-    (void)state;
-    if (code != MHD_CONNECTION_NOTIFY_STARTED)
+    if (code != MHD_CONNECTION_NOTIFY_STARTED) {
+        if (listener->connections)
+            api_connection_closed(listener->connections, *state);
+        *state = NULL;
         return;
+    }
     info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    if (info)
-        sock_tune(info->connect_fd, (unsigned)host_peer_ms(listener->host), NULL);
+    if (!info)
+        return;
+    sock_tune(info->connect_fd, (unsigned)host_peer_ms(listener->host), NULL);
+    if (listener->connections)
+        *state = api_connection_started(listener->connections, info->connect_fd);
+}
+
+void api_being_served(const struct api_listener *listener, struct MHD_Connection *connection, bool served)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+
+    if (listener->connections && info)
+        api_connection_served(listener->connections, info->socket_context, served);
 }
 
 /* OPTIONS are what listeners differ in. */
@@ -79,8 +98,8 @@ static int start_daemon(struct api_listener *listener, unsigned flags, const str
         MHD_start_daemon(flags | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION |
                              MHD_USE_POLL | MHD_ALLOW_UPGRADE | MHD_USE_ITC | MHD_USE_ERROR_LOG,
                          0, NULL, NULL, api_handle, listener, MHD_OPTION_EXTERNAL_LOGGER, log_http, listener,
-                         MHD_OPTION_NOTIFY_COMPLETED, api_completed, NULL, MHD_OPTION_CONNECTION_LIMIT,
-                         (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
+                         MHD_OPTION_NOTIFY_COMPLETED, api_completed, listener, MHD_OPTION_CONNECTION_LIMIT,
+                         (unsigned)DAEMON_CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
                          (unsigned)(host_peer_ms(listener->host) / 1000), MHD_OPTION_NOTIFY_CONNECTION,
                          connection_changed, listener, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
                          (size_t)CONNECTION_MEMORY, MHD_OPTION_ARRAY, options, MHD_OPTION_END);
@@ -118,7 +137,8 @@ static int start_secure(struct host *host, struct secure **out, struct ferry_err
         credentials_unref(credentials);
         return result;
     }
-    secure->listener = (struct api_listener){.host = host, .tcp = true, .tls = true};
+    secure->listener =
+        (struct api_listener){.host = host, .tcp = true, .tls = true, .connections = host->api->connections};
     /* Copied by the daemon. Clients are asked for a certificate because there is something to trust; it is
      * looked at when a request comes (api_client.c), so that the refusal is a sentence. */
     const struct MHD_OptionItem options[] = {
@@ -209,17 +229,19 @@ static void take_connection(void *opaque, int fd, bool tls)
     socklen_t size = sizeof(address);
     struct MHD_Daemon *chosen = api->clear_listener.daemon;
 
-    if (getpeername(fd, (struct sockaddr *)&address, &size) < 0) {
+    if (getpeername(fd, (struct sockaddr *)&address, &size) < 0 ||
+        !api_connections_admit(api->connections, fd, &address)) {
         close(fd);
         return;
     }
     pthread_mutex_lock(&api->lock);
     if (tls)
         chosen = api->secure ? api->secure->listener.daemon : NULL;
-    if (chosen) /* closes the descriptor in any case */
-        MHD_add_connection(chosen, fd, (struct sockaddr *)&address, size);
-    else
+    if (!chosen)
         refuse_tls(fd);
+    /* It closes the descriptor in any case. */
+    if (!chosen || MHD_add_connection(chosen, fd, (struct sockaddr *)&address, size) != MHD_YES)
+        api_connections_drop(api->connections, fd);
     pthread_mutex_unlock(&api->lock);
 }
 
@@ -259,7 +281,10 @@ int api_serve(struct host *host, struct ferry_error *err)
 
     if (result < 0 || fd < 0)
         return result;
-    result = start_clear(api, err);
+    result = api_connections_new(&api->connections, host->loop, 2 * host->config->peer_timeout_ns, err);
+    api->clear_listener.connections = api->connections;
+    if (result == 0)
+        result = start_clear(api, err);
     if (result == 0)
         result = start_secure(host, &api->secure, err);
     if (result < 0)
@@ -289,6 +314,7 @@ void api_free(struct host *host)
     }
     if (api->clear_listener.daemon)
         MHD_stop_daemon(api->clear_listener.daemon);
+    api_connections_free(api->connections);
     if (api->unix_fd >= 0)
         close(api->unix_fd);
     if (api->tcp_fd >= 0)

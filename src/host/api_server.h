@@ -5,6 +5,7 @@
 #define FERRY_HOST_API_SERVER_H
 
 #include "host/api.h"
+#include "host/api_connections.h"
 
 /* One way in. */
 struct api_listener {
@@ -12,6 +13,7 @@ struct api_listener {
     struct MHD_Daemon *daemon;
     bool tcp;
     bool tls;
+    struct api_connections *connections; /* NULL: not by TCP */
 };
 
 /* libmicrohttpd's callbacks; OPAQUE is the listener. */
@@ -20,6 +22,9 @@ enum MHD_Result api_handle(void *opaque, struct MHD_Connection *connection, cons
                            void **state);
 void api_completed(void *opaque, struct MHD_Connection *connection, void **state,
                    enum MHD_RequestTerminationCode code);
+
+/* The request has come as a whole, or its answer has gone. */
+void api_being_served(const struct api_listener *listener, struct MHD_Connection *connection, bool served);
 
 /* Who is it? HOST_REFUSED when he may not command this host: on TCP without TLS where that is asked for, or
  * without a certificate of this host's CA. */

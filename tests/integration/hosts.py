@@ -81,14 +81,14 @@ def stopped(pid):
 class TlsConnection(http.client.HTTPSConnection):
     """A client that trusts anybody, and shows the certificate in BUNDLE, if any."""
 
-    def __init__(self, address, timeout, bundle=None, newest=ssl.TLSVersion.TLSv1_3):
+    def __init__(self, address, timeout, bundle=None, newest=ssl.TLSVersion.TLSv1_3, source="127.0.0.1"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.maximum_version = newest
         if bundle:
             context.load_cert_chain(bundle)
-        super().__init__(address, timeout=timeout, context=context)
+        super().__init__(address, timeout=timeout, context=context, source_address=(source, 0))
 
 
 class Host:

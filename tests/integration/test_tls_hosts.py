@@ -1,16 +1,20 @@
 """Hosts with certificates: they and ferry speak TLS only, VMs move encrypted, and who is not who he should be is refused by
 name, the VM being where it was."""
+import contextlib
 import os
+import random
 import re
+import socket
 import ssl
 import subprocess
 import threading
+import time
 
 import pytest
 
 from certs import BUILD, DEADLINE, Authority
 from fake_ferryd import FakeFerryd
-from hosts import Hosts, assert_refused, introduce, wait_until
+from hosts import Hosts, TlsConnection, assert_refused, introduce, wait_until
 from moving import STRESS, goes_on, needs_guests
 from recorder import Recorder
 
@@ -207,6 +211,80 @@ def test_encryption_that_was_demanded_is_still_so_after_a_restart_in_the_queue(h
     end = a.finish(queued)
     assert end["outcome"] == "failed" and UNLICENSED in end["error"], end
     assert_stays(a, b)
+
+
+# --- hostile clients ---
+
+HALF_HELLO = b"\x16\x03\x01\x02\x00\x01"
+
+
+def knock(host, data=b""):
+    place, port = host.address.rsplit(":", 1)
+    connection = socket.create_connection((place, int(port)), timeout=DEADLINE)
+    with contextlib.suppress(OSError):  # it may have been turned away
+        connection.sendall(data)
+    return connection
+
+
+def threads(host):
+    return len(os.listdir(f"/proc/{host.process.pid}/task"))
+
+
+def is_cut(connection):
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+def drip(connection, cut):
+    """A request that comes byte by byte, never silent for long."""
+    for byte in b"GET /v1/host HTTP/1.1\r\nX-Nothing: " + bytes(10000):
+        try:
+            connection.sendall(bytes([byte | 1]))
+        except OSError:
+            cut.set()
+            return
+        if cut.wait(0.2):
+            return
+
+
+def test_who_stops_in_the_middle_keeps_nobody_else_waiting(hosts, authority):
+    b = licensed(hosts, "b", authority.issue("b", "127.0.0.1"), "--peer-timeout", "2")
+    alice = authority.issue("alice", "--person")
+    assert b.get("/v1/vms", tls={"bundle": alice}) == []
+    before = threads(b)
+    slow = TlsConnection(b.address, DEADLINE)
+    slow.connect()
+    cut = threading.Event()
+    dripping = threading.Thread(target=drip, args=(slow.sock, cut))
+    dripping.start()
+    crowd = [knock(b, HALF_HELLO) for _ in range(300)] + [knock(b) for _ in range(100)]
+    # one address does not get all there is, so another host is served at once
+    begin = time.monotonic()
+    assert b.get("/v1/vms", tls={"bundle": alice, "source": "127.0.0.2"}) == []
+    assert time.monotonic() - begin < 2
+    assert threads(b) <= before + 130
+    assert all(is_cut(connection) for connection in crowd)
+    assert cut.wait(DEADLINE), "a request may take for ever to come"
+    dripping.join()
+    wait_until(lambda: threads(b) <= before, "their threads to end")
+    assert b.get("/v1/vms", tls={"bundle": alice}) == []
+
+
+def test_garbage_at_the_door_harms_nobody(hosts, authority):
+    b = licensed(hosts, "b", authority.issue("b", "127.0.0.1"))
+    noise = random.Random(7411)
+    for number in range(60):
+        start = (b"\x16\x03\x01", b"\x16\x03\x03\x00\x05", b"GET / HTTP/1.1\r\n", b"")[number % 4]
+        connection = knock(b, start + noise.randbytes(1 + number * 40) + b"\r\n\r\n")
+        with contextlib.suppress(OSError):  # it may have been cut already
+            connection.shutdown(socket.SHUT_WR)
+        assert is_cut(connection)
+        connection.close()
+    assert b.get("/v1/vms", tls={"bundle": authority.issue("alice", "--person")}) == []
 
 
 # --- ferry ---
