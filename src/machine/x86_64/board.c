@@ -2,6 +2,7 @@
  * The x86_64 board: memory map, devices' places, and what is put into memory for a kernel to start.
  *
  *     0x1000   what a PVH kernel is told (pvh.h)
+ *     0xe0000  ACPI tables (acpi.h)
  *     1 MiB    where kernels go, as their ELF file says
  *     ...
  *     below the end of RAM, or of 3 GiB of it: initrd
@@ -11,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "machine/loader.h"
+#include "machine/x86_64/acpi.h"
 #include "machine/x86_64/layout.h"
 #include "machine/x86_64/pvh.h"
 
@@ -115,7 +117,7 @@ static int load_initrd(const char *path, struct memory *memory, const struct loa
 static int board_load(const struct machine_config *config, struct memory *memory, struct accel_boot *boot,
                       struct ferry_error *err)
 {
-    struct pvh_inputs inputs = {.cmdline = config->cmdline};
+    struct pvh_inputs inputs = {.cmdline = config->cmdline, .rsdp = ACPI_START};
     struct loader_image kernel = {0};
     int result;
 
@@ -124,6 +126,8 @@ static int board_load(const struct machine_config *config, struct memory *memory
     result = load_kernel(config->kernel, memory, &kernel, err);
     if (!result && config->initrd)
         result = load_initrd(config->initrd, memory, &kernel, low_size(config->memory), &inputs, err);
+    if (!result)
+        result = acpi_write(config, memory, err);
     if (!result)
         result = pvh_write(memory, &inputs, err);
     if (result)

@@ -199,6 +199,7 @@ static void pvh_kernel_is_told_of_memory_command_line_and_initrd(void **state)
     module = get(memory, info + 16, 8);
     assert_true(memory_read(memory, get(memory, info + 24, 8), text, 12));
     assert_string_equal(text, "quiet mem=1");
+    assert_int_equal(get(memory, get(memory, info + 32, 8), 8), 0x2052545020445352); /* "RSD PTR " */
     assert_int_equal(get(memory, info + 48, 4), 3);
     assert_int_equal(get(memory, get(memory, info + 40, 8) + 2 * 24, 8), MIB);
     assert_int_equal(get(memory, module + 8, 8), 6);
