@@ -286,18 +286,22 @@ static bool client_receive(struct console_client *client)
 static void client_give_input(struct console_client *client)
 {
     struct console *console = client->console;
-    size_t taken;
 
     if (!console->sink)
         return;
-    do {
-        taken = console->sink(console->sink_opaque, client->input, client->input_size);
-        client->input_size -= taken;
-        memmove(client->input, client->input + taken, client->input_size);
+    for (;;) {
+        size_t taken;
+
         /* Nobody tells any more when there is something to read. */
         if (!client->watch && !client->ended && client->input_size < INPUT_SIZE && !client_receive(client))
             client->ended = true;
-    } while (taken > 0 && client->input_size > 0);
+        taken =
+            client->input_size ? console->sink(console->sink_opaque, client->input, client->input_size) : 0;
+        if (taken == 0)
+            break;
+        client->input_size -= taken;
+        memmove(client->input, client->input + taken, client->input_size);
+    }
     if (!client->watch && client->input_size == 0)
         client_close(client);
     else

@@ -338,6 +338,22 @@ static void input_waits_for_room_and_survives_its_client(void **state)
     assert_memory_equal(fixture->typed, text, sizeof(text));
 }
 
+/* That it is gone is found when output is sent to it, before it is looked at for input. */
+static void input_of_a_client_that_left_at_once_is_taken_while_the_guest_talks(void **state)
+{
+    struct fixture *fixture = *state;
+    int fd = connect_client(fixture);
+
+    console_set_sink(fixture->console, take, fixture);
+    fixture->room = 10;
+    say(fixture, "talk\n");
+    assert_int_equal(write(fd, "r", 1), 1);
+    close(fd);
+    run_loop(fixture);
+    assert_int_equal(fixture->typed_size, 1);
+    assert_int_equal(fixture->typed[0], 'r');
+}
+
 static void too_many_clients_are_turned_away(void **state)
 {
     struct fixture *fixture = *state;
@@ -384,6 +400,7 @@ int main(void)
         TEST(nothing_is_lost_when_nobody_keeps_up),
         TEST(clients_get_what_comes_after_them),
         TEST(input_waits_for_room_and_survives_its_client),
+        TEST(input_of_a_client_that_left_at_once_is_taken_while_the_guest_talks),
         TEST(too_many_clients_are_turned_away),
         TEST(log_that_cannot_be_written_stops_nothing),
     };
