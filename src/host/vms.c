@@ -116,6 +116,12 @@ static int claim(struct host *host, const char *name, const char *what, bool mov
         result = no_such_vm(host, name, err);
     } else if (vm->busy) {
         result = error_set(err, -EBUSY, "VM %s is %s; try again afterwards", name, vm->busy);
+    } else if (vm->migration && !moving && fetch_is_under_way(vm->migration)) {
+        result =
+            error_set(err, -EBUSY,
+                      "memory of VM %s is still on its way from host %s to host %s (migration %s); try again "
+                      "when all is there",
+                      name, vm->migration->source, vm->migration->destination, migration_id(vm->migration));
     } else if (vm->migration && !moving) {
         result =
             error_set(err, -EBUSY, "VM %s has a migration in progress (%s); wait for it, or cancel it first",
@@ -586,10 +592,10 @@ static int check_not_serving(struct host *host, const struct vm *vm, struct ferr
         result = error_set(
             err, HOST_CONFLICT,
             "VM %s runs on host %s, which still needs %llu MiB of its memory from this process: without it "
-            "the guest is lost, and all that it has not written to its disks. It is here until all is there; "
-            "--force (\"force\") ends it all the same",
+            "the guest is lost, with all that it has not written to its disks. The process ends by itself "
+            "once all is there; ferry kill %s --force ends it now",
             vm->name, vm->migration->destination,
-            (unsigned long long)(fetch_missing_bytes(vm->migration) + (1u << 20) - 1) >> 20);
+            (unsigned long long)(fetch_missing_bytes(vm->migration) + (1u << 20) - 1) >> 20, vm->name);
     host_unlock(host);
     return result;
 }

@@ -53,7 +53,8 @@ def assert_kept(a, b, migration):
 
 def refused_while_needed(a, b, migration):
     assert_refused(lambda: a.post("/v1/vms/web/kill"), 409, "conflict", "still needs", "the guest is lost", "--force")
-    assert_refused(lambda: a.delete("/v1/vms/web"), 409, "conflict")
+    assert_refused(lambda: a.delete("/v1/vms/web"), 409, "conflict", "still on its way")
+    assert_refused(lambda: b.migrate("web", a), 409, "conflict", "still on its way")
     assert_refused(lambda: a.post("/v1/vms/web/unpause"), 409, "conflict", f"runs on host {b.name}")
     assert_refused(lambda: a.post(f"/v1/migrations/{migration}/cancel"), 409, "conflict", "too late")
     assert_refused(lambda: b.post(f"/v1/migrations/{migration}/cancel"), 409, "conflict", "too late")
