@@ -2,6 +2,7 @@
 import json
 import pathlib
 import re
+import struct
 import subprocess
 
 import pytest
@@ -141,6 +142,37 @@ def test_reboot_is_a_new_start(vms):
         vm.type("r" if boots < 3 else "o")
     assert vm.wait()["reason"] == "powered-off"
     assert vm.console().count("work begins") == 3
+
+
+# Says its command line and its initrd on COM1 and switches off, from the 64-bit entry, RSI: boot_params.
+SPEAKER = bytes.fromhex("""
+    8b be 28 02 00 00   66 ba f8 03   8a 07   84 c0   74 06   ee   48 ff c7   eb f4
+    8b be 18 02 00 00   8b 8e 1c 02 00 00   8a 07   ee   48 ff c7   ff c9   75 f6   b0 0a   ee
+    66 ba 04 06   66 b8 00 20   66 ef   f4""")
+
+
+def bzimage(code, preferred=0x200000):
+    """A kernel with one sector of set-up and the header of the boot protocol 2.15."""
+    head = bytearray(1024)
+    head[0x1f1] = 1
+    struct.pack_into("<H", head, 0x1fe, 0xaa55)
+    struct.pack_into("<BB4sH", head, 0x200, 0xeb, 0x66, b"HdrS", 0x20f)
+    head[0x211] = 1
+    struct.pack_into("<I", head, 0x22c, 0x7fffffff)
+    struct.pack_into("<H", head, 0x236, 1)
+    struct.pack_into("<I", head, 0x238, 2047)
+    struct.pack_into("<QI", head, 0x258, preferred, 1 << 20)
+    return bytes(head) + bytes(512) + code
+
+
+def test_bzimage_starts_at_its_64_bit_entry(vms, tmp_path):
+    (tmp_path / "kernel").write_bytes(bzimage(SPEAKER))
+    (tmp_path / "initrd").write_bytes(b" and an initrd")
+    vm = vms.start("a", definition("told this", kernel=str(tmp_path / "kernel"), initrd=str(tmp_path / "initrd")),
+                   "--paused")
+    vm.control.call("resume")
+    assert vm.wait()["reason"] == "powered-off"
+    assert vm.console() == "told this and an initrd\n"
 
 
 def test_kernel_without_a_pvh_entry_is_refused(vms):

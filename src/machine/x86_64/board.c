@@ -1,9 +1,9 @@
 /*
  * The x86_64 board: memory map, devices' places, and what is put into memory for a kernel to start.
  *
- *     0x1000   what a PVH kernel is told (pvh.h)
+ *     0x1000   what a kernel is told (pvh.h, linux_boot.h)
  *     0xe0000  ACPI tables (acpi.h)
- *     1 MiB    where kernels go, as their ELF file says
+ *     1 MiB    and on: where kernels go, as their file says
  *     ...
  *     below the end of RAM, or of 3 GiB of it: initrd
  */
@@ -14,6 +14,7 @@
 #include "machine/loader.h"
 #include "machine/x86_64/acpi.h"
 #include "machine/x86_64/layout.h"
+#include "machine/x86_64/linux_boot.h"
 #include "machine/x86_64/pvh.h"
 
 #include <elf.h>
@@ -21,7 +22,7 @@
 #include <inttypes.h>
 
 #define MIB     (UINT64_C(1) << 20)
-#define KERNELS "an x86_64 kernel that Ferry can start (an ELF file with a PVH entry)"
+#define KERNELS "an x86_64 kernel that Ferry can start (neither a bzImage nor ELF)"
 
 /* Virtio devices by slot; part of what the guest sees, never to be changed. */
 #define SLOT_RNG     0
@@ -71,31 +72,59 @@ static struct board_place board_place(enum board_device device, unsigned index)
     return (struct board_place){X86_64_VIRTIO_BASE + slot * X86_64_VIRTIO_STRIDE, irqs[slot]};
 }
 
-static int load_kernel(const char *path, struct memory *memory, struct loader_image *image,
+/* What of a kernel's file is needed later on. */
+struct kernel {
+    uint8_t head[LINUX_BOOT_HEAD_SIZE];
+    struct loader_image image;
+    enum x86_64_boot boot;
+};
+
+static int load_elf(const struct loader_file *file, struct memory *memory, struct loader_image *image,
+                    struct ferry_error *err)
+{
+    int result = loader_load_elf(file, memory, EM_X86_64, image, err);
+
+    if (!result)
+        result = pvh_find_entry(file, &image->entry, err);
+    if (!result && image->start < X86_64_KERNEL_RAM)
+        result =
+            error_set(err, -EINVAL, "kernel %s cannot be loaded: it wants memory below 1 MiB", file->path);
+    return result;
+}
+
+static int load_kernel(const char *path, struct memory *memory, struct kernel *kernel,
                        struct ferry_error *err)
 {
     CLEANUP(loader_close) struct loader_file file = {.fd = -1};
-    uint8_t head[8];
     int result = loader_open(&file, "kernel", path, err);
 
     if (result)
         return result;
-    result = loader_peek(&file, head, sizeof(head), err);
+    result = loader_peek(&file, kernel->head, sizeof(kernel->head), err);
     if (result)
         return result;
-    if (!loader_is_elf(head))
-        return loader_refuse_kernel(&file, head, sizeof(head), KERNELS, err);
-    result = loader_load_elf(&file, memory, EM_X86_64, image, err);
-    if (!result)
-        result = pvh_find_entry(&file, &image->entry, err);
-    if (!result && image->start < X86_64_KERNEL_RAM)
-        result = error_set(err, -EINVAL, "kernel %s cannot be loaded: it wants memory below 1 MiB", path);
-    return result;
+    if (linux_boot_is_bzimage(kernel->head)) {
+        kernel->boot = X86_64_BOOT_LINUX64;
+        return linux_boot_load(&file, kernel->head, memory, &kernel->image, err);
+    }
+    kernel->boot = X86_64_BOOT_PVH;
+    if (loader_is_elf(kernel->head))
+        return load_elf(&file, memory, &kernel->image, err);
+    return loader_refuse_kernel(&file, kernel->head, sizeof(kernel->head), KERNELS, err);
+}
+
+/* One past where an initrd may end: older kernels want it below 2 GiB, and say so. */
+static uint64_t initrd_end(const struct kernel *kernel, uint64_t memory)
+{
+    uint64_t end = low_size(memory);
+    uint64_t most = kernel->boot == X86_64_BOOT_LINUX64 ? linux_boot_initrd_end(kernel->head) : end;
+
+    return end < most ? end : most & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
 }
 
 /* At the end of low memory, above the kernel. */
 static int load_initrd(const char *path, struct memory *memory, const struct loader_image *kernel,
-                       uint64_t end, struct pvh_inputs *inputs, struct ferry_error *err)
+                       uint64_t end, struct linux_boot_inputs *inputs, struct ferry_error *err)
 {
     CLEANUP(loader_close) struct loader_file file = {.fd = -1};
     int result = loader_open(&file, "initrd", path, err);
@@ -114,26 +143,40 @@ static int load_initrd(const char *path, struct memory *memory, const struct loa
     return loader_read(&file, 0, memory, inputs->initrd, file.size, err);
 }
 
+static int tell_kernel(const struct kernel *kernel, const struct linux_boot_inputs *inputs,
+                       struct memory *memory, struct accel_boot *boot, struct ferry_error *err)
+{
+    const struct pvh_inputs pvh = {.cmdline = inputs->cmdline,
+                                   .rsdp = inputs->rsdp,
+                                   .initrd = inputs->initrd,
+                                   .initrd_size = inputs->initrd_size};
+
+    boot->entry = kernel->image.entry;
+    boot->arguments[1] = kernel->boot;
+    if (kernel->boot == X86_64_BOOT_LINUX64) {
+        boot->arguments[0] = LINUX_BOOT_PARAMS;
+        return linux_boot_write(memory, kernel->head, inputs, err);
+    }
+    boot->arguments[0] = PVH_START_INFO;
+    return pvh_write(memory, &pvh, err);
+}
+
 static int board_load(const struct machine_config *config, struct memory *memory, struct accel_boot *boot,
                       struct ferry_error *err)
 {
-    struct pvh_inputs inputs = {.cmdline = config->cmdline, .rsdp = ACPI_START};
-    struct loader_image kernel = {0};
+    struct linux_boot_inputs inputs = {.cmdline = config->cmdline, .rsdp = ACPI_START};
+    struct kernel kernel = {.image = {0}};
     int result;
 
     if (!config->kernel)
         return error_set(err, -EINVAL, "the VM definition names no kernel");
     result = load_kernel(config->kernel, memory, &kernel, err);
     if (!result && config->initrd)
-        result = load_initrd(config->initrd, memory, &kernel, low_size(config->memory), &inputs, err);
+        result = load_initrd(config->initrd, memory, &kernel.image, initrd_end(&kernel, config->memory),
+                             &inputs, err);
     if (!result)
         result = acpi_write(config, memory, err);
-    if (!result)
-        result = pvh_write(memory, &inputs, err);
-    if (result)
-        return result;
-    *boot = (struct accel_boot){.entry = kernel.entry, .arguments = {PVH_START_INFO, X86_64_BOOT_PVH}};
-    return 0;
+    return result ? result : tell_kernel(&kernel, &inputs, memory, boot, err);
 }
 
 const struct board board_x86_64 = {

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/thread.h"
 #include "machine/x86_64/layout.h"
+#include "machine/x86_64/linux_boot.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -90,27 +91,58 @@ static struct kvm_segment flat_segment(uint8_t type, uint16_t selector)
 
 #define CR0_PE       UINT64_C(1)
 #define CR0_ET       UINT64_C(0x10)
+#define CR0_PG       UINT64_C(0x80000000)
+#define CR4_PAE      UINT64_C(0x20)
+#define EFER_LME     UINT64_C(0x100)
+#define EFER_LMA     UINT64_C(0x400)
 #define SEGMENT_CODE 0x0b /* execute, read, accessed */
 #define SEGMENT_DATA 0x03 /* read, write, accessed */
 #define SEGMENT_TSS  0x0b /* 32-bit, busy */
 
+static void boot_pvh(struct kvm_sregs2 *sregs)
+{
+    sregs->cs = flat_segment(SEGMENT_CODE, 0x08);
+    sregs->ds = sregs->es = sregs->fs = sregs->gs = sregs->ss = flat_segment(SEGMENT_DATA, 0x10);
+    sregs->tr = (struct kvm_segment){.limit = 0x67, .type = SEGMENT_TSS, .present = 1};
+    sregs->cr0 = CR0_PE | CR0_ET;
+    sregs->cr3 = sregs->cr4 = sregs->efer = 0;
+}
+
+static void boot_linux(struct kvm_sregs2 *sregs)
+{
+    boot_pvh(sregs);
+    sregs->cs = flat_segment(SEGMENT_CODE, LINUX_BOOT_CODE);
+    sregs->cs.db = 0;
+    sregs->cs.l = 1;
+    sregs->ds.selector = sregs->es.selector = sregs->ss.selector = LINUX_BOOT_DATA;
+    sregs->fs.selector = sregs->gs.selector = LINUX_BOOT_DATA;
+    sregs->gdt = (struct kvm_dtable){.base = LINUX_BOOT_GDT, .limit = LINUX_BOOT_GDT_SIZE - 1};
+    sregs->cr0 = CR0_PE | CR0_ET | CR0_PG;
+    sregs->cr3 = LINUX_BOOT_PAGE_TABLES;
+    sregs->cr4 = CR4_PAE;
+    sregs->efer = EFER_LME | EFER_LMA;
+}
+
 int kvm_cpu_boot(struct kvm_cpu *cpu, const struct accel_boot *boot, struct ferry_error *err)
 {
-    struct kvm_regs regs = {.rip = boot->entry, .rbx = boot->arguments[0], .rflags = 2};
+    struct kvm_regs regs = {.rip = boot->entry, .rflags = 2};
     struct kvm_sregs2 sregs = {0};
-    int result;
+    int result = kvm_ioctl(cpu->fd, KVM_GET_SREGS2, &sregs);
 
-    if (boot->arguments[1] != X86_64_BOOT_PVH)
+    switch (boot->arguments[1]) {
+    case X86_64_BOOT_PVH:
+        regs.rbx = boot->arguments[0];
+        boot_pvh(&sregs);
+        break;
+    case X86_64_BOOT_LINUX64:
+        regs.rsi = boot->arguments[0];
+        boot_linux(&sregs);
+        break;
+    default:
         return error_set(err, -EINVAL, "unknown boot protocol %" PRIu64, boot->arguments[1]);
-    result = kvm_ioctl(cpu->fd, KVM_GET_SREGS2, &sregs);
-    if (result >= 0) {
-        sregs.cs = flat_segment(SEGMENT_CODE, 0x08);
-        sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = flat_segment(SEGMENT_DATA, 0x10);
-        sregs.tr = (struct kvm_segment){.limit = 0x67, .type = SEGMENT_TSS, .present = 1};
-        sregs.cr0 = CR0_PE | CR0_ET;
-        sregs.cr3 = sregs.cr4 = sregs.efer = 0;
-        result = kvm_ioctl(cpu->fd, KVM_SET_SREGS2, &sregs);
     }
+    if (result >= 0)
+        result = kvm_ioctl(cpu->fd, KVM_SET_SREGS2, &sregs);
     if (result >= 0)
         result = kvm_ioctl(cpu->fd, KVM_SET_REGS, &regs);
     return result < 0 ? error_set_errno(err, result, "KVM does not take the boot vCPU's registers") : 0;

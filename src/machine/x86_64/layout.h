@@ -50,6 +50,8 @@
 enum x86_64_boot {
     /* 32-bit protected mode, EBX: struct hvm_start_info (Xen docs/misc/pvh.pandoc). */
     X86_64_BOOT_PVH = 1,
+    /* Long mode, RSI: struct boot_params (linux_boot.h). */
+    X86_64_BOOT_LINUX64,
 };
 
 #endif

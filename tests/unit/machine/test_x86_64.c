@@ -3,6 +3,7 @@
 
 #include "machine/board.h"
 #include "machine/x86_64/layout.h"
+#include "machine/x86_64/linux_boot.h"
 #include "machine/x86_64/memory_map.h"
 #include "machine/x86_64/pc_ports.h"
 #include "machine/x86_64/pvh.h"
@@ -238,6 +239,91 @@ static void note_that_makes_no_sense_is_refused(void **state)
     assert_contains(err.text, "below 1 MiB");
 }
 
+/* ---- bzImage ---- */
+
+#define BZ_SIZE 4096
+
+static void bzimage_make(uint8_t image[static BZ_SIZE])
+{
+    memset(image, 0, BZ_SIZE);
+    image[0x1f1] = 1; /* one sector of set-up behind the first */
+    image[0x1fe] = 0x55;
+    image[0x1ff] = 0xaa;
+    image[0x201] = 0x66;
+    memcpy(image + 0x202, "HdrS", 4);
+    image[0x207] = 2; /* 2.15 */
+    image[0x206] = 15;
+    image[0x211] = 1;
+    memset(image + 0x22c, 0xff, 3);
+    image[0x22f] = 0x7f;
+    image[0x236] = 1;
+    image[0x238] = 20;
+    image[0x25a] = 0x20; /* prefers 2 MiB */
+    image[0x262] = 0x10; /* needs 1 MiB */
+    memset(image + 1024, 0x90, BZ_SIZE - 1024);
+}
+
+static void bzimage_is_told_by_the_64_bit_protocol(void **state)
+{
+    struct boot_fixture *fixture = *state;
+    const struct memory *memory = fixture->memory;
+    struct accel_boot boot;
+    struct ferry_error err;
+    uint8_t image[BZ_SIZE];
+    char text[16];
+    uint64_t params, pointers, directory;
+
+    bzimage_make(image);
+    write_file(fixture->kernel, image, sizeof(image));
+    write_file(fixture->initrd, "initrd", 6);
+    fixture->config.initrd = fixture->initrd;
+    fixture->config.cmdline = "quiet";
+    assert_ok(board_x86_64.load(&fixture->config, fixture->memory, &boot, &err), err);
+    assert_int_equal(boot.entry, 0x200200);
+    assert_int_equal(boot.arguments[1], X86_64_BOOT_LINUX64);
+    assert_int_equal(get(memory, 0x200000, 8), 0x9090909090909090);
+    assert_int_equal(get(memory, 0x200000 + BZ_SIZE - 1024, 8), 0);
+    params = boot.arguments[0];
+    assert_int_equal(get(memory, params + 0x202, 4), 0x53726448);
+    assert_int_equal(get(memory, params + 0x210, 1), 0xff);
+    assert_true(memory_read(memory, get(memory, params + 0x228, 4), text, 6));
+    assert_string_equal(text, "quiet");
+    assert_int_equal(get(memory, get(memory, params + 0x218, 4), 6), 0x647274696e69);
+    assert_int_equal(get(memory, params + 0x21c, 4), 6);
+    assert_int_equal(get(memory, get(memory, params + 0x70, 8), 8), 0x2052545020445352);
+    assert_int_equal(get(memory, params + 0x1e8, 1), 3);
+    assert_int_equal(get(memory, params + 0x2d0 + 40, 8), MIB);
+    assert_int_equal(get(memory, params + 0x2d0 + 48, 8), 15 * MIB);
+    /* The last byte of the first 4 GiB is mapped to itself. */
+    pointers = get(memory, LINUX_BOOT_PAGE_TABLES, 8) & ~UINT64_C(0xfff);
+    directory = get(memory, pointers + 24, 8) & ~UINT64_C(0xfff);
+    assert_int_equal(get(memory, directory + 511 * 8, 8), 0xffe00083);
+}
+
+static void bzimage_that_cannot_be_started_is_refused(void **state)
+{
+    static const struct {
+        size_t offset;
+        uint8_t value;
+        const char *word;
+    } cases[] = {{0x206, 11, "older"},  {0x236, 0, "64-bit"},      {0x211, 0, "64-bit"},
+                 {0x25a, 0, "address"}, {0x258, 1, "address"},     {0x25f, 0x80, "memory"},
+                 {0x263, 2, "memory"},  {0x1f1, 200, "cut short"}, {0x238, 2, "command line"}};
+    struct boot_fixture *fixture = *state;
+    struct accel_boot boot;
+    struct ferry_error err;
+    uint8_t image[BZ_SIZE];
+
+    fixture->config.cmdline = "quiet";
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        bzimage_make(image);
+        image[cases[i].offset] = cases[i].value;
+        write_file(fixture->kernel, image, sizeof(image));
+        assert_true(board_x86_64.load(&fixture->config, fixture->memory, &boot, &err) < 0);
+        assert_contains(err.text, cases[i].word);
+    }
+}
+
 /* ---- ports ---- */
 
 static void note_event(void *opaque, enum accel_event event, const char *why)
@@ -280,6 +366,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(pvh_kernel_is_told_of_memory_command_line_and_initrd, boot_setup,
                                         boot_teardown),
         cmocka_unit_test_setup_teardown(note_that_makes_no_sense_is_refused, boot_setup, boot_teardown),
+        cmocka_unit_test_setup_teardown(bzimage_is_told_by_the_64_bit_protocol, boot_setup, boot_teardown),
+        cmocka_unit_test_setup_teardown(bzimage_that_cannot_be_started_is_refused, boot_setup, boot_teardown),
         cmocka_unit_test(guest_ends_by_acpi_and_keyboard_controller),
     };
 
