@@ -251,12 +251,13 @@ static void put_madt(struct buffer *out, unsigned cpus)
 /* §5.2.5.3; its two sums are over 20 bytes and over all. */
 static void fill_rsdp(struct buffer *out, uint64_t xsdt)
 {
-    static const char head[] = "RSD PTR \0FERRY \2";
+    static const uint8_t head[] = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' ',
+                                   0,   'F', 'E', 'R', 'R', 'Y', ' ', 2};
     uint8_t *rsdp = out->data;
 
     if (buffer_failed(out))
         return;
-    memcpy(rsdp, head, 16);
+    memcpy(rsdp, head, sizeof(head));
     buffer_set_u32(out, 20, RSDP_SIZE);
     buffer_set_u32(out, 24, (uint32_t)xsdt);
     rsdp[RSDP_CHECKSUM] = checksum(rsdp, RSDP_CHECKSUM_PART);
