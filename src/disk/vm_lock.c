@@ -35,6 +35,7 @@ enum {
 struct vm_lock {
     char *path;
     int fd;
+    int synchronous; /* O_DSYNC, or 0 for a local one */
     bool taken;
 };
 
@@ -63,9 +64,9 @@ int vm_lock_place(char path[static PATH_MAX], const char *disk, const char *lock
     return length > 0;
 }
 
-static int lock_file_open(const char *path, struct ferry_error *err)
+static int lock_file_open(const char *path, int synchronous, struct ferry_error *err)
 {
-    CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_DSYNC | O_NOFOLLOW, 0660);
+    CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | synchronous, 0660);
     struct stat status;
 
     if (fd < 0)
@@ -77,9 +78,9 @@ static int lock_file_open(const char *path, struct ferry_error *err)
     return TAKE_FD(fd);
 }
 
-int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err)
+static int vm_lock_create(struct vm_lock **out, const char *path, int synchronous, struct ferry_error *err)
 {
-    CLEANUP_CLOSE int fd = lock_file_open(path, err);
+    CLEANUP_CLOSE int fd = lock_file_open(path, synchronous, err);
 
     if (fd < 0)
         return fd;
@@ -93,8 +94,19 @@ int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err
     }
     lock->path = TAKE_POINTER(copy);
     lock->fd = TAKE_FD(fd);
+    lock->synchronous = synchronous;
     *out = lock;
     return 0;
+}
+
+int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err)
+{
+    return vm_lock_create(out, path, O_DSYNC, err);
+}
+
+int vm_lock_open_local(struct vm_lock **out, const char *path, struct ferry_error *err)
+{
+    return vm_lock_create(out, path, 0, err);
 }
 
 void vm_lock_close(struct vm_lock *lock)
@@ -138,7 +150,7 @@ static bool vm_lock_is_in_place(const struct vm_lock *lock)
 
 static int vm_lock_reopen(struct vm_lock *lock, struct ferry_error *err)
 {
-    int fd = lock_file_open(lock->path, err);
+    int fd = lock_file_open(lock->path, lock->synchronous, err);
 
     if (fd < 0)
         return fd;

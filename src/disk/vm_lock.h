@@ -65,6 +65,9 @@ int vm_lock_place(char path[static PATH_MAX], const char *disk, const char *lock
 
 /* Opens or creates (mode 0660) the lock file; takes nothing. */
 int vm_lock_open(struct vm_lock **out, const char *path, struct ferry_error *err);
+/* The same of one that only processes of this host look at. Its record need not outlive them, so writing it
+ * does not wait for storage. */
+int vm_lock_open_local(struct vm_lock **out, const char *path, struct ferry_error *err);
 /* Drops the lock if it is held; the record stays. NULL allowed. */
 void vm_lock_close(struct vm_lock *lock);
 const char *vm_lock_path(const struct vm_lock *lock);
@@ -81,7 +84,7 @@ int vm_lock_is_held_elsewhere(const struct vm_lock *lock, bool *held, struct fer
 /* What the file says; need not hold the lock, but then it may change at any moment. -EBADMSG: not a lock
  * record. */
 int vm_lock_read(struct vm_lock *lock, struct vm_lock_record *record, struct ferry_error *err);
-/* On storage when it returns. The lock must be taken. */
+/* On storage when it returns, unless it is a local one. The lock must be taken. */
 int vm_lock_write(struct vm_lock *lock, const struct vm_lock_record *record, struct ferry_error *err);
 
 #endif

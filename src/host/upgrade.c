@@ -164,7 +164,7 @@ static bool read_lock(struct migration *migration, struct vm_lock_record *record
     }
     /* Nothing that other hosts see: then the two had one for themselves, in the old process's directory. */
     if (vm_lock_place(path, NULL, vm->directory, vm->name, NULL) <= 0 || access(path, F_OK) < 0 ||
-        vm_lock_open(&lock, path, NULL) < 0)
+        vm_lock_open_local(&lock, path, NULL) < 0)
         return false;
     found = vm_lock_read(lock, record, NULL) == 0;
     vm_lock_close(lock);

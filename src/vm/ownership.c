@@ -173,7 +173,7 @@ static int open_own_lock(struct ownership *ownership, const char *directory, boo
         unlink(path);
     vm_lock_close(ownership->own_lock);
     ownership->own_lock = NULL;
-    return vm_lock_open(&ownership->own_lock, path, err);
+    return vm_lock_open_local(&ownership->own_lock, path, err);
 }
 
 /* ---- the record ---- */

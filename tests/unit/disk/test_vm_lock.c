@@ -60,6 +60,27 @@ static const struct vm_lock_record example = {
     .migration = "1b4e28ba-2fa1-41d2-883f-0016d3cca427",
 };
 
+/* The one that only this host's processes look at: excludes and tells like any other, by either way of
+ * opening. */
+static void local_lock_is_seen_by_all_of_this_host(void **state)
+{
+    const struct fixture *fixture = *state;
+    struct vm_lock *other = open_lock(fixture);
+    struct vm_lock *lock = NULL;
+    struct vm_lock_record record;
+    struct ferry_error err;
+
+    assert_int_equal(vm_lock_open_local(&lock, fixture->path, &err), 0);
+    assert_int_equal(vm_lock_take(lock, &err), 0);
+    assert_int_equal(vm_lock_write(lock, &example, &err), 0);
+    assert_int_equal(vm_lock_take(other, &err), -EBUSY);
+    assert_int_equal(vm_lock_read(other, &record, &err), 0);
+    assert_int_equal(record.generation, example.generation);
+    vm_lock_close(lock);
+    assert_int_equal(vm_lock_take(other, &err), 0);
+    vm_lock_close(other);
+}
+
 static void new_file_says_new(void **state)
 {
     struct vm_lock *lock = open_lock(*state);
@@ -160,6 +181,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(new_file_says_new, setup, teardown),
+        cmocka_unit_test_setup_teardown(local_lock_is_seen_by_all_of_this_host, setup, teardown),
         cmocka_unit_test_setup_teardown(record_reads_back_as_written, setup, teardown),
         cmocka_unit_test_setup_teardown(second_taker_is_refused_naming_the_holder, setup, teardown),
         cmocka_unit_test_setup_teardown(closing_drops_the_lock_and_keeps_the_record, setup, teardown),
