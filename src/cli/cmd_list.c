@@ -11,6 +11,16 @@ static bool is_not_runnable(const json_t *vm)
     return strcmp(object_text(vm, "state"), "NOT_RUNNABLE") == 0;
 }
 
+/* Why it is in this state; of one that just runs, whether it should be upgraded. */
+static const char *why(const json_t *vm)
+{
+    const char *text = object_text(vm, "why");
+
+    if (*text || !json_is_true(object_get(vm, "outdated")))
+        return text;
+    return "runs in another ferry-vm than is installed; see ferry upgrade";
+}
+
 static void add_row(struct table *table, const json_t *vm)
 {
     char text[UNITS_TEXT_SIZE];
@@ -23,7 +33,7 @@ static void add_row(struct table *table, const json_t *vm)
     table_cell(table, units_format_size(object_number(vm, "definition.memory"), text));
     table_cell(table, resident ? units_format_size(resident, text) : "");
     table_cell(table, units_format_time(object_text(vm, "started"), false, text));
-    table_cell_format(table, "%s", object_text(vm, "why"));
+    table_cell(table, why(vm));
 }
 
 /* What is elsewhere comes last. */
@@ -67,7 +77,9 @@ const struct command command_list = {
     .group = "Virtual machines",
     .summary = "List the VMs on this host",
     .text = "VMs that are not runnable here come last: the guest has migrated to another host, or an "
-            "administrator said so. WHY has the reason; ferry rm takes them off.",
+            "administrator said so. WHY has the reason; ferry rm takes them off. It also says which VMs "
+            "still run "
+            "in the ferry-vm of before an update.",
     .examples =
         (const struct example[]){
             {"ferry list", "RUNNING(MIGR) is leaving, SETUP(MIGR) is arriving"},

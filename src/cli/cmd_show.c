@@ -56,8 +56,10 @@ static void print_vm(struct cli *cli, const json_t *vm)
     print_disks(&fields, object_get(vm, "definition.disks"));
     print_nets(&fields, object_get(vm, "definition.nets"));
     if (object_number(vm, "pid"))
-        fields_format(&fields, "process", "%llu%s%s", (unsigned long long)object_number(vm, "pid"),
-                      *object_text(vm, "version") ? ", ferry-vm " : "", object_text(vm, "version"));
+        fields_format(&fields, "process", "%llu%s%s%s", (unsigned long long)object_number(vm, "pid"),
+                      *object_text(vm, "version") ? ", ferry-vm " : "", object_text(vm, "version"),
+                      json_is_true(object_get(vm, "outdated")) ? " (not the one installed now: ferry upgrade)"
+                                                               : "");
     fields_time(&fields, "started", object_text(vm, "started"));
     fields_end(&fields);
 }

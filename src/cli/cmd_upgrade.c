@@ -64,7 +64,7 @@ static bool runs(const json_t *vm)
     return strncmp(state, "RUNNING", 7) == 0 || strncmp(state, "PAUSED", 6) == 0;
 }
 
-static int upgrade_all(struct course *course, struct ferry_error *err)
+static int upgrade_all(struct course *course, bool outdated, struct ferry_error *err)
 {
     json_t *vms = NULL;
     const json_t *vm;
@@ -73,27 +73,29 @@ static int upgrade_all(struct course *course, struct ferry_error *err)
 
     json_array_foreach(vms, index, vm)
     {
-        if (result == 0 && runs(vm))
+        if (result == 0 && runs(vm) && (!outdated || json_is_true(object_get(vm, "outdated"))))
             result = go_on(course, object_text(vm, "name"), err);
     }
     json_decref(vms);
     if (result == 0 && course->tried == 0)
-        fprintf(stderr, "no VM runs on this host\n");
+        fprintf(stderr,
+                outdated ? "all VMs that run on this host are up to date\n" : "no VM runs on this host\n");
     return result;
 }
 
 static int upgrade(struct cli *cli, struct ferry_error *err)
 {
     struct course course = {.cli = cli, .alone = cli->args.operand_count == 1};
-    bool all = args_has(&cli->args, "all");
+    bool outdated = args_has(&cli->args, "outdated");
+    bool all = args_has(&cli->args, "all") || outdated;
     int result = 0;
 
     if (all == (cli->args.operand_count > 0))
         return error_set(err, -EINVAL,
-                         all ? "upgrade: either --all or names of VMs"
-                             : "upgrade: which VM? --all takes all that run");
+                         all ? "upgrade: either --all, --outdated or names of VMs"
+                             : "upgrade: which VM? --outdated takes all that need it, --all all that run");
     if (all)
-        return upgrade_all(&course, err);
+        return upgrade_all(&course, outdated, err);
     for (size_t i = 0; i < cli->args.operand_count && result == 0; i++)
         result = go_on(&course, cli->args.operands[i], err);
     return result;
@@ -113,6 +115,7 @@ const struct command command_upgrade = {
     .options =
         (const struct option[]){
             {.name = "all", .help = "all VMs of this host that run, one after the other"},
+            {.name = "outdated", .help = "those of them that run in another ferry-vm than the one installed"},
             {.name = NULL},
         },
     .operands =
@@ -123,7 +126,7 @@ const struct command command_upgrade = {
     .examples =
         (const struct example[]){
             {"ferry upgrade web", "prints the processes before and after, the time it took and the downtime"},
-            {"ferry upgrade --all",
+            {"ferry upgrade --outdated",
              "after an update of Ferry; restart ferryd first, which does not touch them"},
             {NULL, NULL},
         },

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -219,6 +220,32 @@ static bool wait_end(const struct vm_process *process, int timeout_ms)
     struct pollfd poll_end = {.fd = process->pidfd, .events = POLLIN};
 
     return poll(&poll_end, 1, timeout_ms) == 1;
+}
+
+/* A program that the kernel runs by itself; a script would run another. */
+static bool is_program(const char *path)
+{
+    static const char magic[] = "\177ELF";
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    char begin[sizeof(magic) - 1];
+
+    return fd >= 0 && read(fd, begin, sizeof(begin)) == (ssize_t)sizeof(begin) &&
+           memcmp(begin, magic, sizeof(begin)) == 0;
+}
+
+int vm_process_is_outdated(const struct vm_process *process)
+{
+    const char *program = process->host->config->vm_program;
+    struct stat installed, running;
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/%d/exe", (int)process->pid);
+    if (stat(path, &running) < 0 || stat(program, &installed) < 0)
+        return -errno;
+    /* A file that a process runs is never written to: another Ferry is another file. */
+    if (running.st_dev == installed.st_dev && running.st_ino == installed.st_ino)
+        return 0;
+    return is_program(program) ? 1 : -ENOEXEC;
 }
 
 bool vm_process_gone(const struct vm_process *process)

@@ -87,6 +87,9 @@ json_t *vm_process_exit(const struct vm_process *process);
 void vm_process_kill_in(const struct host *host, const char *directory);
 void vm_process_kill(struct vm_process *process); /* SIGKILL */
 bool vm_process_gone(const struct vm_process *process);
+/* Whether it runs another ferry-vm than the one that is installed now: 1 or 0; negative errno when that
+ * cannot be told, as when the program that is installed is a script. */
+int vm_process_is_outdated(const struct vm_process *process);
 /* After its end: "ferry-vm was killed by signal 9"; reaps a child. */
 void vm_process_last_words(struct vm_process *process, char *text, size_t size);
 

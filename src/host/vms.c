@@ -177,6 +177,14 @@ static json_t *describe_ban(const struct vm *vm, bool banned)
     return json_null();
 }
 
+/* "outdated" of its object: true, false, or null when nobody can say. Under the lock. New reference. */
+static json_t *describe_program(const struct vm *vm)
+{
+    int outdated = vm->process ? vm_process_is_outdated(vm->process) : -ESRCH;
+
+    return outdated < 0 ? json_null() : json_boolean(outdated);
+}
+
 /* Under the lock. New reference. */
 static json_t *vm_object(struct host *host, const struct vm *vm)
 {
@@ -190,6 +198,7 @@ static json_t *vm_object(struct host *host, const struct vm *vm)
     json_object_set_new(object, "pid", vm->process ? json_integer(vm->process->pid) : json_null());
     json_object_set_new(object, "version",
                         vm->process && vm->version[0] ? json_string(vm->version) : json_null());
+    json_object_set_new(object, "outdated", describe_program(vm));
     json_object_set_new(object, "started", vm->started[0] ? json_string(vm->started) : json_null());
     json_object_set_new(object, "migration",
                         vm->migration ? json_string(migration_id(vm->migration)) : json_null());

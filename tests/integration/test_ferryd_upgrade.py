@@ -213,6 +213,35 @@ def test_command_goes_on_after_one_that_fails(hosts, host):
     assert done.returncode == 0 and "no VM runs" in done.stderr
 
 
+def test_vm_in_another_program_than_is_installed_is_told(hosts):
+    program = hosts.directory / "ferry-vm"
+    shutil.copy(BUILD / "ferry-vm", program)
+    hosts.vm_program = program
+    host = hosts.start("a")
+    for name in ("web", "mail"):
+        run(hosts, host, name)
+        wait_started(host, name)
+    assert [vm["outdated"] for vm in host.get("/v1/vms")] == [False, False]
+    assert "ferry upgrade" not in ferry(host, "list").stdout + ferry(host, "show", "web").stdout
+    shutil.copy(BUILD / "ferry-vm", hosts.directory / "new")
+    (hosts.directory / "new").rename(program)
+    host.restart()
+    assert host.finish(host.upgrade("mail"))["outcome"] == "completed"
+    assert {vm["name"]: vm["outdated"] for vm in host.get("/v1/vms")} == {"web": True, "mail": False}
+    listed = {line.split()[0]: line for line in ferry(host, "list").stdout.splitlines()}
+    assert "another ferry-vm than is installed" in listed["web"] and "ferry-vm" not in listed["mail"]
+    assert "not the one installed now" in ferry(host, "show", "web").stdout
+    pid = pid_of(host, "mail")
+    done = ferry(host, "upgrade", "--outdated")
+    assert done.returncode == 0 and done.stdout.startswith("web goes on") and len(done.stdout.splitlines()) == 1
+    assert pid_of(host, "mail") == pid
+    done = ferry(host, "upgrade", "--outdated")
+    assert (done.returncode, done.stdout) == (0, "") and "up to date" in done.stderr
+    program.unlink()
+    assert host.vm("web")["outdated"] is None
+    goes_on(host)
+
+
 def test_logs_and_console_read_on(hosts, host):
     run(hosts, host)
     wait_started(host)
