@@ -314,6 +314,35 @@ def compress(build, quick):
     return rows
 
 
+def upgrade(build, quick):
+    """A guest that writes goes to a new process of its host, with 256 MiB and with 8 GiB of memory"""
+    count, sizes = 5 if quick else 50, {"256 MiB": 256, "8 GiB": 8192}
+    work = CMDLINE + " ferry.work=threads=1,mem=32M,rate=4M"
+    whole, total, downtime = ({size: [] for size in sizes} for _ in range(3))
+    with ferry.Pair(build) as pair:
+        for memory in sizes.values():
+            pair.a.run(**definition(build, f"vm{memory}", memory, cmdline=work))
+            pair.a.wait_console(f"vm{memory}", "work 5 ")
+        for _ in range(count):  # in turns, so that both meet the same disturbances
+            for size, memory in sizes.items():
+                start = time.monotonic()
+                report = pair.a.upgrade(f"vm{memory}")
+                whole[size].append((time.monotonic() - start) * 1e3)
+                total[size].append(report["total_ns"] / 1e6)
+                downtime[size].append(report["downtime_ns"] / 1e6)
+                pair.a.await_former()
+        for memory in sizes.values():
+            console = pair.a.console(f"vm{memory}")
+            assert "errors=0" in console and not re.search("errors=[1-9]", console), console[-400:]
+    rows = []
+    for name, values in (("from asking to the answer", whole), ("total", total), ("downtime", downtime)):
+        small, large = (statistics.median(values[size]) for size in sizes)
+        rows += [absolute(f"upgrade {name}, {size}", "ms", value, count, "< 50 ms", 50.0)
+                 for size, value in zip(sizes, (small, large))]
+        rows.append(within(f"upgrade {name}, 8 GiB", "ms", large, small, "256 MiB", count, 0.2))
+    return rows
+
+
 CASES = {
     "boot": boot,
     "compress": compress,
@@ -324,4 +353,5 @@ CASES = {
     "loops": loops,
     "memory": memory,
     "tls": tls,
+    "upgrade": upgrade,
 }

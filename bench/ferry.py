@@ -97,7 +97,21 @@ class Host:
 
     def migrate(self, vm, destination, **options):
         """Moves a VM and returns the source's final migration object."""
-        migration = self.call("POST", f"/v1/vms/{vm}/migrate", {"destination": destination, **options})["id"]
+        return self._finish(self.call("POST", f"/v1/vms/{vm}/migrate", {"destination": destination, **options})["id"])
+
+    def upgrade(self, vm):
+        """Has a VM go on in a new process; returns the final migration object."""
+        return self._finish(self.call("POST", f"/v1/vms/{vm}/upgrade", {})["id"])
+
+    def await_former(self):
+        """Until no process that was replaced is left."""
+        deadline = time.monotonic() + 60
+        while any((self.directory / "old").glob("*")):
+            if time.monotonic() > deadline:
+                raise RuntimeError("a process that was replaced does not end")
+            time.sleep(0.01)
+
+    def _finish(self, migration):
         connection = Connection(self.directory / "ferryd.sock", 300)
         try:
             connection.request("GET", f"/v1/migrations/{migration}/watch")
@@ -106,7 +120,8 @@ class Host:
             connection.close()
         report = json.loads(lines[-1])
         if report["outcome"] != "completed":
-            raise RuntimeError(f"the move of {vm} to {destination}: {report['outcome']}, {report['error']}")
+            raise RuntimeError(f"the move of {report['vm']} to {report['destination']}: {report['outcome']}, "
+                               f"{report['error']}")
         return report
 
     def close(self):
