@@ -18,6 +18,11 @@
 /* A way must promise to be so much faster to be tried, and keep so much of the promise to be kept. */
 #define PROMISE 0.85
 #define KEPT    0.95
+/* What staging may cost now for what it gains in later rounds. */
+#define STAGE_COST 1.02
+/* After so many pages a trial that is so much slower is over. */
+#define TRIAL_PAGES 512
+#define TRIAL_SLOW  1.5
 /* Windows between samples, and how long a way that disappointed is left alone. */
 #define SAMPLE_WINDOWS 16
 #define BAN_LEAST      32
@@ -118,8 +123,7 @@ static void switch_to(struct choice *choice, enum choice_way way, double now_ns)
 static void judge(struct choice *choice, double now_ns, uint64_t pages)
 {
     enum choice_way way = choice->way;
-    /* Staging pays off in later rounds; it must only cost nothing now. */
-    double limit = way == CHOICE_STAGED ? 1 / KEPT : choice->before > way ? 1 : KEPT;
+    double limit = way == CHOICE_STAGED ? STAGE_COST : choice->before > way ? 1 : KEPT;
 
     if (now_ns <= choice->before_ns * limit) {
         choice->trial = false;
@@ -163,6 +167,20 @@ static void choose(struct choice *choice, double now_ns)
         switch_to(choice, best, now_ns);
 }
 
+/* Enough was sent to tell something. */
+static bool window_over(const struct choice *choice)
+{
+    const struct choice_batch *window = &choice->window;
+    double all_ns = (double)window->encode_ns + (double)window->send_ns;
+
+    if (window->pages == 0)
+        return false;
+    if (choice->trial && window->pages >= TRIAL_PAGES &&
+        all_ns > TRIAL_SLOW * choice->before_ns * (double)window->pages)
+        return true;
+    return all_ns >= WINDOW_NS || window->pages >= WINDOW_PAGES;
+}
+
 bool choice_note(struct choice *choice, const struct choice_batch *batch)
 {
     struct choice_batch *window = &choice->window;
@@ -175,13 +193,12 @@ bool choice_note(struct choice *choice, const struct choice_batch *batch)
     window->encode_ns += batch->encode_ns;
     window->send_ns += batch->send_ns;
 
-    double all_ns = (double)window->encode_ns + (double)window->send_ns;
-
-    if (window->pages == 0 || (all_ns < WINDOW_NS && window->pages < WINDOW_PAGES))
+    if (!window_over(choice))
         return false;
-    uint64_t pages = window->pages;
 
-    all_ns /= (double)pages;
+    uint64_t pages = window->pages;
+    double all_ns = ((double)window->encode_ns + (double)window->send_ns) / (double)pages;
+
     window_measure(choice, window);
     *window = (struct choice_batch){0};
     choice->sample_age++;
