@@ -2,10 +2,10 @@
  * Guest memory: what the guest sees as RAM, in one or more regions, and the record of which pages were
  * written.
  *
- * Each region is a file without a name (memory_file.h) mapped once, so that it can be handed to another process or mapped lazily from a
- * file. This is the one way in to guest memory: every access names a guest physical address and a length and
- * may be refused; the answer must be looked at. Accelerators may keep host pointers they got from
- * memory_region().
+ * Each region is a file without a name (memory_file.h) mapped once, so that it can be handed to another
+ * process or mapped lazily from a file. This is the one way in to guest memory: every access names a guest
+ * physical address and a length and may be refused; the answer must be looked at. Accelerators may keep host
+ * pointers they got from memory_region().
  *
  * Dirty tracking. Each region has a dirty bitmap, one bit a page of MEMORY_PAGE_SIZE. While `tracking` is on,
  * whoever writes guest memory sets the page's bit *after* writing (memory_write and memory_mark_dirty do; an

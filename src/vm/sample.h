@@ -16,8 +16,8 @@ struct sample;
  * Method "memory.sample", {window_ns}: answers REQUEST when the window (10 ms to 10 s) is over, with
  * {looks: [{elapsed_ns, pages}], used_bytes, zero_permille, lz4: {page_bytes, page_ns}, zstd: {…}}: the pages
  * written at least once since the beginning, memory that was ever touched, how much of that holds zeros, and
- * what compressing a page of the rest comes to, in bytes and time of one core (0: not known). An error: the request is still
- * the caller's.
+ * what compressing a page of the rest comes to, in bytes and time of one core (0: not known). An error: the
+ * request is still the caller's.
  */
 int sample_begin(struct vm *vm, const json_t *params, struct jsonrpc_request *request,
                  struct ferry_error *err);
