@@ -13,6 +13,10 @@ static void append(char *text, const char *more)
     text[used + size] = '\0';
 }
 
+/* The analyzer sees the functions themselves here. */
+#undef error_set
+#undef error_set_errno
+
 /* All three format into a copy first: an argument may well be err->text itself. */
 int error_set(struct ferry_error *err, int code, const char *format, ...)
 {

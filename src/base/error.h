@@ -26,4 +26,10 @@ int error_set_errno(struct ferry_error *err, int code, const char *format, ...)
 int error_prefix(struct ferry_error *err, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4), cold));
 
+#ifdef __clang_analyzer__
+/* It sees one file at a time, and would follow paths on which an error is none. */
+#define error_set(err, code, ...)       (error_set(err, code, __VA_ARGS__), -1)
+#define error_set_errno(err, code, ...) (error_set_errno(err, code, __VA_ARGS__), -1)
+#endif
+
 #endif

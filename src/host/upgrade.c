@@ -507,7 +507,7 @@ static int start_newcomer(struct migration *migration, const char *old_version, 
             (pid_t)json_integer_value(json_object_get(migration->upgrade, "old_pid")), err);
     if (result < 0)
         return error_prefix(err, HOST_REFUSED, "VM %s cannot be upgraded", vm->name);
-    result = vm_process_start_next(&process, host, vm, path, host_start_ms(host), err);
+    vm_process_start_next(&process, host, vm, path, host_start_ms(host), err);
     if (!process) {
         upgrade_directory_remove(host, vm);
         return error_prefix(err, HOST_REFUSED, "VM %s cannot be upgraded, its new process does not start",

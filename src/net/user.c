@@ -139,7 +139,7 @@ static int add_poll(int fd, int events, void *opaque)
                            (events & SLIRP_POLL_PRI ? POLLPRI : 0));
 
     if (user->poll_count == user->poll_capacity) {
-        unsigned capacity = 2 * user->poll_capacity;
+        unsigned capacity = user->poll_capacity ? 2 * user->poll_capacity : POLLS_AT_FIRST;
         struct pollfd *polls = realloc(user->polls, capacity * sizeof(*polls));
 
         if (!polls)

@@ -105,7 +105,7 @@ static json_t *migration_encodings_json(const struct ferry_progress *progress)
 {
     uint64_t zero = progress->pages_zero;
     json_t *object = json_pack("{s:{s:I, s:I}}", "zero", "pages", (json_int_t)zero, "saved_bytes",
-                               (json_int_t)(zero * FERRY_PAGE_SIZE));
+                               (json_int_t)zero * FERRY_PAGE_SIZE);
 
     for (int i = 0; i < FERRY_ENCODINGS; i++) {
         const struct ferry_encoded *encoded = &progress->encoded[i];

@@ -133,7 +133,7 @@ static void sample_answer(struct sample *sample)
         walk_used(memory, used / ZERO_PROBES + 1, &findings);
     ferry_compressibility_measure(findings.tried, findings.tried_count, &compressed);
     answer = json_pack("{s:O, s:I, s:I}", "looks", sample->looks, "used_bytes",
-                       (json_int_t)(used * MEMORY_PAGE_SIZE), "zero_permille",
+                       (json_int_t)used * MEMORY_PAGE_SIZE, "zero_permille",
                        (json_int_t)(findings.looked ? findings.zeros * 1000 / findings.looked : 0));
     for (int i = FERRY_ENCODING_LZ4; i <= FERRY_ENCODING_ZSTD; i++)
         json_object_set_new(answer, ferry_encoding_name((enum ferry_encoding)i),

@@ -257,6 +257,7 @@ static void fill_rsdp(struct buffer *out, uint64_t xsdt)
 
     if (buffer_failed(out))
         return;
+    /* NOLINTNEXTLINE(bugprone-not-null-terminated-result): bytes, not text */
     memcpy(rsdp, head, sizeof(head));
     buffer_set_u32(out, 20, RSDP_SIZE);
     buffer_set_u32(out, 24, (uint32_t)xsdt);
