@@ -68,6 +68,7 @@ static int visitor_new(struct visitor **out, struct host *host, const char *id, 
     char listen[SOCK_ADDRESS_SIZE + 8];
     struct visitor *visitor = calloc(1, sizeof(*visitor));
     struct ferry_destination_options *options;
+    int result;
 
     if (!visitor)
         return error_set(err, -ENOMEM, "out of memory");
@@ -81,12 +82,13 @@ static int visitor_new(struct visitor **out, struct host *host, const char *id, 
     snprintf(listen, sizeof(listen), strchr(at, ':') ? "[%s]:0" : "%s:0", at);
     if (getrandom(options->token, FERRY_TOKEN_SIZE, 0) != FERRY_TOKEN_SIZE) {
         free(visitor);
-        return error_set_errno(err, -errno, "cannot make a token");
+        return error_set(err, -EIO, "cannot make a token: the kernel gives no random bytes");
     }
     options->listen_fd = sock_listen(listen, err);
     if (options->listen_fd < 0) {
+        result = options->listen_fd;
         free(visitor);
-        return err->code;
+        return result;
     }
     options->credentials = tls ? certificate_get(host) : NULL;
     *out = visitor;
