@@ -3,13 +3,17 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/sock.h"
+#include "unit.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- witness ---- */
@@ -227,10 +231,10 @@ void migration_encrypt(struct migration *m)
 
 void migration_use_unix_socket(struct migration *m)
 {
-    static unsigned number; /* tests have one thread */
+    static unsigned number; /* each test has a directory; and one thread that calls this */
 
     close(m->destination_options.listen_fd);
-    snprintf(m->socket_path, sizeof(m->socket_path), "/tmp/ferry-unit-%d-%u", (int)getpid(), number++);
+    snprintf(m->socket_path, sizeof(m->socket_path), "./socket-%u", number++);
     m->destination_options.listen_fd = sock_listen(m->socket_path, NULL);
     assert_true(m->destination_options.listen_fd >= 0);
     strcpy(m->source_options.address, m->socket_path);
@@ -289,6 +293,10 @@ static void *destination_main(void *opaque)
     struct migration *m = opaque;
 
     m->destination_result = ferry_session_run(m->to, &m->destination_error);
+    if (m->destination_exits) {
+        close(m->destination_options.listen_fd);
+        m->destination_options.listen_fd = -1;
+    }
     return NULL;
 }
 
@@ -407,4 +415,58 @@ void migration_assert_one(struct migration *m, bool running)
     }
     assert_int_equal(m->source_progress.state, MIGRATE_VMX_NONE);
     assert_int_equal(m->destination_progress.state, MIGRATE_VMX_NONE);
+}
+
+/* ---- tests apart ---- */
+
+/* Below what the whole program may take, so that the others still get their turn. */
+#define TEST_LIMIT_S 150
+
+static void run_child(const struct CMUnitTest *test, const char *directory, CMFixtureFunction group_setup,
+                      CMFixtureFunction group_teardown)
+{
+    const struct CMUnitTest tests[] = {*test};
+
+    /* What was said before the end is seen whatever the end is. */
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    alarm(TEST_LIMIT_S);
+    if (chdir(directory) < 0)
+        exit(1);
+    exit(cmocka_run_group_tests_name(test->name, tests, group_setup, group_teardown));
+}
+
+static bool run_apart(const struct CMUnitTest *test, CMFixtureFunction group_setup,
+                      CMFixtureFunction group_teardown)
+{
+    struct unit_dir directory;
+    int status = -1;
+    pid_t pid;
+
+    unit_dir_make(&directory);
+    fflush(NULL);
+    pid = fork();
+    if (pid == 0)
+        run_child(test, directory.path, group_setup, group_teardown);
+    if (pid > 0 && waitpid(pid, &status, 0) != pid)
+        status = -1;
+    unit_dir_remove(&directory);
+    if (status != -1 && WIFSIGNALED(status))
+        printf("%s ended by signal %d%s\n", test->name, WTERMSIG(status),
+               WTERMSIG(status) == SIGALRM ? ": it took too long" : "");
+    return status == 0;
+}
+
+int run_each_apart(const struct CMUnitTest *tests, size_t count, CMFixtureFunction group_setup,
+                   CMFixtureFunction group_teardown)
+{
+    int failed = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        if (run_apart(&tests[i], group_setup, group_teardown))
+            continue;
+        printf("%s FAILED\n", tests[i].name);
+        failed++;
+    }
+    return failed;
 }

@@ -76,6 +76,7 @@ struct migration {
     char socket_path[64];              /* empty: TCP */
     struct certificates *certificates; /* NULL: in the clear */
     struct thread destination_thread;
+    bool destination_exits; /* when its session ends, its listening socket goes, as with a process */
 
     /* Results. */
     int source_result;
@@ -113,6 +114,13 @@ void migration_assert_completed(struct migration *m);
 /* Exactly one side has the guest and, if RUNNING, runs it; two never did. A source that was told that nobody
  * can say stays stopped. */
 void migration_assert_one(struct migration *m, bool running);
+/* As cmocka_run_group_tests, but each test is a process of its own, in a directory of its own: one that fails
+ * leaves threads that use its variables, and one that hangs never ends; neither may harm the next.
+ * GROUP_SETUP and GROUP_TEARDOWN (or NULL) are called in each. Returns how many failed. */
+#define run_tests_apart(tests, group_setup, group_teardown)                                                  \
+    run_each_apart(tests, sizeof(tests) / sizeof((tests)[0]), group_setup, group_teardown)
+int run_each_apart(const struct CMUnitTest *tests, size_t count, CMFixtureFunction group_setup,
+                   CMFixtureFunction group_teardown);
 /* The vCPU counts on: it really runs. */
 void assert_counts(struct fake_guest *guest);
 

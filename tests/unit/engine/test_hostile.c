@@ -628,5 +628,5 @@ int main(void)
         cmocka_unit_test(fuzzed_destination_is_not_harmed),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_tests_apart(tests, NULL, NULL);
 }

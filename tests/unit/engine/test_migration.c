@@ -473,5 +473,5 @@ int main(void)
         cmocka_unit_test(nonsense_options_are_refused),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_tests_apart(tests, NULL, NULL);
 }

@@ -450,5 +450,5 @@ int main(void)
         cmocka_unit_test(wrong_descriptors_are_refused_and_closed),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_tests_apart(tests, NULL, NULL);
 }

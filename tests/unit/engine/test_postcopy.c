@@ -612,5 +612,5 @@ int main(void)
         cmocka_unit_test(guest_that_never_ran_there_is_taken_back),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_tests_apart(tests, NULL, NULL);
 }

@@ -323,5 +323,5 @@ int main(void)
         cmocka_unit_test(an_older_version_is_sent_what_it_knows),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_tests_apart(tests, NULL, NULL);
 }

@@ -832,5 +832,5 @@ int main(void)
         cmocka_unit_test(strangers_do_not_keep_the_source_out),
     };
 
-    return cmocka_run_group_tests(tests, make, clean_up);
+    return run_tests_apart(tests, make, clean_up);
 }
