@@ -2,14 +2,12 @@
 #include "harness.h"
 
 #include "base/clock.h"
-#include "base/sock.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 static const uint64_t memory[] = {8 * MIB};
 #define PAGES 2048
@@ -40,11 +38,7 @@ static void writer_init(struct migration *m,
                         int (*dirty_fetch)(void *, size_t, uint64_t *, struct ferry_error *))
 {
     migration_init(m, memory, 1, true);
-    close(m->destination_options.listen_fd);
-    snprintf(m->source_options.address, sizeof(m->source_options.address), "/tmp/ferry-converge.%d",
-             (int)getpid());
-    m->destination_options.listen_fd = sock_listen(m->source_options.address, NULL);
-    assert_true(m->destination_options.listen_fd >= 0);
+    migration_use_unix_socket(m);
     m->source_ops.dirty_fetch = dirty_fetch;
     fake_guest_fill(&m->source, 0, 0, PAGES, 1);
     fake_guest_run(&m->source, false);
@@ -55,10 +49,13 @@ static void writer_init(struct migration *m,
     m->source_options.bandwidth_limit = 32 * MIB;
 }
 
-static void writer_free(struct migration *m)
+/* With a limit that nothing can keep. On a busy machine the rest of the switchover may be expected to take
+ * 100 ms, and then what is left of the pages no longer decides. */
+static void hopeless_init(struct migration *m,
+                          int (*dirty_fetch)(void *, size_t, uint64_t *, struct ferry_error *))
 {
-    unlink(m->source_options.address);
-    migration_free(m);
+    writer_init(m, dirty_fetch);
+    m->source_options.downtime_limit_ns = NS_PER_MS;
 }
 
 static void fast_writer_is_slowed_and_let_go_at_the_end(void **state)
@@ -73,7 +70,7 @@ static void fast_writer_is_slowed_and_let_go_at_the_end(void **state)
     assert_int_equal(m.source_progress.throttle_percent, 0);
     assert_int_equal(m.source.throttle, 0);
     assert_non_null(strstr(m.source_witness.log, "the vCPUs are slowed by 25 % (at most 99 %)"));
-    writer_free(&m);
+    migration_free(&m);
 }
 
 static void only_the_vcpu_that_writes_is_slowed(void **state)
@@ -88,7 +85,7 @@ static void only_the_vcpu_that_writes_is_slowed(void **state)
     assert_int_equal(m.source.throttle_others, 0);
     assert_int_equal(m.source.throttle, 0);
     assert_non_null(strstr(m.source_witness.log, "1 of 3 vCPUs write and are slowed by 25 %"));
-    writer_free(&m);
+    migration_free(&m);
 }
 
 static void operators_bound_and_refusal_hold(void **state)
@@ -96,15 +93,16 @@ static void operators_bound_and_refusal_hold(void **state)
     for (unsigned i = 0; i < 2; i++) {
         struct migration m;
 
-        writer_init(&m, throttled_writer);
+        hopeless_init(&m, throttled_writer);
         m.source_options.throttle_max = 30;
         m.source_options.no_throttle = i == 1;
         migration_run(&m);
         migration_assert_completed(&m);
         assert_int_equal(m.source.throttle_most, i == 1 ? 0 : 30);
         assert_int_equal(m.source.throttle, 0);
-        assert_non_null(strstr(m.source_witness.log, "stop and finish"));
-        writer_free(&m);
+        if (!strstr(m.source_witness.log, "stop and finish"))
+            fail_msg("it did not stop as one that does not get any smaller:\n%s", m.source_witness.log);
+        migration_free(&m);
     }
 }
 
@@ -126,19 +124,19 @@ static void guest_that_cannot_be_slowed_is_not(void **state)
 {
     struct migration m;
 
-    writer_init(&m, throttled_writer);
+    hopeless_init(&m, throttled_writer);
     m.source_ops.throttle = NULL;
     migration_run(&m);
     migration_assert_completed(&m);
     assert_int_equal(m.source_progress.throttle_percent_most, 0);
-    writer_free(&m);
+    migration_free(&m);
 }
 
 static void given_up_guest_runs_at_full_speed(void **state)
 {
     struct migration m;
 
-    writer_init(&m, throttled_writer);
+    hopeless_init(&m, throttled_writer);
     m.source_options.copy_time_limit_ns = NS_PER_MS;
     m.source_options.throttle_max = 40;
     migration_run(&m);
@@ -147,7 +145,7 @@ static void given_up_guest_runs_at_full_speed(void **state)
     assert_int_equal(m.source.throttle_most, 40);
     assert_int_equal(m.source.throttle, 0);
     migration_assert_one(&m, true);
-    writer_free(&m);
+    migration_free(&m);
 }
 
 static void cancel_when_slowed(void *opaque, const char *step)
@@ -162,7 +160,7 @@ static void cancelled_guest_runs_at_full_speed(void **state)
 {
     struct migration m;
 
-    writer_init(&m, throttled_writer);
+    hopeless_init(&m, throttled_writer);
     m.source.on_step = cancel_when_slowed;
     m.source.opaque = &m;
     migration_run(&m);
@@ -170,7 +168,7 @@ static void cancelled_guest_runs_at_full_speed(void **state)
     assert_true(m.source.throttle_most > 0);
     assert_int_equal(m.source.throttle, 0);
     migration_assert_one(&m, true);
-    writer_free(&m);
+    migration_free(&m);
 }
 
 static int all_written(void *guest, size_t region, uint64_t *bitmap, struct ferry_error *err)
@@ -179,19 +177,20 @@ static int all_written(void *guest, size_t region, uint64_t *bitmap, struct ferr
     return fake_guest_ops.dirty_fetch(guest, region, bitmap, err);
 }
 
-/* 8 MiB take a quarter of a second each round, but not while the guest is stopped. */
+/* 8 MiB take a second each round, but not while the guest is stopped. */
 static void rate_limit_does_not_prolong_the_downtime(void **state)
 {
     struct migration m;
 
-    writer_init(&m, all_written);
+    hopeless_init(&m, all_written);
+    m.source_options.bandwidth_limit = 8 * MIB;
     m.source_options.no_throttle = true;
     migration_run(&m);
     migration_assert_completed(&m);
     assert_int_equal(m.source_progress.rounds[m.source_progress.round - 1].pages, PAGES);
-    assert_true(m.source_progress.rounds[0].duration_ns > 150 * NS_PER_MS);
-    assert_true(m.source_progress.downtime_ns < 120 * NS_PER_MS);
-    writer_free(&m);
+    assert_true(m.source_progress.rounds[0].duration_ns > 700 * NS_PER_MS);
+    assert_true(m.source_progress.downtime_ns < 600 * NS_PER_MS);
+    migration_free(&m);
 }
 
 /* Looks at the threads of this process: how nice those that move pages are. */
@@ -284,5 +283,5 @@ int main(void)
         cmocka_unit_test(known_costs_are_in_the_decision),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_tests_apart(tests, NULL, NULL);
 }
