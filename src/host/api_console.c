@@ -55,7 +55,8 @@ static bool wait_more(struct log_stream *stream)
     if (!stream->follow || host_stopping(stream->host) || api_client_gone(stream->client_fd))
         return false;
     host_lock(stream->host);
-    runs = stream->vm->process != NULL;
+    /* In an upgrade the former process may have ended before the new one is the VM's. */
+    runs = stream->vm->process != NULL || stream->vm->newcomer != NULL;
     host_unlock(stream->host);
     if (poll(polls, 2, runs ? SLICE_MS : 0) == 0)
         return runs;

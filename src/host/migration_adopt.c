@@ -50,7 +50,8 @@ static void cancel_prepared(struct migration *migration)
 static void take_up(struct migration *migration, struct vm *vm, json_t *word)
 {
     bool final = word && strcmp(text_of(word, "outcome"), "none") != 0;
-    bool prepared = word && json_integer_value(json_object_get(word, "state_number")) == STATE_TO_READY;
+    bool prepared = word && json_integer_value(json_object_get(word, "state_number")) == STATE_TO_READY &&
+                    !json_is_true(json_object_get(word, "begun"));
     struct ferry_error err;
 
     migration->fresh = false;

@@ -136,6 +136,8 @@ json_t *migration_json(const struct migration *migration, bool with_log)
                   "ended", migration->ended[0] ? migration->ended : NULL);
     if (!json)
         return json_null();
+    /* READY is the state until the other side has answered, too. */
+    json_object_set_new(json, "begun", json_boolean(migration->step != MIGRATION_PREPARED));
     json_object_set_new(json, "encryption", json_string(progress->encryption));
     set_number(json, "memory_bytes", progress->memory_bytes);
     set_number(json, "remaining_bytes", progress->remaining_bytes);

@@ -46,7 +46,9 @@ def assert_disk_goes_on(vm):
 def memory_inodes(vm):
     """Which memory the process has mapped for the guest."""
     with open(f"/proc/{vm.pid}/maps", encoding="utf-8") as maps:
-        return {line.split()[4] for line in maps if "/memfd:ferry-ram" in line}
+        mapped = [line.split() for line in maps]
+    # Files of a tmpfs that is mounted nowhere, or memfds: shared, and of no name that exists.
+    return {words[4] for words in mapped if words[1] == "rw-s" and words[-1] == "(deleted)"}
 
 
 def refused(call, *words):
