@@ -1,9 +1,7 @@
-#include "vm/migrate.h"
+#include "vm/migrate_internal.h"
 
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "base/sock.h"
-#include "base/thread.h"
 #include "engine/fault.h"
 #include "vm/files.h"
 #include "vm/guest.h"
@@ -20,149 +18,6 @@
 #define TICK_NS (100 * NS_PER_MS)
 /* How long a source waits, after MIGRATE_TO, for the word to start, unless it is told. */
 #define PREPARED_NS (60 * NS_PER_S)
-
-enum migration_step {
-    MIGRATION_PREPARED = 1, /* source: no session yet */
-    MIGRATION_RUNNING,
-    MIGRATION_ENDED,
-};
-
-struct migration {
-    struct vm *vm;
-    enum migration_step step;
-    bool is_source;
-    char id[FERRY_ID_SIZE];
-    char source[FERRY_NAME_SIZE];
-    char destination[FERRY_NAME_SIZE];
-    char started[CLOCK_TEXT_SIZE];
-    char ended[CLOCK_TEXT_SIZE]; /* empty: not yet */
-    struct log *log;             /* lines carry the id */
-    struct loop_timer *timer;    /* prepared: patience; running: the next progress notification */
-    int listen_fd;
-    char listen_path[SOCK_ADDRESS_SIZE]; /* a Unix socket's, removed with it; empty: none */
-    struct ferry_session *session;
-    struct thread thread;
-    unsigned changes; /* atomic: changes noted on the session's thread that the loop has not seen */
-    bool untold;      /* atomic: the session has ended and the loop could not be told */
-    struct ferry_progress progress;
-    json_t *lines;
-};
-
-/* ---- the object ---- */
-
-static json_t *migration_rounds_json(const struct ferry_progress *progress)
-{
-    unsigned count = progress->round < FERRY_ROUNDS_MAX ? progress->round : FERRY_ROUNDS_MAX;
-    json_t *rounds = json_array();
-
-    for (unsigned i = 0; i < count; i++) {
-        const struct ferry_round *round = &progress->rounds[i];
-
-        json_array_append_new(rounds, json_pack("{s:I, s:I, s:I, s:I}", "pages", (json_int_t)round->pages,
-                                                "bytes", (json_int_t)round->bytes, "duration_ns",
-                                                (json_int_t)round->duration_ns, "dirtied_pages",
-                                                (json_int_t)round->dirtied_pages));
-    }
-    return rounds;
-}
-
-static json_t *migration_parts_json(const struct ferry_progress *progress)
-{
-    json_t *parts = json_object();
-
-    for (unsigned i = 0; i < FERRY_DOWNTIME_PARTS; i++)
-        json_object_set_new(parts, ferry_downtime_part_name(i),
-                            json_integer((json_int_t)progress->downtime_part_ns[i]));
-    return parts;
-}
-
-static void set_number(json_t *object, const char *name, uint64_t value)
-{
-    json_object_set_new(object, name, json_integer((json_int_t)value));
-}
-
-/* null when it was not used. */
-static json_t *migration_fetch_json(const struct ferry_fetch_progress *fetch)
-{
-    json_t *json;
-
-    if (!fetch->used)
-        return json_null();
-    json = json_pack("{s:b, s:b}", "fetching", fetch->running, "disconnected", fetch->disconnected);
-    set_number(json, "missing_pages", fetch->missing_pages);
-    set_number(json, "faults", fetch->faults);
-    set_number(json, "fault_median_ns", fetch->fault_median_ns);
-    set_number(json, "fault_p99_ns", fetch->fault_p99_ns);
-    set_number(json, "fault_max_ns", fetch->fault_max_ns);
-    set_number(json, "duration_ns", fetch->duration_ns);
-    set_number(json, "reconnects", fetch->reconnects);
-    set_number(json, "paused_ns", fetch->paused_ns);
-    return json;
-}
-
-/* What each encoding did, and so much less went over the link. */
-static json_t *migration_encodings_json(const struct ferry_progress *progress)
-{
-    uint64_t zero = progress->pages_zero;
-    json_t *object = json_pack("{s:{s:I, s:I}}", "zero", "pages", (json_int_t)zero, "saved_bytes",
-                               (json_int_t)zero * FERRY_PAGE_SIZE);
-
-    for (int i = 0; i < FERRY_ENCODINGS; i++) {
-        const struct ferry_encoded *encoded = &progress->encoded[i];
-
-        json_object_set_new(object, ferry_encoding_name((enum ferry_encoding)i),
-                            json_pack("{s:I, s:I}", "pages", (json_int_t)encoded->pages, "saved_bytes",
-                                      (json_int_t)(encoded->pages * FERRY_PAGE_SIZE - encoded->bytes)));
-    }
-    return object;
-}
-
-json_t *migration_json(const struct migration *migration, bool with_log)
-{
-    const struct ferry_progress *progress;
-    json_t *json;
-
-    if (!migration)
-        return json_null();
-    progress = &migration->progress;
-    json =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:s, s:s, s:s, s:s?}", "id",
-                  migration->id, "vm", migration->vm->config.name, "source", migration->source, "destination",
-                  migration->destination, "side", migration->is_source ? "source" : "destination", "kind",
-                  migration_stays(migration) ? "upgrade" : "hot", "state", ferry_state_name(progress->state),
-                  "state_number", (int)progress->state, "phase", ferry_phase_name(progress->phase), "percent",
-                  (int)progress->percent, "outcome", ferry_outcome_name(progress->outcome), "cause",
-                  ferry_cause_name(progress->cause), "error", progress->error, "started", migration->started,
-                  "ended", migration->ended[0] ? migration->ended : NULL);
-    if (!json)
-        return json_null();
-    /* READY is the state until the other side has answered, too. */
-    json_object_set_new(json, "begun", json_boolean(migration->step != MIGRATION_PREPARED));
-    json_object_set_new(json, "encryption", json_string(progress->encryption));
-    set_number(json, "memory_bytes", progress->memory_bytes);
-    set_number(json, "remaining_bytes", progress->remaining_bytes);
-    set_number(json, "wire_bytes", progress->wire_bytes);
-    set_number(json, "pages_raw", progress->pages_raw);
-    set_number(json, "pages_zero", progress->pages_zero);
-    set_number(json, "pages_skipped", progress->pages_skipped);
-    set_number(json, "pages_postponed", progress->pages_postponed);
-    json_object_set_new(json, "encodings", migration_encodings_json(progress));
-    set_number(json, "bandwidth", progress->bandwidth_bytes_per_s);
-    set_number(json, "dirty_rate", progress->dirty_bytes_per_s);
-    set_number(json, "throttle", progress->throttle_percent);
-    set_number(json, "throttle_most", progress->throttle_percent_most);
-    set_number(json, "state_bytes", progress->state_bytes);
-    set_number(json, "total_ns", progress->total_ns);
-    set_number(json, "setup_ns", progress->setup_ns);
-    set_number(json, "downtime_ns", progress->downtime_ns);
-    set_number(json, "round", progress->round);
-    json_object_set_new(json, "quick_resume", migration_fetch_json(&progress->fetch));
-    json_object_set_new(json, "downtime_parts", migration_parts_json(progress));
-    json_object_set_new(json, "rounds", migration_rounds_json(progress));
-    if (with_log)
-        json_object_set(json, "log", migration->lines);
-    return json;
-}
 
 static void migration_notify(struct migration *migration, const char *method, bool with_log)
 {
@@ -482,153 +337,6 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     return 0;
 }
 
-/* What ferryd remembers of earlier moves. */
-static int source_known(struct ferry_source_options *options, const json_t *known, struct ferry_error *err)
-{
-    static const char *const names[] = {"downtime_parts", "state_bytes", NULL};
-    const json_t *parts = json_object_get(known, "downtime_parts");
-    int result;
-
-    if (!known)
-        return 0;
-    result = params_only(known, names, err);
-    if (!result)
-        result = params_number(known, "state_bytes", INT64_MAX, &options->known_state_bytes, err);
-    for (unsigned i = 0; i < FERRY_DOWNTIME_PARTS && parts && !result; i++)
-        result = params_number(parts, ferry_downtime_part_name(i), 3600 * NS_PER_S,
-                               &options->known_part_ns[i], err);
-    return result;
-}
-
-/* Absent: the default; 0: never. */
-static int source_throttle_max(struct ferry_source_options *options, const json_t *params,
-                               struct ferry_error *err)
-{
-    uint64_t percent = UINT64_MAX;
-    int result = params_number(params, "throttle_max", 99, &percent, err);
-
-    options->no_throttle = percent == 0;
-    options->throttle_max = percent == UINT64_MAX ? 0 : (unsigned)percent;
-    return result;
-}
-
-/* How pages are sent; absent: as libferry has it. */
-static int source_encoding(struct ferry_source_options *options, const json_t *params,
-                           struct ferry_error *err)
-{
-    const json_t *compress = json_object_get(params, "compress");
-    uint64_t cache = UINT64_MAX;
-    int result = params_number(params, "delta_cache", INT64_MAX, &cache, err);
-
-    options->no_delta_cache = cache == 0;
-    options->delta_cache = cache == UINT64_MAX ? 0 : cache;
-    if (result || !compress)
-        return result;
-    if (!json_is_string(compress))
-        return error_set(err, -EINVAL, "parameter \"compress\" must be a text");
-    return ferry_compress_parse(json_string_value(compress), &options->compress, err);
-}
-
-/* The credentials in the file that the parameter "certificate" names; without one there are none, and the
- * migration is not encrypted. */
-static int load_credentials(struct ferry_credentials **out, const json_t *params, struct ferry_error *err)
-{
-    const json_t *path = json_object_get(params, "certificate");
-
-    *out = NULL;
-    if (!path)
-        return 0;
-    if (!json_is_string(path))
-        return error_set(err, -EINVAL, "parameter \"certificate\" must be a path");
-    return ferry_credentials_load(out, json_string_value(path), err);
-}
-
-static int source_quick_resume(struct ferry_source_options *options, const json_t *params,
-                               struct ferry_error *err)
-{
-    const json_t *value = json_object_get(params, "quick_resume");
-    const char *text = json_string_value(value);
-    uint64_t rounds = 0;
-    int result = params_number(params, "quick_resume_rounds", FERRY_ROUNDS_MAX, &rounds, err);
-
-    if (!result)
-        result = params_number(params, "reconnect", INT64_MAX, &options->reconnect_ns, err);
-    if (result)
-        return result;
-    options->quick_resume_rounds = (unsigned)rounds;
-    if (text && strcmp(text, "allowed") == 0)
-        options->quick_resume = FERRY_QUICK_RESUME_ALLOWED;
-    else if (text && strcmp(text, "now") == 0)
-        options->quick_resume = FERRY_QUICK_RESUME_NOW;
-    else if (value && !json_is_null(value))
-        return error_set(err, -EINVAL, "parameter \"quick_resume\" must be \"allowed\" or \"now\"");
-    return 0;
-}
-
-static int source_options(struct ferry_source_options *options, const struct migration *migration,
-                          json_t *params, struct ferry_error *err)
-{
-    static const char *const names[] = {"id",
-                                        "token",
-                                        "address",
-                                        "destination_pid",
-                                        "streams",
-                                        "compress",
-                                        "delta_cache",
-                                        "downtime_limit",
-                                        "bandwidth_limit",
-                                        "copy_time_limit",
-                                        "throttle_max",
-                                        "known",
-                                        "verify_memory",
-                                        "peer_timeout",
-                                        "pass_memory",
-                                        "certificate",
-                                        "quick_resume",
-                                        "quick_resume_rounds",
-                                        "reconnect",
-                                        NULL};
-    uint64_t pid = 0, streams = 0;
-    int result = params_only(params, names, err);
-
-    *options = (struct ferry_source_options){
-        .verify_memory = json_is_true(json_object_get(params, "verify_memory")),
-        .pass_memory = json_is_true(json_object_get(params, "pass_memory")),
-    };
-    memcpy(options->migration_id, migration->id, sizeof(options->migration_id));
-    memcpy(options->source, migration->source, sizeof(options->source));
-    memcpy(options->destination, migration->destination, sizeof(options->destination));
-    if (!result)
-        result = params_hex(params, "token", options->token, sizeof(options->token), err);
-    if (!result)
-        result = params_text(params, "address", options->address, sizeof(options->address), err);
-    if (!result)
-        result = params_number(params, "destination_pid", INT32_MAX, &pid, err);
-    if (!result)
-        result = params_number(params, "streams", FERRY_STREAMS_MAX, &streams, err);
-    if (!result)
-        result = source_encoding(options, params, err);
-    if (!result)
-        result = params_number(params, "downtime_limit", INT64_MAX, &options->downtime_limit_ns, err);
-    if (!result)
-        result = params_number(params, "bandwidth_limit", INT64_MAX, &options->bandwidth_limit, err);
-    if (!result)
-        result = params_number(params, "copy_time_limit", INT64_MAX, &options->copy_time_limit_ns, err);
-    if (!result)
-        result = source_throttle_max(options, params, err);
-    if (!result)
-        result = source_known(options, json_object_get(params, "known"), err);
-    if (!result)
-        result = source_quick_resume(options, params, err);
-    if (!result)
-        result = params_number(params, "peer_timeout", INT64_MAX, &options->peer_timeout_ns, err);
-    if (!result)
-        result = load_credentials(&options->credentials, params, err);
-    options->destination_pid = (int64_t)pid;
-    options->streams = (unsigned)streams;
-    return result;
-}
-
 int migration_send(struct vm *vm, json_t *params, struct ferry_error *err)
 {
     struct migration *migration = vm->migration;
@@ -639,12 +347,13 @@ int migration_send(struct vm *vm, json_t *params, struct ferry_error *err)
 
     if (!migration_waiting(migration) || !id || strcmp(id, migration->id) != 0)
         return error_set(err, -ENOENT, "migration %.40s was not prepared here", id ? id : "(none)");
-    result = source_options(&options, migration, params, err);
+    result = migration_source_options(&options, migration, params, err);
     if (result)
         return result;
     observer = migration_observer(migration);
     result = ferry_source_new(&migration->session, &options, &vm_guest_ops, vm, &observer, err);
     ferry_credentials_free(options.credentials);
+    explicit_bzero(options.token, sizeof(options.token));
     if (result)
         return result;
     result = migration_run(migration, err);
@@ -692,7 +401,7 @@ static int destination_start(struct migration *migration, json_t *params, struct
     if (!result)
         result = params_number(params, "peer_timeout", INT64_MAX, &options.peer_timeout_ns, err);
     if (!result)
-        result = load_credentials(&options.credentials, params, err);
+        result = migration_load_credentials(&options.credentials, params, err);
     if (!result)
         result = ferry_destination_new(&migration->session, &options, &vm_guest_ops, migration->vm, &observer,
                                        err);
