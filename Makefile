@@ -7,7 +7,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 NINJA   = ninja -C $(BUILD) $(if $(V),-v,)
 
-.PHONY: all build help deps guests demo test test-unit test-integration test-faults soak check format bench install clean
+.PHONY: all build help deps guests demo test test-unit test-integration test-asan test-tsan test-faults soak check format bench install clean
 
 all: build
 
@@ -15,6 +15,8 @@ help:
 	@echo 'make            build $(BUILD)/ferry, $(BUILD)/ferryd and $(BUILD)/ferry-vm'
 	@echo 'make demo       move a running Debian Linux between two hosts on this machine and watch it'
 	@echo 'make test       all tests: units, then real guests'
+	@echo 'make test-asan  the units with address and undefined-behaviour sanitizers, in $(BUILD)-asan'
+	@echo 'make test-tsan  the engine'"'"'s units with the thread sanitizer, in $(BUILD)-tsan'
 	@echo 'make test-faults  fail a migration of a real guest at every step, on either side, in every way'
 	@echo 'make soak       SOAK=2000 migrations with random faults (SEED=N for others)'
 	@echo 'make check      format, warnings as errors with gcc and clang, clang-tidy'
@@ -48,6 +50,24 @@ test-unit: test-deps build
 
 test-integration: test-deps build guests
 	@scripts/run-tests --build $(BUILD) integration
+
+$(BUILD)-asan/build.ninja:
+	meson setup -Db_sanitize=address,undefined -Db_lundef=false $(BUILD)-asan
+
+# With the guests, which some units move.
+test-asan: test-deps guests $(BUILD)-asan/build.ninja
+	@ninja -C $(BUILD)-asan $(if $(V),-v,)
+	@mkdir -p $(BUILD)-asan/guest && cp -rs "$(abspath $(BUILD))/guest/." $(BUILD)-asan/guest/ 2>/dev/null || true
+	@UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=detect_leaks=1 \
+		scripts/run-tests --build $(BUILD)-asan unit
+
+$(BUILD)-tsan/build.ninja:
+	meson setup -Db_sanitize=thread -Db_lundef=false $(BUILD)-tsan
+
+# The engine's units: it is where threads share things.
+test-tsan: test-deps $(BUILD)-tsan/build.ninja
+	@ninja -C $(BUILD)-tsan $(if $(V),-v,) thread-tests
+	@TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 scripts/run-tests --build $(BUILD)-tsan --suite threads unit
 
 # FAULTS='--only TEXT', '--sample N' or '--seed S' for some of them only;
 # FAULTS=--upgrade: in an upgrade on one host instead of a migration.
