@@ -1,10 +1,12 @@
 # Ferry: a thin front for meson and the scripts. `make help` lists what there is.
 #
-# BUILD=DIR another build directory; BENCH=name one benchmark case; V=1 shows commands.
+# BUILD=DIR another build directory; BENCH=name one benchmark case; V=1 shows commands; AGAIN=1 has tests that fail run a
+# second time.
 
 BUILD  ?= build
 PREFIX ?= /usr/local
 DESTDIR ?=
+AGAIN_OPTION = $(if $(AGAIN),--again,)
 NINJA   = ninja -C $(BUILD) $(if $(V),-v,)
 
 .PHONY: all build help deps guests demo test test-unit test-integration test-asan test-tsan test-faults soak check format bench install clean
@@ -43,7 +45,7 @@ demo: build guests
 	@scripts/demo $(BUILD)
 
 test: test-deps build guests
-	@scripts/run-tests --build $(BUILD) unit integration
+	@scripts/run-tests --build $(BUILD) unit integration $(AGAIN_OPTION)
 
 test-unit: test-deps build
 	@scripts/run-tests --build $(BUILD) unit
@@ -59,7 +61,7 @@ test-asan: test-deps guests $(BUILD)-asan/build.ninja
 	@ninja -C $(BUILD)-asan $(if $(V),-v,)
 	@mkdir -p $(BUILD)-asan/guest && cp -rs "$(abspath $(BUILD))/guest/." $(BUILD)-asan/guest/ 2>/dev/null || true
 	@UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=detect_leaks=1 \
-		scripts/run-tests --build $(BUILD)-asan unit
+		scripts/run-tests --build $(BUILD)-asan unit $(AGAIN_OPTION)
 
 $(BUILD)-tsan/build.ninja:
 	meson setup -Db_sanitize=thread -Db_lundef=false $(BUILD)-tsan
@@ -67,7 +69,7 @@ $(BUILD)-tsan/build.ninja:
 # The engine's units: it is where threads share things.
 test-tsan: test-deps $(BUILD)-tsan/build.ninja
 	@ninja -C $(BUILD)-tsan $(if $(V),-v,) thread-tests
-	@TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 scripts/run-tests --build $(BUILD)-tsan --suite threads unit
+	@TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 scripts/run-tests --build $(BUILD)-tsan --suite threads unit $(AGAIN_OPTION)
 
 # FAULTS='--only TEXT', '--sample N' or '--seed S' for some of them only;
 # FAULTS=--upgrade: in an upgrade on one host instead of a migration.
