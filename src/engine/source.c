@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -75,16 +76,18 @@ static int source_dial(struct source *source, struct channel *channel, struct fe
 {
     struct ferry_session *session = source->session;
     uint64_t timeout_ns = session->settings.peer_timeout_ns;
-    int fd = sock_connect(session->settings.address, connect_deadline(session), session->stop_fd, err);
+    int cancel_fd = source->watch_fd >= 0 ? source->watch_fd : session->stop_fd;
+    int fd = sock_connect(session->settings.address, connect_deadline(session), cancel_fd, err);
     int result = 0;
 
     if (fd < 0)
         return fd;
     sock_tune(fd, (unsigned)(timeout_ns / NS_PER_MS), NULL);
-    channel_init_socket(channel, fd, session->stop_fd, timeout_ns);
+    channel_init_socket(channel, fd, cancel_fd, timeout_ns);
     if (session->settings.credentials)
         result = channel_start_tls(channel, session->settings.credentials, session->handover.destination,
                                    timeout_ns, err);
+    channel->cancel_fd = session->stop_fd;
     if (result < 0)
         channel_close(channel);
     return result;
@@ -238,27 +241,98 @@ int source_open_stream(struct source *source, enum wire_connection kind, unsigne
     return result;
 }
 
+/* The destination said something while pages are sent or their connections opened: only an ABORT makes sense.
+ */
+static int source_hear(struct source *source, struct ferry_error *err)
+{
+    struct frame frame;
+    struct ferry_error why = {0};
+    struct channel *channel = &source->control.link.channel;
+
+    /* A KEEPALIVE must not make us wait for a frame after it. */
+    while (channel_await(channel, 0, NULL) == 0) {
+        int result = link_receive(&source->control.link, &frame, channel->read_ns, &why);
+        struct wire_reason reason;
+
+        if (result == 0 && frame.type == WIRE_KEEPALIVE)
+            continue;
+        if (result == 0 && frame.type == WIRE_ABORT)
+            result = wire_reason_decode(&frame.body, &reason, &why);
+        else if (result == 0)
+            result = error_set(&why, -EBADMSG, "%s frame while pages are sent",
+                               wire_type_name((uint8_t)frame.type));
+        if (result == 0) {
+            source->control.peer_ended = true;
+            return session_fail_by_peer(source->session, reason.cause, reason.text, err);
+        }
+        result = control_refuse(&source->control, result, &why);
+        return error_set(err, result, "%s", why.text);
+    }
+    return 0;
+}
+
+/* Until the destination takes a connection it may find that it cannot go on, and say so by the control
+ * connection: then nobody will ever answer on this one. */
+static int source_open_page_stream(struct source *source, unsigned index, struct link *link,
+                                   struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    uint64_t deadline = connect_deadline(session);
+    int result;
+
+    do {
+        result = source_hear(source, err);
+        if (result < 0)
+            return result;
+        result =
+            source_open_stream(source, WIRE_CONNECTION_PAGES, index, session->settings.streams, link, err);
+    } while (result == -ECANCELED && session_check(session, NULL) == 0 && clock_now_ns() < deadline);
+    if (result == -ECANCELED)
+        return source_failed(session, FERRY_CAUSE_NETWORK, result, err);
+    return result < 0 ? session_fail_network(session, result, err) : 0;
+}
+
+static int source_watch(struct source *source, struct ferry_error *err)
+{
+    const int fds[] = {source->session->stop_fd, source->control.link.channel.fd};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
+
+    source->watch_fd = epoll_create1(EPOLL_CLOEXEC);
+    for (size_t i = 0; i < 2; i++) {
+        if (source->watch_fd < 0 || epoll_ctl(source->watch_fd, EPOLL_CTL_ADD, fds[i], &event) < 0)
+            return source_failed(source->session, FERRY_CAUSE_INTERNAL,
+                                 error_set_errno(err, -errno, "cannot watch connections"), err);
+    }
+    return 0;
+}
+
+static void source_unwatch(struct source *source)
+{
+    if (source->watch_fd >= 0)
+        close(source->watch_fd);
+    source->watch_fd = -1;
+}
+
 static int source_open_streams(struct source *source, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
     struct link links[FERRY_STREAMS_MAX];
     unsigned count = session->settings.streams;
+    unsigned opened = 0;
+    int result = source_watch(source, err);
 
-    for (unsigned i = 0; i < count; i++) {
-        int result = source_open_stream(source, WIRE_CONNECTION_PAGES, i, count, &links[i], err);
-
-        if (result < 0) {
-            while (i-- > 0)
-                link_close(&links[i]);
-            if (result == -ECANCELED)
-                return source_failed(session, FERRY_CAUSE_NETWORK, result, err);
-            return session_fail_network(session, result, err);
-        }
+    while (result == 0 && opened < count) {
+        result = source_open_page_stream(source, opened, &links[opened], err);
+        opened += result == 0;
     }
-
-    int result = sender_open(&source->sender, session, &source->map, &source->pace, links, count,
-                             source->features, err);
-
+    source_unwatch(source);
+    if (result < 0) {
+        while (opened-- > 0)
+            link_close(&links[opened]);
+        return result;
+    }
+    result = sender_open(&source->sender, session, &source->map, &source->pace, links, count,
+                         source->features, err);
     return result < 0 ? source_failed(session, FERRY_CAUSE_MEMORY, result, err) : 0;
 }
 
@@ -291,35 +365,6 @@ static int source_begin(struct source *source, struct ferry_error *err)
     if (result == 0 && source->features & WIRE_FEATURE_PRESENT)
         result = control_expect(&source->control, WIRE_PREPARED, &frame, err);
     return result;
-}
-
-/* The destination said something while a round is sent: only an ABORT makes sense. */
-static int source_hear(struct source *source, struct ferry_error *err)
-{
-    struct frame frame;
-    struct ferry_error why = {0};
-    struct channel *channel = &source->control.link.channel;
-
-    /* A KEEPALIVE must not make us wait for a frame after it. */
-    while (channel_await(channel, 0, NULL) == 0) {
-        int result = link_receive(&source->control.link, &frame, channel->read_ns, &why);
-        struct wire_reason reason;
-
-        if (result == 0 && frame.type == WIRE_KEEPALIVE)
-            continue;
-        if (result == 0 && frame.type == WIRE_ABORT)
-            result = wire_reason_decode(&frame.body, &reason, &why);
-        else if (result == 0)
-            result = error_set(&why, -EBADMSG, "%s frame in the middle of a round",
-                               wire_type_name((uint8_t)frame.type));
-        if (result == 0) {
-            source->control.peer_ended = true;
-            return session_fail_by_peer(source->session, reason.cause, reason.text, err);
-        }
-        result = control_refuse(&source->control, result, &why);
-        return error_set(err, result, "%s", why.text);
-    }
-    return 0;
 }
 
 static int source_wait_round(struct source *source, uint64_t pages, struct ferry_error *err)
@@ -490,6 +535,7 @@ int source_run(struct ferry_session *session, enum ferry_outcome *outcome, struc
         return session_fail(session, FERRY_CAUSE_MEMORY, -ENOMEM, err);
     }
     source->session = session;
+    source->watch_fd = -1;
     *outcome = FERRY_OUTCOME_NONE;
     pace_init(&source->pace, &session->bandwidth_limit, session->stop_fd);
 

@@ -23,6 +23,8 @@ struct source {
     struct pulse pulse;
     struct sender sender;
     struct pace pace;
+    int watch_fd; /* while page connections are opened: ready when the session ends or the control connection
+                     is to be heard; else -1 */
     uint64_t features;    /* agreed on */
     uint64_t rtt_ns;      /* of the greeting */
     uint32_t round;       /* the last one sent by the page connections */

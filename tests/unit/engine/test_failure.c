@@ -109,7 +109,7 @@ static void fault_points_leave_exactly_one(void **state)
 
                 small_migration(&m);
                 m.owner.arbiter = arbiter;
-                m.destination_exits = true; /* or the source would wait for an answer to its page streams */
+                m.destination_exits = true;
                 snprintf(text, sizeof(text), "%s:%s", fault_point_name((enum fault_point)point),
                          actions[action]);
                 setenv("FERRY_FAULT", text, 1);
@@ -128,6 +128,24 @@ static void fault_points_leave_exactly_one(void **state)
             }
         }
     }
+}
+
+/* Its listening socket stays open, so that page connections are made, but nobody takes them any more. */
+static void destination_that_fails_after_welcome_is_heard_at_once(void **state)
+{
+    uint64_t begin = clock_now_ns();
+    struct migration m;
+
+    small_migration(&m);
+    m.source_options.peer_timeout_ns = m.destination_options.peer_timeout_ns = 250 * NS_PER_S;
+    setenv("FERRY_FAULT", "destination-after-welcome:error", 1);
+    migration_create(&m);
+    unsetenv("FERRY_FAULT");
+    migration_run(&m);
+    migration_assert_one(&m, true);
+    assert_contains(m.source_progress.error, "destination-after-welcome");
+    assert_true(clock_now_ns() - begin < UNIT_DEADLINE_MS * NS_PER_MS);
+    migration_free(&m);
 }
 
 static void unknown_fault_point_is_refused(void **state)
@@ -355,6 +373,7 @@ int main(void)
         cmocka_unit_test(failing_step_leaves_the_source_running),
         cmocka_unit_test(second_attempt_after_restore_failure_completes),
         cmocka_unit_test(fault_points_leave_exactly_one),
+        cmocka_unit_test(destination_that_fails_after_welcome_is_heard_at_once),
         cmocka_unit_test(unknown_fault_point_is_refused),
         cmocka_unit_test(connection_cut_anywhere_leaves_exactly_one),
         cmocka_unit_test(connection_cut_without_arbiter_never_runs_two),
