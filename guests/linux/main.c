@@ -6,6 +6,7 @@
 #include "cpu.h"
 #include "disk.h"
 #include "echo.h"
+#include "timeserver.h"
 #include "work.h"
 
 #include <stdio.h>
@@ -24,9 +25,10 @@ static int command_agent(const char *argument)
 }
 
 static const struct command commands[] = {
-    {"agent", NULL, command_agent},         {"cpu", "LOOP[,OPTIONS]", cpu_run},
-    {"disk", "DEVICE[,OPTIONS]", disk_run}, {"echo", "PORT", echo_run},
-    {"run", "OPTIONS", work_run},
+    {"agent", NULL, command_agent},     {"clock", "ADDRESS:PORT", timeserver_ask},
+    {"cpu", "LOOP[,OPTIONS]", cpu_run}, {"disk", "DEVICE[,OPTIONS]", disk_run},
+    {"echo", "PORT", echo_run},         {"run", "OPTIONS", work_run},
+    {"time", "PORT", timeserver_run},
 };
 
 #define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))

@@ -1,22 +1,29 @@
 #include "registers.h"
 
-#include "work.h"
-
-#include <inttypes.h>
-#include <stdio.h>
 #include <sys/syscall.h>
-#include <time.h>
 
-#define REGISTERS 32
+#define SPINS 2000
 
-/*
- * Loads f0 to f31 and fcsr, counts SPINS down, sleeps, counts again, and stores the registers. The system
- * call is made in here, as between two pieces of C the compiler may use the registers itself.
- */
-static uint64_t registers_hold(const uint64_t *in, uint64_t *out, uint64_t fcsr, uint64_t spins,
-                               const struct timespec *pause)
+/* Rounding mode and flags; modes from 5 on are reserved. */
+static uint64_t control_of(uint64_t round)
+{
+    return (round % 5) << 5 | (round % 32);
+}
+
+const struct register_set *register_set_of_this_cpu(void)
+{
+    static const struct register_set set = {"f", "fcsr", 32, 1, control_of};
+
+    return &set;
+}
+
+/* The system call is made in here, as between two pieces of C the compiler may use the registers itself. */
+uint64_t registers_hold(const struct register_set *set, const uint64_t *in, uint64_t *out, uint64_t control,
+                        const struct timespec *pause)
 {
     uint64_t left;
+
+    (void)set;
 
 #define EACH(op, base)                                                                                       \
     op " f0, 0(" base ")\n" op " f1, 8(" base ")\n" op " f2, 16(" base ")\n" op " f3, 24(" base ")\n" op     \
@@ -37,36 +44,10 @@ static uint64_t registers_hold(const uint64_t *in, uint64_t *out, uint64_t fcsr,
                              "1: addi %[left], %[left], -1\nbnez %[left], 1b\n"
                              "frcsr %[left]\n" EACH("fsd", "%[out]") "fscsr zero\n"
         : [left] "=&r"(left)
-        : [in] "r"(in), [out] "r"(out), [fcsr] "r"(fcsr), [spins] "r"(spins), [pause] "r"(pause),
+        : [in] "r"(in), [out] "r"(out), [fcsr] "r"(control), [spins] "r"((uint64_t)SPINS), [pause] "r"(pause),
           [call] "i"(SYS_clock_nanosleep)
         : "a0", "a1", "a2", "a3", "a7", "memory", "f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9",
           "f10", "f11", "f12", "f13", "f14", "f15", "f16", "f17", "f18", "f19", "f20", "f21", "f22", "f23",
           "f24", "f25", "f26", "f27", "f28", "f29", "f30", "f31");
     return left;
-}
-
-void *registers_main(void *argument)
-{
-    struct work_counters *counters = argument;
-    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
-    uint64_t in[REGISTERS], out[REGISTERS], value = 0x0123456789abcdef;
-
-    for (uint64_t round = 0;; round++) {
-        uint64_t fcsr = (round % 5) << 5 | (round % 32), got;
-
-        for (unsigned i = 0; i < REGISTERS; i++)
-            in[i] = value = value * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        got = registers_hold(in, out, fcsr, 2000, &pause);
-        for (unsigned i = 0; i < REGISTERS; i++) {
-            if (in[i] == out[i])
-                continue;
-            if (atomic_fetch_add(&counters->errors, 1) == 0)
-                printf("WORK ERROR register=f%u expected=%016" PRIx64 " got=%016" PRIx64 "\n", i, in[i],
-                       out[i]);
-        }
-        if (got != fcsr && atomic_fetch_add(&counters->errors, 1) == 0)
-            printf("WORK ERROR register=fcsr expected=%016" PRIx64 " got=%016" PRIx64 "\n", fcsr, got);
-        atomic_fetch_add(&counters->register_checks, 1);
-    }
-    return NULL;
 }

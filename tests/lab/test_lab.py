@@ -1,0 +1,140 @@
+"""An unmodified Debian kernel for clouds under Ferry on genuine KVM: it boots, and moves hot between two hosts.
+
+The guest's own lines are what counts: its workload verifies memory, vector registers and TCP, its journal the disk, and
+its clocks are compared with the host's over the guest's network. FERRY_LAB=long adds what takes many minutes.
+"""
+import os
+import pathlib
+import re
+import time
+
+import pytest
+
+from lab import ROOT, Lab, LabHost, qemu_command
+
+BUILD = pathlib.Path(os.environ.get("FERRY_BUILD", ROOT / "build"))
+TIME_PORT = 7777
+WORK = re.compile(r"^work (\d+) .*errors=(\d+) .* pass=(\d+) fp=(\d+) tcp=(\d+) tcp_errors=(\d+)$", re.MULTILINE)
+DISK = re.compile(r"^disk (\d+) .*errors=(\d+) ", re.MULTILINE)
+CLOCK = re.compile(r"^clock (\d+) wall=([+-]\d+)us monotonic=([+-]\d+)us rtt=(\d+)us$", re.MULTILINE)
+STATES = {"source": ["MIGRATE_TO_VMX_READY (1)", "MIGRATE_TO_VMX_PRECOPY (2)", "MIGRATE_TO_VMX_CHECKPT (3)",
+                     "MIGRATE_TO_VMX_WAIT_HANDSHAKE (4)", "MIGRATE_TO_VMX_FINISHED (5)"],
+          "destination": ["MIGRATE_FROM_VMX_INIT (7)", "MIGRATE_FROM_VMX_WAITING (8)", "MIGRATE_FROM_VMX_PRECOPY (9)",
+                          "MIGRATE_FROM_VMX_CHECKPT (10)", "MIGRATE_FROM_VMX_FINISHED (11)"]}
+long = pytest.mark.skipif(os.environ.get("FERRY_LAB") != "long", reason="takes many minutes (make test-lab)")
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    with Lab(tmp_path_factory.mktemp("lab"), BUILD, qemu=qemu_command()) as lab:
+        made = [LabHost(lab, "a", "10.9.0.1"), LabHost(lab, "b", "10.9.0.2")]
+        for host in made:
+            host.start()
+            lab.run(host.inside(f"ferry-work time {TIME_PORT}") + " >/dev/null 2>&1 &")
+        for host, other in (made, made[::-1]):
+            host.ferry(f"host add {other.name} {other.address}:7300")
+        yield made
+
+
+def run(host, name, cpus, work):
+    disk = f"/tmp/{name}.img"
+    host.lab.run(f"truncate -s 8M {disk}")
+    host.ferry(f"run {name} --machine x86_64 --cpus {cpus} --memory 192M --kernel /guest/kernel --initrd /guest/initrd "
+               f"--disk {disk} --net user --cmdline 'console=ttyS0 quiet ferry.work={work} ferry.clock=10.0.2.2:{TIME_PORT} "
+               f"ferry.disk=/dev/vda,size=1M,rate=40K'")
+
+
+class Seen:
+    """What the guest has counted, by its last lines. All its lines must be free of errors, and none missing or double."""
+
+    def __init__(self, host, vm):
+        self.text = host.console(vm)
+        work, disk, self.clock = WORK.findall(self.text), DISK.findall(self.text), CLOCK.findall(self.text)
+        assert "WORK ERROR" not in self.text and "Call Trace" not in self.text, self.text[-6000:]
+        assert all(errors == "0" == tcp_errors for _, errors, _, _, _, tcp_errors in work), self.text[-3000:]
+        assert all(errors == "0" for _, errors in disk), self.text[-3000:]
+        numbers = [int(line[0]) for line in work]
+        assert numbers == list(range(1, len(numbers) + 1)), numbers
+        self.passes, self.registers, self.tcp = (int(count) for count in work[-1][2:5]) if work else (0, 0, 0)
+        self.disk = int(disk[-1][0]) if disk else 0
+        self.answers = len(self.clock)
+
+    def is_past(self, other):
+        """All of the memory was verified since, and everything else went on."""
+        return (self.passes >= other.passes + 2 and self.registers > other.registers and self.tcp > other.tcp and
+                self.disk > other.disk and self.answers >= other.answers + 3)
+
+    def offsets(self, since=0):
+        """(wall, monotonic, error) in microseconds: the guest's clocks less the host's, by the quickest answer."""
+        _, wall, monotonic, rtt = min(self.clock[since:], key=lambda line: int(line[3]))
+        return int(wall), int(monotonic), int(rtt)
+
+
+def goes_on(host, vm, since, timeout=240):
+    end = time.monotonic() + timeout
+    while True:
+        seen = Seen(host, vm)
+        if seen.is_past(since):
+            return seen
+        assert time.monotonic() < end, "the guest does not go on:\n" + seen.text[-4000:]
+        time.sleep(2)
+
+
+def boots(host, vm, timeout=300):
+    end = time.monotonic() + timeout
+    while "FERRY-GUEST READY" not in host.console(vm):
+        assert time.monotonic() < end, "the guest does not boot:\n" + host.console(vm)[-4000:]
+        time.sleep(2)
+    nothing = Seen(host, vm)
+    nothing.passes = nothing.registers = nothing.tcp = nothing.disk = nothing.answers = 0
+    return goes_on(host, vm, nothing)
+
+
+def check_log(source, record):
+    texts = [line["text"] for line in source.ask(f"migrations show {record['id']}")["log"]]
+    text = "\n".join(texts)
+    assert re.search(r"set up.*source ip .*destination ip .*destination VM process id", text), text
+    assert re.search(r"^Another pre-copy iteration needed with \d+ modified pages \(last = -1\)$", text, re.MULTILINE), text
+    assert re.search(r"^Stopping pre-copy: only \d+ pages were modified", text, re.MULTILINE), text
+    assert "Restore-OK" in texts
+    for side in STATES.values():
+        places = [text.find(state) for state in side]
+        assert -1 not in places and places == sorted(places), text
+
+
+def move(source, destination, vm, before):
+    """Moves the guest and sees it go on; its clocks may be late by the downtime, and not by more than a millisecond beside."""
+    source.ferry(f"migrate {vm} {destination.name}", 600)
+    record = source.ask("migrations history")[0]
+    assert record["outcome"] == "completed" and record["vm"] == vm, record
+    check_log(source, record)
+    at_arrival = Seen(destination, vm)
+    assert at_arrival.text.startswith(before.text.rpartition("\n")[0]), "the console does not read on"
+    after = goes_on(destination, vm, at_arrival)
+    was, now = before.offsets(), after.offsets(at_arrival.answers)
+    allowed = 1000 + record["downtime_ns"] // 1000 + (was[2] + now[2]) // 2
+    for clock, then, later in (("wall", was[0], now[0]), ("monotonic", was[1], now[1])):
+        print(f"{vm}: {clock} clock {later - then:+d} us, downtime {record['downtime_ns'] // 1000} us, allowed {allowed} us")
+        assert abs(later - then) <= allowed, f"the guest's {clock} clock is off by {later - then} us, {allowed} us allowed"
+    return after
+
+
+def test_linux_boots_and_moves_there_and_back(hosts):
+    a, b = hosts
+    run(a, "one", 1, "threads=1,mem=2M,rate=1M,interval=500,tick=5000")
+    seen = boots(a, "one")
+    assert "kernel=6." in seen.text
+    seen = move(a, b, "one", seen)
+    move(b, a, "one", seen)
+    a.ferry("kill one")
+
+
+@long
+def test_two_cpus_move_five_times(hosts):
+    """One CPU writes as fast as it can, the other halts most of the time."""
+    a, b = hosts
+    run(a, "two", 2, "threads=1,mem=2M,rate=0,interval=500,tick=5000")
+    seen = boots(a, "two")
+    for source, destination in ((a, b), (b, a), (a, b), (b, a), (a, b)):
+        seen = move(source, destination, "two", seen)
+    b.ferry("kill two")
