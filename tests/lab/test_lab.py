@@ -96,7 +96,7 @@ def check_log(source, record):
     assert re.search(r"set up.*source ip .*destination ip .*destination VM process id", text), text
     assert re.search(r"^Another pre-copy iteration needed with \d+ modified pages \(last = -1\)$", text, re.MULTILINE), text
     assert re.search(r"^Stopping pre-copy: only \d+ pages were modified", text, re.MULTILINE), text
-    assert "Restore-OK" in texts
+    assert f"{record['destination']} said Restore-OK" in texts, text
     for side in STATES.values():
         places = [text.find(state) for state in side]
         assert -1 not in places and places == sorted(places), text
@@ -104,7 +104,7 @@ def check_log(source, record):
 
 def move(source, destination, vm, before):
     """Moves the guest and sees it go on; its clocks may be late by the downtime, and not by more than a millisecond beside."""
-    source.ferry(f"migrate {vm} {destination.name}", 600)
+    source.ferry(f"migrate {vm} {destination.name} --downtime 500ms", 600)
     record = source.ask("migrations history")[0]
     assert record["outcome"] == "completed" and record["vm"] == vm, record
     check_log(source, record)
