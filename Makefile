@@ -9,7 +9,7 @@ DESTDIR ?=
 AGAIN_OPTION = $(if $(AGAIN),--again,)
 NINJA   = ninja -C $(BUILD) $(if $(V),-v,)
 
-.PHONY: all build help deps guests demo test test-unit test-integration test-asan test-tsan test-faults soak check format bench install clean
+.PHONY: all build help deps guests demo test test-unit test-integration test-asan test-tsan test-lab test-faults soak check format bench install clean
 
 all: build
 
@@ -19,6 +19,7 @@ help:
 	@echo 'make test       all tests: units, then real guests'
 	@echo 'make test-asan  the units with address and undefined-behaviour sanitizers, in $(BUILD)-asan'
 	@echo 'make test-tsan  the engine'"'"'s units with the thread sanitizer, in $(BUILD)-tsan'
+	@echo 'make test-lab   an unmodified x86-64 Linux on genuine KVM, in an emulated machine (LAB=short for less)'
 	@echo 'make test-faults  fail a migration of a real guest at every step, on either side, in every way'
 	@echo 'make soak       SOAK=2000 migrations with random faults (SEED=N for others)'
 	@echo 'make check      format, warnings as errors with gcc and clang, clang-tidy'
@@ -52,6 +53,11 @@ test-unit: test-deps build
 
 test-integration: test-deps build guests
 	@scripts/run-tests --build $(BUILD) integration
+
+# LAB=short for one CPU and two moves only.
+LAB ?= long
+test-lab: test-deps build guests
+	@FERRY_LAB=$(LAB) scripts/run-tests --build $(BUILD) lab $(AGAIN_OPTION)
 
 $(BUILD)-asan/build.ninja:
 	meson setup -Db_sanitize=address,undefined -Db_lundef=false $(BUILD)-asan
