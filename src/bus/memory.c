@@ -2,6 +2,7 @@
 
 #include "base/bitmap.h"
 #include "base/error.h"
+#include "base/hugepages.h"
 #include "bus/memory_file.h"
 
 #include <errno.h>
@@ -20,7 +21,8 @@
 
 struct memory {
     size_t count;
-    bool tracking; /* atomic */
+    bool tracking;           /* atomic */
+    uint64_t huge_page_size; /* of all regions; 0: ordinary memory */
     struct memory_region regions[MEMORY_REGIONS_MAX];
 };
 
@@ -68,6 +70,10 @@ static int check_placement(const struct memory *memory, const char *name, uint64
                          "memory region %s: address 0x%" PRIx64 " and size 0x%" PRIx64
                          " must be whole pages of %d bytes, and not empty",
                          name, guest_addr, size, MEMORY_PAGE_SIZE);
+    if (memory->huge_page_size && (size % memory->huge_page_size || guest_addr % memory->huge_page_size))
+        return error_set(err, -EINVAL,
+                         "memory region %s: %" PRIu64 " MiB at 0x%" PRIx64 " are not whole huge pages of %s",
+                         name, size / MIB, guest_addr, hugepages_size_name(memory->huge_page_size));
     if (size > UINT64_MAX - guest_addr || size > INT64_MAX || size > SIZE_MAX)
         return error_set(err, -EINVAL, "memory region %s: 0x%" PRIx64 " bytes at 0x%" PRIx64 " are too many",
                          name, size, guest_addr);
@@ -83,7 +89,8 @@ static int check_placement(const struct memory *memory, const char *name, uint64
     return 0;
 }
 
-/* At ADDRESS, in the place of what is mapped there; NULL: anywhere. */
+/* At ADDRESS, in the place of what is mapped there; NULL: anywhere. Reserves nothing, so that a process that
+ * is to adopt memory takes none of its own. */
 static int map_memfd(const struct memory_region *region, int memfd, void *address, uint8_t **out,
                      struct ferry_error *err)
 {
@@ -106,13 +113,18 @@ static int map_region(struct memory_region *region, struct ferry_error *err)
     int result;
 
     snprintf(name, sizeof(name), "ferry-%s", region->name);
-    region->memfd = memory_file_new(name, region->size, err);
+    region->memfd = memory_file_new(name, region->size, region->huge_page_size, err);
     if (region->memfd < 0)
         return region->memfd;
     result = map_memfd(region, region->memfd, NULL, &region->host_ptr, err);
     if (result)
         close(region->memfd);
     return result;
+}
+
+void memory_use_huge_pages(struct memory *memory, uint64_t page_size)
+{
+    memory->huge_page_size = page_size;
 }
 
 int memory_add_region(struct memory *memory, const char *name, uint64_t guest_addr, uint64_t size,
@@ -123,7 +135,10 @@ int memory_add_region(struct memory *memory, const char *name, uint64_t guest_ad
 
     if (result)
         return result;
-    *region = (struct memory_region){.guest_addr = guest_addr, .size = size};
+    *region = (struct memory_region){.guest_addr = guest_addr,
+                                     .size = size,
+                                     .huge_page_size = memory->huge_page_size,
+                                     .unmapped_is_hole = memory->huge_page_size != 0};
     memcpy(region->name, name, strlen(name));
     region->dirty = bitmap_new(size >> MEMORY_PAGE_SHIFT);
     if (!region->dirty)
@@ -146,7 +161,14 @@ int memory_adopt(struct memory *memory, size_t index, int memfd, struct ferry_er
         return result;
     close(region->memfd);
     region->memfd = memfd;
+    region->unmapped_is_hole = false;
     return 0;
+}
+
+void memory_share(struct memory *memory)
+{
+    for (size_t i = 0; i < memory->count; i++)
+        memory->regions[i].unmapped_is_hole = false;
 }
 
 /* Bytes the host can still give away without swapping, UINT64_MAX when it does not say. */
@@ -178,39 +200,103 @@ static uint64_t allocated(const struct memory_region *region)
     return fstat(region->memfd, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
 }
 
-int memory_reserve(struct memory *memory, struct ferry_error *err)
+/* Asked before, because an allocation that goes too far may wake the OOM killer instead of failing. */
+static int check_available(const struct memory *memory, struct ferry_error *err)
 {
     uint64_t needed = memory_total(memory);
-    uint64_t available;
+    uint64_t available = host_available();
 
     for (size_t i = 0; i < memory->count; i++) {
         uint64_t there = allocated(&memory->regions[i]);
 
         needed -= there < memory->regions[i].size ? there : memory->regions[i].size;
     }
-    /* Asked first, because an allocation that goes too far may wake the OOM killer instead of failing. */
-    available = host_available();
-    if (needed > available)
+    if (needed <= available)
+        return 0;
+    return error_set(err, -ENOMEM,
+                     "not enough memory: the guest needs %" PRIu64 " MiB more, the host has %" PRIu64
+                     " MiB available; give the guest less or free some",
+                     needed / MIB, available / MIB);
+}
+
+static int reserve_region(const struct memory_region *region, struct ferry_error *err)
+{
+    int result;
+
+    do
+        result = fallocate(region->memfd, 0, 0, (off_t)region->size) < 0 ? -errno : 0;
+    while (result == -EINTR);
+    if (result == -ENOMEM || result == -ENOSPC)
         return error_set(err, -ENOMEM,
-                         "not enough memory: the guest needs %" PRIu64 " MiB more, the host has %" PRIu64
-                         " MiB available; give the guest less or free some",
-                         needed / MIB, available / MIB);
+                         "not enough memory: the host cannot give %" PRIu64 " MiB to guest memory %s",
+                         region->size / MIB, region->name);
+    if (result)
+        return error_set_errno(err, result, "cannot reserve %" PRIu64 " MiB for guest memory %s",
+                               region->size / MIB, region->name);
+    return 0;
+}
+
+/* HAD pages were free before this memory took any of them. */
+static int refuse_huge_pages(const struct memory *memory, const struct hugepages *pages, uint64_t had,
+                             struct ferry_error *err)
+{
+    struct hugepages before = {.total = pages->total, .available = had};
+    uint64_t needed = memory_total(memory) / memory->huge_page_size;
+    char advice[HUGEPAGES_ADVICE_SIZE];
+
+    return error_set(err, -ENOMEM,
+                     "not enough huge pages: the guest needs %" PRIu64 " of %s, %" PRIu64
+                     " are free; set more aside: %s",
+                     needed, hugepages_size_name(memory->huge_page_size), had,
+                     hugepages_advice(memory->huge_page_size, &before, needed, advice));
+}
+
+/*
+ * A mapping for which the kernel accounts (hugetlbfs_reserv.rst) reserves the file's pages until the file is
+ * gone, not only until it is unmapped. To allocate them would mean to clear all of them, one after another:
+ * seconds, for many GiB. That is left to whoever touches them first.
+ */
+static int reserve_huge_pages(const struct memory *memory, struct ferry_error *err)
+{
+    uint64_t done = 0;
+
     for (size_t i = 0; i < memory->count; i++) {
         const struct memory_region *region = &memory->regions[i];
-        int result;
+        void *mapped = mmap(NULL, region->size, PROT_READ | PROT_WRITE, MAP_SHARED, region->memfd, 0);
+        struct hugepages pages;
+        int code = errno;
 
-        do
-            result = fallocate(region->memfd, 0, 0, (off_t)region->size) < 0 ? -errno : 0;
-        while (result == -EINTR);
-        if (result == -ENOMEM || result == -ENOSPC)
-            return error_set(err, -ENOMEM,
-                             "not enough memory: the host cannot give %" PRIu64 " MiB to guest memory %s",
-                             region->size / MIB, region->name);
-        if (result)
-            return error_set_errno(err, result, "cannot reserve %" PRIu64 " MiB for guest memory %s",
-                                   region->size / MIB, region->name);
+        if (mapped != MAP_FAILED) {
+            munmap(mapped, region->size);
+            done += region->size / memory->huge_page_size;
+            continue;
+        }
+        if (code == ENOMEM && hugepages_read(NULL, memory->huge_page_size, &pages, NULL) == 0)
+            return refuse_huge_pages(memory, &pages, pages.available + done, err);
+        return error_set_errno(err, -code, "cannot reserve %" PRIu64 " MiB of huge pages for guest memory %s",
+                               region->size / MIB, region->name);
     }
     return 0;
+}
+
+int memory_reserve(struct memory *memory, struct ferry_error *err)
+{
+    int result;
+
+    if (memory->huge_page_size)
+        return reserve_huge_pages(memory, err);
+    result = check_available(memory, err);
+    for (size_t i = 0; i < memory->count && !result; i++)
+        result = reserve_region(&memory->regions[i], err);
+    return result;
+}
+
+struct sparse memory_touched(const struct memory_region *region)
+{
+    return (struct sparse){.fd = region->memfd,
+                           .mapped = region->host_ptr,
+                           .size = region->size,
+                           .by_mapping = region->unmapped_is_hole};
 }
 
 size_t memory_region_count(const struct memory *memory)

@@ -18,6 +18,8 @@
 #ifndef FERRY_BUS_MEMORY_H
 #define FERRY_BUS_MEMORY_H
 
+#include "base/sparse.h"
+
 #include <ferry/error.h>
 
 #include <stdbool.h>
@@ -34,7 +36,9 @@ struct memory_region {
     uint64_t size;       /* bytes, whole pages */
     uint8_t *host_ptr;   /* mapped read-write, shared */
     int memfd;
-    uint64_t *dirty; /* one bit a page; access with bitmap_set_atomic / bitmap_take_words */
+    uint64_t huge_page_size; /* of the set aside pages it is of; 0: of ordinary ones */
+    bool unmapped_is_hole;   /* what is not in our mapping was never touched (sparse.h) */
+    uint64_t *dirty;         /* one bit a page; access with bitmap_set_atomic / bitmap_take_words */
 };
 
 struct memory;
@@ -42,7 +46,11 @@ struct memory;
 int memory_new(struct memory **out, struct ferry_error *err);
 void memory_free(struct memory *memory); /* NULL allowed */
 
-/* Adds RAM. Refuses overlaps, unaligned or zero sizes, and more than MEMORY_REGIONS_MAX regions. */
+/* Regions that are added from now on are of huge pages that the administrator has set aside, of PAGE_SIZE
+ * (hugepages_size_known). */
+void memory_use_huge_pages(struct memory *memory, uint64_t page_size);
+/* Adds RAM. Refuses overlaps, unaligned or zero sizes, and more than MEMORY_REGIONS_MAX regions. Takes no
+ * memory yet. */
 int memory_add_region(struct memory *memory, const char *name, uint64_t guest_addr, uint64_t size,
                       struct ferry_error *err);
 /*
@@ -51,9 +59,16 @@ int memory_add_region(struct memory *memory, const char *name, uint64_t guest_ad
  * MEMFD is the memory's. Before anything runs.
  */
 int memory_adopt(struct memory *memory, size_t index, int memfd, struct ferry_error *err);
-/* Has the kernel allocate every page now (fallocate), so that it cannot run out later. -ENOMEM in words,
- * before anything is allocated when the host has too little available. */
+/* Another process will have the memory, too. From now on our mappings say nothing of what was touched: the
+ * kernel may take pages out of one that are in the other, with the page table that both share. */
+void memory_share(struct memory *memory);
+/* Has the kernel give every page away now, so that it cannot run out later. -ENOMEM in words, before anything
+ * is allocated when the host has too little available. Huge pages are set aside for this memory, but not
+ * cleared before they are touched; of these some may stay reserved after a failure, until memory_free. */
 int memory_reserve(struct memory *memory, struct ferry_error *err);
+
+/* What of a region was ever touched (sparse_next). All of it, when nobody can tell. */
+struct sparse memory_touched(const struct memory_region *region);
 
 size_t memory_region_count(const struct memory *memory);
 /* NULL when there is no such region. */

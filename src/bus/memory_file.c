@@ -1,10 +1,12 @@
 #include "bus/memory_file.h"
 
 #include "base/error.h"
+#include "base/hugepages.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/memfd.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -43,14 +45,35 @@ static int huge_file(void)
     return file;
 }
 
-int memory_file_new(const char *name, uint64_t size, struct ferry_error *err)
+/* Of pages that are set aside. ENODEV is the kernel's word for none of that size. */
+static int set_aside_file(const char *name, uint64_t page_size, struct ferry_error *err)
+{
+    unsigned size_bits = (unsigned)__builtin_ctzll(page_size) << MFD_HUGE_SHIFT;
+    int file = memfd_create(name, MFD_CLOEXEC | MFD_HUGETLB | size_bits);
+
+    if (file >= 0)
+        return file;
+    if (errno == ENODEV || errno == EINVAL || errno == ENOSYS)
+        return error_set(err, -EOPNOTSUPP, "guest memory %s: this host's kernel has no huge pages of %s",
+                         name, hugepages_size_name(page_size));
+    return error_set_errno(err, -errno, "cannot create guest memory %s of huge pages", name);
+}
+
+static int ordinary_file(const char *name, struct ferry_error *err)
 {
     int file = huge_file();
 
     if (file < 0)
         file = memfd_create(name, MFD_CLOEXEC);
+    return file < 0 ? error_set_errno(err, -errno, "cannot create guest memory %s", name) : file;
+}
+
+int memory_file_new(const char *name, uint64_t size, uint64_t page_size, struct ferry_error *err)
+{
+    int file = page_size ? set_aside_file(name, page_size, err) : ordinary_file(name, err);
+
     if (file < 0)
-        return error_set_errno(err, -errno, "cannot create guest memory %s", name);
+        return file;
     if (ftruncate(file, (off_t)size) < 0) {
         int result =
             error_set_errno(err, -errno, "cannot size guest memory %s to %" PRIu64 " MiB", name, size / MIB);

@@ -6,6 +6,9 @@
  * is had for a tenth of the time, and the guest runs with fewer TLB misses. The host's setting for shared
  * memory, which is `never` unless somebody changes it, is left alone. Where mounting is not allowed, or
  * there are no huge pages, they are memfds.
+ *
+ * When a VM is to have the huge pages that the administrator has set aside (base/hugepages.h), they are
+ * memfds of these.
  */
 #ifndef FERRY_BUS_MEMORY_FILE_H
 #define FERRY_BUS_MEMORY_FILE_H
@@ -14,8 +17,9 @@
 
 #include <stdint.h>
 
-/* A file of SIZE bytes, all zero, none of it allocated; NAME is for /proc. Returns its descriptor, the
+/* A file of SIZE bytes, all zero, none of it allocated; NAME is for /proc. With PAGE_SIZE, which is known
+ * (hugepages_size_known), it is of set aside pages of that size, else 0. Returns its descriptor, the
  * caller's. */
-int memory_file_new(const char *name, uint64_t size, struct ferry_error *err);
+int memory_file_new(const char *name, uint64_t size, uint64_t page_size, struct ferry_error *err);
 
 #endif

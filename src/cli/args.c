@@ -87,9 +87,13 @@ static int check_choice(const char *what, const char *text, const char *const *c
 
 static int read_value(struct option_value *value, struct ferry_error *err)
 {
+    uint64_t hugepage;
+
     switch (value->option->kind) {
     case VALUE_SIZE:
         return units_parse_size(value->text, &value->number, err);
+    case VALUE_MEMORY:
+        return units_parse_memory(value->text, &value->number, &hugepage, err);
     case VALUE_RATE:
         return units_parse_rate(value->text, &value->number, err);
     case VALUE_DURATION:

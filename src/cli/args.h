@@ -27,6 +27,7 @@ enum value_kind {
     VALUE_TEXT,
     VALUE_FILE,
     VALUE_SIZE,
+    VALUE_MEMORY, /* a size with ",hugepages" or not (units_parse_memory) */
     VALUE_RATE,
     VALUE_DURATION,
     VALUE_NUMBER,

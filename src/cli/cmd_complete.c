@@ -6,6 +6,7 @@
 #include "cli/command.h"
 
 #include "cli/object.h"
+#include "cli/units.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -60,6 +61,25 @@ static void offer_commands(const struct completion *completion, char *const *wor
     }
 }
 
+/* What can follow the size that is there: "4G" -> "4G,hugepages". */
+static void offer_memory(const struct completion *completion)
+{
+    static const char *const options[] = {"", "=1G"};
+    int length = (int)strcspn(completion->word, ",");
+    char size[UNITS_TEXT_SIZE];
+    uint64_t bytes;
+
+    snprintf(size, sizeof(size), "%.*s", length, completion->word);
+    if (units_parse_size(size, &bytes, NULL) < 0)
+        return;
+    for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
+        char candidate[UNITS_TEXT_SIZE + 16];
+
+        snprintf(candidate, sizeof(candidate), "%s,hugepages%s", size, options[i]);
+        offer(completion, candidate, i ? "of 1 GiB" : "of 2 MiB that were set aside");
+    }
+}
+
 static void offer_values(const struct completion *completion, enum value_kind kind,
                          const char *const *choices)
 {
@@ -78,6 +98,9 @@ static void offer_values(const struct completion *completion, enum value_kind ki
         break;
     case VALUE_COMMAND:
         offer_commands(completion, NULL, 0);
+        break;
+    case VALUE_MEMORY:
+        offer_memory(completion);
         break;
     case VALUE_CHOICE:
         for (; *choices; choices++)

@@ -2,6 +2,7 @@
 
 #include "cli/fields.h"
 #include "cli/object.h"
+#include "cli/units.h"
 
 #include <stdlib.h>
 
@@ -29,6 +30,18 @@ static void print_nets(struct fields *fields, const json_t *nets)
     }
 }
 
+static void print_memory(struct fields *fields, const json_t *vm)
+{
+    uint64_t hugepage = object_number(vm, "definition.hugepages");
+    char size[UNITS_TEXT_SIZE], page[UNITS_TEXT_SIZE];
+
+    units_format_size(object_number(vm, "definition.memory"), size);
+    if (hugepage)
+        fields_format(fields, "memory", "%s in huge pages of %s", size, units_format_size(hugepage, page));
+    else
+        fields_text(fields, "memory", size);
+}
+
 static void print_vm(struct cli *cli, const json_t *vm)
 {
     struct fields fields;
@@ -47,7 +60,7 @@ static void print_vm(struct cli *cli, const json_t *vm)
     fields_text(&fields, "migration", object_text(vm, "migration"));
     fields_text(&fields, "machine", object_text(vm, "definition.machine"));
     fields_format(&fields, "vCPUs", "%llu", (unsigned long long)object_number(vm, "definition.vcpus"));
-    fields_size(&fields, "memory", object_number(vm, "definition.memory"));
+    print_memory(&fields, vm);
     if (object_number(vm, "memory_resident"))
         fields_size(&fields, "memory in use", object_number(vm, "memory_resident"));
     fields_text(&fields, "kernel", object_text(vm, "definition.kernel"));

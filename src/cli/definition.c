@@ -1,7 +1,9 @@
 #include "cli/definition.h"
 
 #include "base/error.h"
+#include "base/hugepages.h"
 #include "cli/memory.h"
+#include "cli/units.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -97,31 +99,41 @@ static int add_file(struct builder *builder, const char *option)
     return result;
 }
 
-static int add_numbers(struct builder *builder)
+static int add_memory(struct builder *builder)
 {
-    uint64_t memory = args_number(builder->args, "memory", 0);
+    const char *text = args_text(builder->args, "memory", "");
+    int length = (int)strcspn(text, ","); /* of the size */
+    uint64_t memory = 0, hugepage = 0;
+    bool no_unit = strspn(text, "0123456789") == (size_t)length;
+    int result = units_parse_memory(text, &memory, &hugepage, builder->err);
+
+    if (result < 0)
+        return error_prefix(builder->err, result, "--memory");
+    if (memory > 0 && memory < MEMORY_MIN && no_unit)
+        return error_set(builder->err, -EINVAL,
+                         "run: memory of %.*s bytes is too little; did you mean %.*sM?", length, text, length,
+                         text);
+    if (memory < MEMORY_MIN)
+        return error_set(builder->err, -EINVAL, "run: memory of %.*s is too little", length, text);
+    if (memory % 4096)
+        return error_set(builder->err, -EINVAL, "run: memory of %.*s is not a whole number of 4 KiB pages",
+                         length, text);
+    json_object_set_new(builder->definition, "memory", json_integer((json_int_t)memory));
+    if (hugepage == 0)
+        return 0;
+    json_object_set_new(builder->definition, "hugepages", json_integer((json_int_t)hugepage));
+    result = hugepages_check_memory(memory, hugepage, builder->err);
+    return result < 0 ? error_prefix(builder->err, result, "VM %s", args_operand(builder->args, 0)) : 0;
+}
+
+static int add_cpus(struct builder *builder)
+{
     uint64_t cpus = args_number(builder->args, "cpus", 0);
 
-    if (args_has(builder->args, "memory")) {
-        const char *text = args_text(builder->args, "memory", "");
-        bool no_unit = strspn(text, "0123456789") == strlen(text);
-
-        if (memory > 0 && memory < MEMORY_MIN && no_unit)
-            return error_set(builder->err, -EINVAL,
-                             "run: memory of %s bytes is too little; did you mean %sM?", text, text);
-        if (memory < MEMORY_MIN)
-            return error_set(builder->err, -EINVAL, "run: memory of %s is too little", text);
-        if (memory % 4096)
-            return error_set(builder->err, -EINVAL, "run: memory of %s is not a whole number of 4 KiB pages",
-                             text);
-        json_object_set_new(builder->definition, "memory", json_integer((json_int_t)memory));
-    }
-    if (args_has(builder->args, "cpus")) {
-        if (cpus < 1 || cpus > CPUS_MAX)
-            return error_set(builder->err, -EINVAL, "run: --cpus %s makes no sense; it is 1 or more",
-                             args_text(builder->args, "cpus", ""));
-        json_object_set_new(builder->definition, "vcpus", json_integer((json_int_t)cpus));
-    }
+    if (cpus < 1 || cpus > CPUS_MAX)
+        return error_set(builder->err, -EINVAL, "run: --cpus %s makes no sense; it is 1 or more",
+                         args_text(builder->args, "cpus", ""));
+    json_object_set_new(builder->definition, "vcpus", json_integer((json_int_t)cpus));
     return 0;
 }
 
@@ -220,8 +232,10 @@ int definition_make(const struct args *args, bool local, json_t **definition, st
 
     if (result == 0 && args_has(args, "machine"))
         result = add_text(&builder, builder.definition, "machine", args_text(args, "machine", ""));
-    if (result == 0)
-        result = add_numbers(&builder);
+    if (result == 0 && args_has(args, "memory"))
+        result = add_memory(&builder);
+    if (result == 0 && args_has(args, "cpus"))
+        result = add_cpus(&builder);
     if (result == 0)
         result = add_file(&builder, "kernel");
     if (result == 0)

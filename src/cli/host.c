@@ -61,6 +61,24 @@ static void print_limits(struct fields *fields, const json_t *host)
         fields_format(fields, "", "%s together at most", units_format_rate(bandwidth, rate));
 }
 
+/* Sizes of which none were set aside are left out. */
+static void print_hugepages(struct fields *fields, const json_t *list)
+{
+    const json_t *pages;
+    size_t index;
+
+    json_array_foreach(list, index, pages)
+    {
+        unsigned long long total = object_number(pages, "total");
+        unsigned long long available = object_number(pages, "available");
+        char size[UNITS_TEXT_SIZE];
+
+        if (total || available)
+            fields_format(fields, "huge pages", "%llu of %s, %llu of them available", total,
+                          units_format_size(object_number(pages, "size"), size), available);
+    }
+}
+
 void host_print(struct cli *cli, const json_t *host)
 {
     char total[UNITS_TEXT_SIZE], available[UNITS_TEXT_SIZE];
@@ -80,6 +98,7 @@ void host_print(struct cli *cli, const json_t *host)
     fields_format(&fields, "memory", "%s, %s of it available",
                   units_format_size(object_number(host, "memory_total"), total),
                   units_format_size(object_number(host, "memory_available"), available));
+    print_hugepages(&fields, object_get(host, "hugepages"));
     print_machines(&fields, object_get(host, "machines"));
     fields_format(&fields, "VMs", "%llu", (unsigned long long)object_number(host, "vms"));
     fields_text(&fields, "migration", object_text(host, "migration"));

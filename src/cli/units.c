@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/hugepages.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -117,6 +118,41 @@ int units_parse_size(const char *text, uint64_t *bytes, struct ferry_error *err)
     if (!decimal_scale(&decimal, unit->factor, bytes))
         return error_set(err, -EINVAL, "size '%s' is too large", text);
     return 0;
+}
+
+/* OPTION is what follows the comma. */
+static int parse_hugepages(const char *option, uint64_t *hugepage, struct ferry_error *err)
+{
+    static const char word[] = "hugepages";
+    size_t length = strcspn(option, "=");
+    const char *size = option + length;
+
+    *hugepage = HUGEPAGES_2M;
+    if (length != sizeof(word) - 1 || strncmp(option, word, length) != 0)
+        return error_set(err, -EINVAL,
+                         "there is no memory option '%s'; there are hugepages, hugepages=2M and hugepages=1G",
+                         option);
+    if (!*size)
+        return 0;
+    if (units_parse_size(size + 1, hugepage, NULL) < 0 || !hugepages_size_known(*hugepage))
+        return error_set(err, -EINVAL, "there are no huge pages of '%s'; there are some of 2M and of 1G",
+                         size + 1);
+    return 0;
+}
+
+int units_parse_memory(const char *text, uint64_t *bytes, uint64_t *hugepage, struct ferry_error *err)
+{
+    const char *comma = strchr(text, ',');
+    char size[UNITS_TEXT_SIZE];
+
+    *hugepage = 0;
+    if (!comma)
+        return units_parse_size(text, bytes, err);
+    if (snprintf(size, sizeof(size), "%.*s", (int)(comma - text), text) >= (int)sizeof(size))
+        return error_set(err, -EINVAL, "size '%s...' is too large", size);
+    if (units_parse_size(size, bytes, err) < 0)
+        return -EINVAL;
+    return parse_hugepages(comma + 1, hugepage, err);
 }
 
 int units_parse_rate(const char *text, uint64_t *bytes_per_s, struct ferry_error *err)

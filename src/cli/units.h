@@ -20,6 +20,9 @@
 #include <stdint.h>
 
 int units_parse_size(const char *text, uint64_t *bytes, struct ferry_error *err);
+/* Guest memory, "512M" or "1G,hugepages" or "4G,hugepages=1G": *hugepage is the size of a huge page (2 MiB
+ * unless said otherwise), 0 without. */
+int units_parse_memory(const char *text, uint64_t *bytes, uint64_t *hugepage, struct ferry_error *err);
 int units_parse_rate(const char *text, uint64_t *bytes_per_s, struct ferry_error *err);
 int units_parse_duration(const char *text, uint64_t *ns, struct ferry_error *err);
 int units_parse_number(const char *text, uint64_t *number, struct ferry_error *err);

@@ -147,10 +147,17 @@ static int destination_may_fetch(struct destination *destination, const struct w
         return 0;
     result = ferry_quick_resume_check(&why);
     for (size_t i = 0; result == 0 && i < destination->map.count; i++) {
-        if (destination->map.regions[i].memfd < 0)
+        const struct ferry_ram_region *region = &destination->map.regions[i];
+
+        if (region->memfd < 0)
+            result =
+                error_set(&why, -EOPNOTSUPP,
+                          "quick resume is not possible: memory region %s has no descriptor", region->name);
+        else if (page_map_huge(region))
             result = error_set(&why, -EOPNOTSUPP,
-                               "quick resume is not possible: memory region %s has no descriptor",
-                               destination->map.regions[i].name);
+                               "quick resume is not possible with huge pages: memory region %s is of pages "
+                               "of %llu KiB, and pages of 4 KiB are fetched",
+                               region->name, (unsigned long long)(page_map_huge(region) >> 10));
     }
     if (result == 0)
         return 0;

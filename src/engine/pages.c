@@ -2,12 +2,14 @@
 
 #include "base/bitmap.h"
 #include "base/error.h"
+#include "base/sparse.h"
 
 #include <errno.h>
 #include <isa-l.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/vfs.h>
 #include <xxhash.h>
 
 /* Of a checksum, between two ticks: milliseconds. */
@@ -111,29 +113,28 @@ uint64_t page_set_count(const struct page_set *set, const struct page_map *map)
 void page_for_present(const struct ferry_ram_region *region,
                       void (*function)(void *opaque, size_t first, size_t pages), void *opaque)
 {
-    uint64_t at = 0;
+    struct sparse sparse = {.fd = region->memfd,
+                            .mapped = region->host_ptr,
+                            .size = region->size,
+                            .by_mapping = region->unmapped_is_hole};
+    uint64_t from, to;
 
-    while (at < region->size) {
-        off_t data = region->memfd >= 0 ? lseek(region->memfd, (off_t)at, SEEK_DATA) : (off_t)at;
-
-        if (data < 0 && errno == ENXIO)
-            return;
-        if (data < 0)
-            data = (off_t)at;
-
-        off_t hole = region->memfd >= 0 ? lseek(region->memfd, data, SEEK_HOLE) : (off_t)region->size;
-
-        if ((uint64_t)data >= region->size)
-            return;
-        if (hole <= data || (uint64_t)hole > region->size)
-            hole = (off_t)region->size;
-
-        size_t first = (size_t)data / FERRY_PAGE_SIZE;
-        size_t end = ((size_t)hole + FERRY_PAGE_SIZE - 1) / FERRY_PAGE_SIZE;
+    for (uint64_t at = 0; sparse_next(&sparse, at, &from, &to);) {
+        size_t first = (size_t)from / FERRY_PAGE_SIZE;
+        size_t end = ((size_t)to + FERRY_PAGE_SIZE - 1) / FERRY_PAGE_SIZE;
 
         function(opaque, first, end - first);
         at = (uint64_t)end * FERRY_PAGE_SIZE;
     }
+}
+
+uint64_t page_map_huge(const struct ferry_ram_region *region)
+{
+    struct statfs status;
+
+    if (region->memfd < 0 || fstatfs(region->memfd, &status) < 0 || status.f_type != HUGETLBFS_MAGIC)
+        return 0;
+    return (uint64_t)status.f_bsize;
 }
 
 static void set_granules(void *opaque, size_t first, size_t pages)

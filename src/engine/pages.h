@@ -2,8 +2,8 @@
  * Guest memory as the engine sees it: regions of pages, sets of pages, looking for what must be sent (source)
  * and putting what arrives in its place (destination).
  *
- * Pages that were never touched are holes in a region's memfd; they read as zeros. Neither side ever touches
- * one that it need not: reading a hole through the mapping would allocate it.
+ * Pages that were never touched are holes in a region's memfd; they read as zeros (base/sparse.h). Neither
+ * side ever touches one that it need not: reading a hole through the mapping would allocate it.
  *
  * Guest memory is written by the guest while it is scanned and sent. A page that changes meanwhile has its
  * dirty bit set again and is sent again; what was sent of it before does not matter.
@@ -40,6 +40,8 @@ size_t page_map_chunk(const struct page_map *map, uint64_t chunk, size_t *first,
  * system cannot tell, that is the whole region. */
 void page_for_present(const struct ferry_ram_region *region,
                       void (*function)(void *opaque, size_t first, size_t pages), void *opaque);
+/* The size of the pages that a region is of when they are of hugetlbfs, else 0. */
+uint64_t page_map_huge(const struct ferry_ram_region *region);
 bool page_is_zero(const uint8_t *page);
 
 /* One bit a granule (WIRE_GRANULE_PAGES) of a region: set unless all of it is a hole; granule i is bit i % 8

@@ -19,10 +19,13 @@ void prefault_init(struct prefault *prefault, struct ferry_session *session, str
     thread_cond_init(&prefault->changed);
 }
 
+/* Or will say so when there are none left, as hugetlbfs does, instead of waking the OOM killer. */
 static bool region_reserved(const struct ferry_ram_region *region)
 {
     struct stat status;
 
+    if (page_map_huge(region))
+        return true;
     return region->memfd >= 0 && fstat(region->memfd, &status) == 0 &&
            (uint64_t)status.st_blocks * 512 >= region->size;
 }

@@ -1,6 +1,7 @@
 #include "host/checks.h"
 
 #include "base/error.h"
+#include "base/hugepages.h"
 #include "host/certificate.h"
 #include "host/definition.h"
 #include "host/fields.h"
@@ -279,7 +280,8 @@ static int check_machine(const struct check_context *context, struct ferry_error
 static int check_memory(const struct check_context *context, struct ferry_error *err)
 {
     uint64_t wanted = definition_memory(context->definition);
-    uint64_t available = host_memory_available(context->host);
+    uint64_t available = definition_hugepages(context->definition) ? host_memory_allowed(context->host)
+                                                                   : host_memory_available(context->host);
 
     if (wanted > available)
         return error_set(err, HOST_REFUSED,
@@ -287,6 +289,13 @@ static int check_memory(const struct check_context *context, struct ferry_error 
                          "memory there or choose another host",
                          context->vm, mib(wanted), context->destination, mib(available));
     return 0;
+}
+
+static int check_hugepages(const struct check_context *context, struct ferry_error *err)
+{
+    if (host_check_hugepages(context->host, context->definition, err) == 0)
+        return 0;
+    return error_prefix(err, HOST_REFUSED, "VM %s cannot move", context->vm);
 }
 
 static int check_disk(const struct check_context *context, const json_t *disk, struct ferry_error *err)
@@ -346,10 +355,17 @@ static int check_networks(const struct check_context *context, struct ferry_erro
 
 static int check_quick_resume(const struct check_context *context, const char *word, struct ferry_error *err)
 {
+    uint64_t huge = definition_hugepages(context->definition);
     struct ferry_error why;
 
-    if (!context->quick_resume || strcmp(context->quick_resume, word) != 0 ||
-        ferry_quick_resume_check(&why) == 0)
+    if (!context->quick_resume || strcmp(context->quick_resume, word) != 0)
+        return 0;
+    if (huge)
+        error_set(
+            &why, -EOPNOTSUPP,
+            "its memory is of huge pages of %s, and quick resume fetches pages of 4 KiB; move it without",
+            hugepages_size_name(huge));
+    else if (ferry_quick_resume_check(&why) == 0)
         return 0;
     return error_set(err, HOST_REFUSED, "VM %s cannot move to host %s by quick resume: %.300s", context->vm,
                      context->destination, why.text);
@@ -409,6 +425,7 @@ static const struct check {
     {"encryption", CHECK_DESTINATION, CHECK_ERROR, check_encrypted},
     {"name", CHECK_DESTINATION, CHECK_ERROR, check_name_free},
     {"memory", CHECK_DESTINATION, CHECK_ERROR, check_memory},
+    {"hugepages", CHECK_DESTINATION, CHECK_ERROR, check_hugepages},
     {"disks", CHECK_DESTINATION, CHECK_ERROR, check_disks},
     {"networks", CHECK_DESTINATION, CHECK_ERROR, check_networks},
     {"quick-resume", CHECK_DESTINATION, CHECK_ERROR, check_quick_resume_now},

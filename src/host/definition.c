@@ -1,6 +1,7 @@
 #include "host/definition.h"
 
 #include "base/error.h"
+#include "base/hugepages.h"
 #include "host/config.h"
 #include "host/fields.h"
 
@@ -8,6 +9,8 @@
 #include <limits.h>
 #include <string.h>
 #include <sys/random.h>
+
+#define HUGEPAGES_NOT_SAID UINT64_MAX
 
 static int check_path(const char *path, const char *key, struct ferry_error *err)
 {
@@ -127,6 +130,20 @@ static int check_numbers(uint64_t memory, uint64_t vcpus, struct ferry_error *er
     return 0;
 }
 
+static int check_hugepages(const char *name, uint64_t memory, uint64_t hugepages, struct ferry_error *err)
+{
+    int result;
+
+    if (!hugepages_size_known(hugepages))
+        return error_set(err, -EINVAL,
+                         "VM %s: \"hugepages\" of the definition are the bytes of a huge page, %llu or %llu, "
+                         "not %llu",
+                         name, (unsigned long long)HUGEPAGES_2M, (unsigned long long)HUGEPAGES_1G,
+                         (unsigned long long)hugepages);
+    result = hugepages_check_memory(memory, hugepages, err);
+    return result < 0 ? error_prefix(err, result, "VM %s", name) : 0;
+}
+
 int definition_normalise(const json_t *input, json_t **out, struct ferry_error *err)
 {
     const char *name = NULL;
@@ -135,6 +152,7 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
     const char *initrd = NULL;
     const char *cmdline = "";
     uint64_t memory = DEFINITION_MEMORY_DEFAULT;
+    uint64_t hugepages = HUGEPAGES_NOT_SAID;
     uint64_t vcpus = 1;
     json_t *disks_in = NULL;
     json_t *nets_in = NULL;
@@ -143,7 +161,7 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
         {"memory", FIELD_UINT, false, &memory},     {"vcpus", FIELD_UINT, false, &vcpus},
         {"kernel", FIELD_STRING, true, &kernel},    {"initrd", FIELD_STRING, false, &initrd},
         {"cmdline", FIELD_STRING, false, &cmdline}, {"disks", FIELD_ARRAY, false, &disks_in},
-        {"nets", FIELD_ARRAY, false, &nets_in},
+        {"nets", FIELD_ARRAY, false, &nets_in},     {"hugepages", FIELD_UINT, false, &hugepages},
     };
     json_t *disks = json_array();
     json_t *nets = json_array();
@@ -163,6 +181,8 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
         result = error_set(err, -EINVAL, "\"cmdline\" of the definition is longer than 2047 bytes");
     if (result == 0)
         result = check_numbers(memory, vcpus, err);
+    if (result == 0 && hugepages != HUGEPAGES_NOT_SAID)
+        result = check_hugepages(name, memory, hugepages, err);
     if (result == 0)
         result = check_path(kernel, "kernel", err);
     if (result == 0 && initrd)
@@ -177,6 +197,8 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
                          "cmdline", cmdline, "disks", disks, "nets", nets);
         if (made && initrd)
             json_object_set_new(made, "initrd", json_string(initrd));
+        if (made && hugepages != HUGEPAGES_NOT_SAID)
+            json_object_set_new(made, "hugepages", json_integer((json_int_t)hugepages));
         if (!made)
             result = error_set(err, -ENOMEM, "out of memory");
     }
@@ -199,6 +221,11 @@ const char *definition_machine(const json_t *definition)
 uint64_t definition_memory(const json_t *definition)
 {
     return (uint64_t)json_integer_value(json_object_get(definition, "memory"));
+}
+
+uint64_t definition_hugepages(const json_t *definition)
+{
+    return (uint64_t)json_integer_value(json_object_get(definition, "hugepages"));
 }
 
 json_t *definition_disks(const json_t *definition)

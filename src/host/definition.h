@@ -31,7 +31,8 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
 const char *definition_name(const json_t *definition);
 const char *definition_machine(const json_t *definition);
 uint64_t definition_memory(const json_t *definition);
-json_t *definition_disks(const json_t *definition); /* borrowed arrays */
+uint64_t definition_hugepages(const json_t *definition); /* bytes of one; 0: ordinary memory */
+json_t *definition_disks(const json_t *definition);      /* borrowed arrays */
 json_t *definition_nets(const json_t *definition);
 
 #endif

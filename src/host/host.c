@@ -3,6 +3,7 @@
 #include "base/buffer.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/hugepages.h"
 #include "base/thread.h"
 #include "host/agreement.h"
 #include "host/api.h"
@@ -127,20 +128,86 @@ static uint64_t minus(uint64_t a, uint64_t b)
     return a > b ? a - b : 0;
 }
 
-uint64_t host_memory_available(struct host *host)
+uint64_t host_memory_allowed(struct host *host)
 {
-    uint64_t available = minus(meminfo("MemAvailable"), MEMORY_RESERVED);
     uint64_t limit = host->config->memory_limit;
 
+    if (!limit)
+        return UINT64_MAX;
     host_lock(host);
     for (struct vm *vm = host->vms; vm; vm = vm->next) {
-        available = minus(available, vm->memory_promised);
         if (vm->process || vm->memory_promised)
             limit = minus(limit, definition_memory(vm->definition));
     }
     host_unlock(host);
-    available = minus(available, MEMORY_A_VM);
-    return host->config->memory_limit && limit < available ? limit : available;
+    return limit;
+}
+
+/* Bytes promised to VMs whose memory is of pages of that size; 0: of ordinary ones. */
+static uint64_t memory_promised(struct host *host, uint64_t page_size)
+{
+    uint64_t promised = 0;
+
+    host_lock(host);
+    for (struct vm *vm = host->vms; vm; vm = vm->next) {
+        if (vm->memory_promised && definition_hugepages(vm->definition) == page_size)
+            promised += vm->memory_promised;
+    }
+    host_unlock(host);
+    return promised;
+}
+
+uint64_t host_memory_available(struct host *host)
+{
+    uint64_t available = minus(meminfo("MemAvailable"), MEMORY_RESERVED);
+    uint64_t allowed = host_memory_allowed(host);
+
+    available = minus(minus(available, memory_promised(host, 0)), MEMORY_A_VM);
+    return allowed < available ? allowed : available;
+}
+
+static int hugepages_now(struct host *host, uint64_t page_size, struct hugepages *pages,
+                         struct ferry_error *err)
+{
+    int result = hugepages_read(host->hugepages_directory, page_size, pages, err);
+
+    if (result == 0)
+        pages->available = minus(pages->available, memory_promised(host, page_size) / page_size);
+    return result;
+}
+
+int host_check_hugepages(struct host *host, const json_t *definition, struct ferry_error *err)
+{
+    uint64_t page_size = definition_hugepages(definition);
+    uint64_t needed = page_size ? definition_memory(definition) / page_size : 0;
+    char advice[HUGEPAGES_ADVICE_SIZE];
+    struct hugepages pages;
+    int result = page_size ? hugepages_now(host, page_size, &pages, err) : 0;
+
+    if (result < 0)
+        return error_prefix(err, result, "host %s", host->config->name);
+    if (!page_size || needed <= pages.available)
+        return 0;
+    return error_set(
+        err, -EBUSY, "it needs %llu huge pages of %s, host %s has %llu free; set more aside on that host: %s",
+        (unsigned long long)needed, hugepages_size_name(page_size), host->config->name,
+        (unsigned long long)pages.available, hugepages_advice(page_size, &pages, needed, advice));
+}
+
+static json_t *hugepages_list(struct host *host)
+{
+    static const uint64_t sizes[] = {HUGEPAGES_2M, HUGEPAGES_1G};
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        struct hugepages pages;
+
+        if (hugepages_now(host, sizes[i], &pages, NULL) == 0)
+            json_array_append_new(list, json_pack("{s:I, s:I, s:I}", "size", (json_int_t)sizes[i], "total",
+                                                  (json_int_t)pages.total, "available",
+                                                  (json_int_t)pages.available));
+    }
+    return list;
 }
 
 /* Asked anew each time: modules may be loaded, and permissions given, while ferryd runs. */
@@ -204,6 +271,7 @@ json_t *host_object(struct host *host)
         (int)vms_count(host), "migration", enabled ? "enabled" : "disabled", "migration_status",
         certificate_migration_status(host), "certificate", certificate_object(host), "pid", (int)getpid(),
         "started", host->started, "state_dir", fields_text(host->config->state_dir));
+    json_object_set_new(object, "hugepages", hugepages_list(host));
     json_object_set_new(object, "migrate_max", json_integer((json_int_t)host->config->migrate_max));
     json_object_set_new(object, "migrate_bandwidth",
                         json_integer((json_int_t)host->config->migrate_bandwidth));

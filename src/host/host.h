@@ -67,8 +67,9 @@ struct host {
     int stop_fd;
     int pid_fd; /* locked: one ferryd a state directory */
     char started[CLOCK_TEXT_SIZE];
-    bool ready;       /* host_new succeeded */
-    char boot_id[40]; /* this machine's, to tell whether two hosts share it */
+    bool ready;                      /* host_new succeeded */
+    char boot_id[40];                /* this machine's, to tell whether two hosts share it */
+    const char *hugepages_directory; /* as of hugepages_read */
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -132,9 +133,14 @@ bool host_stopping(struct host *host);
 
 /* The host object of docs/API.md. New reference. */
 json_t *host_object(struct host *host);
-/* Bytes that a new VM may have here now, and how many there are in all. */
+/* Bytes of ordinary memory that a new VM may have here now, and how many there are in all. */
 uint64_t host_memory_available(struct host *host);
 uint64_t host_memory_total(const struct host *host);
+/* Bytes that --memory-limit leaves to a new VM, of whatever pages; UINT64_MAX without a limit. */
+uint64_t host_memory_allowed(struct host *host);
+/* Whether there are the huge pages, not promised to another VM, that a new VM is to have. -EBUSY, or -ENOENT
+ * when this host has none of that size, in words with both numbers: "it needs 512 huge pages …". */
+int host_check_hugepages(struct host *host, const json_t *definition, struct ferry_error *err);
 /* NULL when VMs of this machine type run here, else why not. */
 const char *host_machine_missing(const char *machine);
 /* Enables or disables migrations to and from this host; recorded. */

@@ -454,17 +454,22 @@ static int check_possible(struct host *host, const json_t *definition, struct fe
     const char *missing = host_machine_missing(definition_machine(definition));
     uint64_t memory = definition_memory(definition);
     uint64_t total = host_memory_total(host);
-    uint64_t limit = host->config->memory_limit;
+    uint64_t available = definition_hugepages(definition) || !host->config->memory_limit
+                             ? host_memory_allowed(host)
+                             : host_memory_available(host);
+    int result;
 
     if (missing)
         return error_set(err, -EOPNOTSUPP, "host %s cannot run %s machines: %s", host->config->name,
                          definition_machine(definition), missing);
-    if (memory > total || (limit && memory > host_memory_available(host)))
+    if (memory > total || memory > available)
         return error_set(err, -EBUSY,
                          "VM %s wants %llu MiB of memory, host %s has %llu MiB for it; give it less",
                          definition_name(definition), (unsigned long long)(memory >> 20), host->config->name,
-                         (unsigned long long)((memory > total ? total : host_memory_available(host)) >> 20));
-    return 0;
+                         (unsigned long long)((memory > total ? total : available) >> 20));
+    result = host_check_hugepages(host, definition, err);
+    return result < 0 ? error_prefix(err, result, "VM %s cannot have its memory", definition_name(definition))
+                      : 0;
 }
 
 int vms_create(struct host *host, const json_t *input, bool paused, json_t **answer, struct ferry_error *err)

@@ -1,6 +1,7 @@
 #include "machine/machine.h"
 
 #include "base/error.h"
+#include "base/hugepages.h"
 #include "bus/state.h"
 
 #include <errno.h>
@@ -156,6 +157,17 @@ static int parse_memory(void *object, const char *where, const json_t *value, st
         bytes % (json_int_t)MIB)
         return config_refuse(err, where, value, "a number of bytes, whole MiB, from 16 MiB to 1 TiB");
     config->memory = (uint64_t)bytes;
+    return 0;
+}
+
+static int parse_hugepages(void *object, const char *where, const json_t *value, struct ferry_error *err)
+{
+    struct machine_config *config = object;
+    json_int_t bytes = json_integer_value(value);
+
+    if (!json_is_integer(value) || bytes < 0 || !hugepages_size_known((uint64_t)bytes))
+        return config_refuse(err, where, value, "the bytes of a huge page, 2097152 or 1073741824");
+    config->hugepages = (uint64_t)bytes;
     return 0;
 }
 
@@ -345,9 +357,10 @@ static int parse_nets(void *object, const char *where, const json_t *value, stru
 }
 
 static const struct config_key config_keys[] = {
-    {"name", parse_name},       {"machine", parse_machine}, {"memory", parse_memory},
-    {"vcpus", parse_vcpus},     {"kernel", parse_kernel},   {"initrd", parse_initrd},
-    {"cmdline", parse_cmdline}, {"disks", parse_disks},     {"nets", parse_nets},
+    {"name", parse_name},           {"machine", parse_machine}, {"memory", parse_memory},
+    {"hugepages", parse_hugepages}, {"vcpus", parse_vcpus},     {"kernel", parse_kernel},
+    {"initrd", parse_initrd},       {"cmdline", parse_cmdline}, {"disks", parse_disks},
+    {"nets", parse_nets},
 };
 
 /* 52:54:00 is a prefix in the locally administered range; the rest is random. */
@@ -378,6 +391,11 @@ int machine_config_from_json(struct machine_config *config, const json_t *json, 
     }
     if (!result && (!parsed.name || !parsed.kernel))
         result = error_set(err, -EINVAL, "the VM definition has no %s", parsed.name ? "kernel" : "name");
+    if (!result && parsed.hugepages) {
+        result = hugepages_check_memory(parsed.memory, parsed.hugepages, err);
+        if (result)
+            error_prefix(err, result, "VM %s", parsed.name);
+    }
     if (!result)
         result = fill_macs(&parsed, err);
     if (result) {
@@ -388,11 +406,13 @@ int machine_config_from_json(struct machine_config *config, const json_t *json, 
     return 0;
 }
 
-/* An absent text is left out; jansson's "s*" does that. */
+/* What is absent is left out: an older Ferry does not know all keys. "s*" does that for text, "o*" for the
+ * rest. */
 json_t *machine_config_to_json(const struct machine_config *config)
 {
     json_t *disks = json_array();
     json_t *nets = json_array();
+    json_t *hugepages = config->hugepages ? json_integer((json_int_t)config->hugepages) : NULL;
 
     for (unsigned i = 0; i < config->disk_count; i++) {
         const struct machine_disk_config *disk = &config->disks[i];
@@ -409,10 +429,10 @@ json_t *machine_config_to_json(const struct machine_config *config)
                  mac[5]);
         json_array_append_new(nets, json_pack("{s:s, s:s}", "backend", net->backend, "mac", text));
     }
-    return json_pack("{s:s, s:s, s:I, s:i, s:s*, s:s*, s:s*, s:o, s:o}", "name", config->name, "machine",
-                     config->machine, "memory", (json_int_t)config->memory, "vcpus", (int)config->vcpus,
-                     "kernel", config->kernel, "initrd", config->initrd, "cmdline", config->cmdline, "disks",
-                     disks, "nets", nets);
+    return json_pack("{s:s, s:s, s:I, s:o*, s:i, s:s*, s:s*, s:s*, s:o, s:o}", "name", config->name,
+                     "machine", config->machine, "memory", (json_int_t)config->memory, "hugepages", hugepages,
+                     "vcpus", (int)config->vcpus, "kernel", config->kernel, "initrd", config->initrd,
+                     "cmdline", config->cmdline, "disks", disks, "nets", nets);
 }
 
 void machine_config_free(struct machine_config *config)

@@ -261,6 +261,8 @@ int machine_new_on(struct machine **out, const struct board *board, const struct
     result = machine_copy_config(machine, config, err);
     if (!result)
         result = memory_new(&machine->memory, err);
+    if (!result && machine->config.hugepages)
+        memory_use_huge_pages(machine->memory, machine->config.hugepages);
     if (!result)
         result = board->add_memory(machine->memory, machine->config.memory, err);
     if (!result)

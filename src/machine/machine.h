@@ -41,10 +41,12 @@ struct machine_config {
     char *name;      /* 1 to 63 of [A-Za-z0-9._-], starting with a letter or digit */
     char *machine;   /* "riscv64" or "x86_64" */
     uint64_t memory; /* bytes; whole MiB, 16 MiB or more */
-    unsigned vcpus;  /* 1 to 8 (riscv64) */
-    char *kernel;    /* path; not needed by an arriving VM */
-    char *initrd;    /* or NULL */
-    char *cmdline;   /* or NULL */
+    /* Memory is of huge pages of so many bytes, whole ones (base/hugepages.h); 0: ordinary memory. */
+    uint64_t hugepages;
+    unsigned vcpus; /* 1 to 8 (riscv64) */
+    char *kernel;   /* path; not needed by an arriving VM */
+    char *initrd;   /* or NULL */
+    char *cmdline;  /* or NULL */
     struct machine_disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
     struct machine_net_config nets[MACHINE_NETS_MAX];

@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define WINDOW_DEFAULT_NS NS_PER_S
 #define WINDOW_MAX_NS     (10 * NS_PER_S)
@@ -103,19 +102,17 @@ static uint64_t walk_used(const struct memory *memory, uint64_t step, struct fin
 
     for (size_t i = 0; i < memory_region_count(memory); i++) {
         const struct memory_region *region = memory_region(memory, i);
-        off_t end = 0;
-        off_t at;
+        struct sparse touched = memory_touched(region);
+        uint64_t end = 0;
+        uint64_t at;
 
-        while ((at = lseek(region->memfd, end, SEEK_DATA)) >= 0) {
-            end = lseek(region->memfd, at, SEEK_HOLE);
-            if (end <= at)
-                break;
-            for (off_t page = at; step && page < end; page += MEMORY_PAGE_SIZE) {
-                if ((pages + (uint64_t)(page - at) / MEMORY_PAGE_SIZE) % step != 0)
+        while (sparse_next(&touched, end, &at, &end)) {
+            for (uint64_t page = at; step && page < end; page += MEMORY_PAGE_SIZE) {
+                if ((pages + (page - at) / MEMORY_PAGE_SIZE) % step != 0)
                     continue;
-                look_at(findings, region->host_ptr + page, (uint64_t)(end - page) / MEMORY_PAGE_SIZE - 1);
+                look_at(findings, region->host_ptr + page, (end - page) / MEMORY_PAGE_SIZE - 1);
             }
-            pages += (uint64_t)(end - at) / MEMORY_PAGE_SIZE;
+            pages += (end - at) / MEMORY_PAGE_SIZE;
         }
     }
     return pages;

@@ -801,8 +801,11 @@ static int vm_await(struct vm *vm, struct ferry_error *err)
 
 static int vm_boot(struct vm *vm, struct ferry_error *err)
 {
-    int result = ownership_take(vm->ownership, err);
+    /* Ordinary memory is had when it is touched. A huge page that is not to be had then would be the end. */
+    int result = vm->config.hugepages ? memory_reserve(machine_memory(vm->machine), err) : 0;
 
+    if (!result)
+        result = ownership_take(vm->ownership, err);
     if (!result)
         result = machine_boot(vm->machine, err);
     if (!result && !vm->options.paused)

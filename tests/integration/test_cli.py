@@ -346,6 +346,10 @@ def test_run_sends_the_definition_with_absolute_paths(run, fake, tmp_path):
         (["--kernel", "{0}/k", "--memory", "0"], 2, "memory of 0 is too little"),
         (["--kernel", "{0}/k", "--memory", "lots"], 2, "'lots' is not a size"),
         (["--kernel", "{0}/k", "--memory", "99999999999G"], 2, "too large"),
+        (["--kernel", "{0}/k", "--memory", "64M,hugepage"], 2, "no memory option 'hugepage'; there are hugepages"),
+        (["--kernel", "{0}/k", "--memory", "64M,hugepages=4M"], 2, "no huge pages of '4M'"),
+        (["--kernel", "{0}/k", "--memory", "33M,hugepages"], 2, "VM new: memory of 33 MiB is not a whole number"),
+        (["--kernel", "{0}/k", "--memory", "64,hugepages"], 2, "did you mean 64M?"),
         (["--kernel", "{0}/k", "--cpus", "0"], 2, "--cpus 0 makes no sense"),
         (["--kernel", "{0}/k", "--machine", "vax"], 2, "riscv64 or x86_64, not 'vax'"),
         (["--memory", "1G"], 2, "--memory is for a new VM"),
@@ -358,6 +362,13 @@ def test_run_refuses_nonsense_before_asking_the_host(options, status, sentence, 
     assert sentence.format(tmp_path) in done.stderr
     assert done.stderr.count("\n") == 1
     assert fake.requests == []
+
+
+@pytest.mark.parametrize("words, size", [("64M", None), ("64M,hugepages", 2 * MIB), ("1G,hugepages=1G", 1024 * MIB)])
+def test_run_asks_for_huge_pages_only_when_told_to(words, size, run, fake, tmp_path):
+    (tmp_path / "k").write_bytes(b"x")
+    assert run("run", "new", "--kernel", str(tmp_path / "k"), "--memory", words).returncode == 0
+    assert fake.bodies("POST", "/v1/vms")[0]["definition"].get("hugepages") == size
 
 
 def test_run_on_a_host_over_tcp_leaves_files_to_the_host(fake):
@@ -798,6 +809,9 @@ def test_console_without_a_terminal_copies(fake):
         (["cancel", ""], [ID]),
         (["run", "x", "--kernel", ""], [":files"]),
         (["run", "x", "--machine", ""], ["riscv64", "x86_64"]),
+        (["run", "x", "--memory", "4G"], ["4G,hugepages", "4G,hugepages=1G"]),
+        (["run", "x", "--memory", "4G,hugepages="], ["4G,hugepages=1G"]),
+        (["run", "x", "--memory", "h"], []),
         (["nonsense", ""], []),
     ],
 )

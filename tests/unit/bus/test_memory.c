@@ -1,6 +1,7 @@
 #include "unit.h"
 
 #include "base/bitmap.h"
+#include "base/hugepages.h"
 #include "bus/memory.h"
 
 #include <errno.h>
@@ -331,6 +332,116 @@ static void memory_is_of_huge_pages_where_they_are_to_be_had(void **state)
     memory_free(memory);
 }
 
+#define MIB      (UINT64_C(1) << 20)
+#define HUGE     HUGEPAGES_2M
+#define NO_PAGES "needs 8 free huge pages: echo 8 > /proc/sys/vm/nr_hugepages"
+
+static struct memory *huge_memory(uint64_t page_size, uint64_t size)
+{
+    struct memory *memory;
+    struct ferry_error err;
+
+    assert_ok(memory_new(&memory, &err), err);
+    memory_use_huge_pages(memory, page_size);
+    assert_ok(memory_add_region(memory, "ram0", 0, size, &err), err);
+    return memory;
+}
+
+static uint64_t huge_pages_available(void)
+{
+    struct hugepages pages;
+
+    return hugepages_read(NULL, HUGE, &pages, NULL) == 0 ? pages.available : 0;
+}
+
+/* The first that was touched at or after AT, in MiB; UINT64_MAX: none. */
+static uint64_t next_touched(const struct memory *memory, uint64_t at)
+{
+    struct sparse touched = memory_touched(memory_region(memory, 0));
+    uint64_t from, to;
+
+    return sparse_next(&touched, at * MIB, &from, &to) ? from / MIB : UINT64_MAX;
+}
+
+static void parts_of_set_aside_pages_are_refused(void **state)
+{
+    struct memory *memory;
+    struct ferry_error err;
+
+    assert_ok(memory_new(&memory, &err), err);
+    memory_use_huge_pages(memory, HUGE);
+    assert_int_equal(memory_add_region(memory, "ram0", 0, 3 * MIB, &err), -EINVAL);
+    assert_contains(err.text, "3 MiB at 0x0 are not whole huge pages of 2 MiB");
+    assert_int_equal(memory_add_region(memory, "ram0", MIB, 2 * MIB, &err), -EINVAL);
+    memory_free(memory);
+}
+
+/* Whether there are any or none. */
+static void more_set_aside_pages_than_are_free_are_refused(void **state)
+{
+    struct memory *memory;
+    struct hugepages pages;
+    struct ferry_error err;
+
+    if (hugepages_read(NULL, HUGE, &pages, NULL))
+        skip();
+    memory = huge_memory(HUGE, UINT64_C(1) << 40);
+    assert_int_equal(memory_reserve(memory, &err), -ENOMEM);
+    assert_contains(err.text, "needs 524288 of 2 MiB");
+    assert_contains(err.text, "> /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
+    memory_free(memory);
+}
+
+/* How many others have is not for this test to say: they come and go meanwhile. */
+static void set_aside_pages_are_reserved_and_not_yet_taken(void **state)
+{
+    struct memory *memory;
+    struct ferry_error err;
+
+    if (huge_pages_available() < 8) {
+        print_message("%s\n", NO_PAGES);
+        skip();
+    }
+    memory = huge_memory(HUGE, 8 * MIB);
+    assert_ok(memory_reserve(memory, &err), err);
+    assert_ok(memory_reserve(memory, &err), err);
+    assert_int_equal(allocated(memory, 0), 0);
+    for (uint64_t at = 0; at < 8; at += 2)
+        assert_true(memory_write(memory, at * MIB, "there", 6));
+    assert_int_equal(allocated(memory, 0), 8 * MIB);
+    memory_free(memory);
+}
+
+static void touched_set_aside_pages_are_known_until_they_are_shared(void **state)
+{
+    struct memory *memory, *next;
+    struct ferry_error err;
+    char out[6] = "";
+
+    if (huge_pages_available() < 8) {
+        print_message("%s\n", NO_PAGES);
+        skip();
+    }
+    memory = huge_memory(HUGE, 8 * MIB);
+    assert_ok(memory_reserve(memory, &err), err);
+    assert_int_equal(next_touched(memory, 0), UINT64_MAX);
+    assert_true(memory_write(memory, 5 * MIB, "older", 6));
+    assert_int_equal(next_touched(memory, 0), 4);
+    assert_int_equal(next_touched(memory, 6), UINT64_MAX);
+
+    /* Its heir takes none of its own, and cannot tell. */
+    next = huge_memory(HUGE, 8 * MIB);
+    memory_share(memory);
+    assert_ok(memory_adopt(next, 0, dup(memory_region(memory, 0)->memfd), &err), err);
+    assert_int_equal(next_touched(next, 0), 0);
+    assert_int_equal(next_touched(memory, 0), 0);
+    memory_free(memory);
+    assert_true(memory_read(next, 5 * MIB, out, 6));
+    assert_string_equal(out, "older");
+    assert_true(memory_write(next, 0, "newer", 6));
+    memory_free(next);
+}
+
 static void free_of_nothing_is_allowed(void **state)
 {
     memory_free(NULL);
@@ -354,6 +465,10 @@ int main(void)
         MEMORY_TEST(adopted_memory_takes_the_place_of_the_own),
         MEMORY_TEST(memory_that_cannot_be_adopted_changes_nothing),
         cmocka_unit_test(memory_is_of_huge_pages_where_they_are_to_be_had),
+        cmocka_unit_test(parts_of_set_aside_pages_are_refused),
+        cmocka_unit_test(more_set_aside_pages_than_are_free_are_refused),
+        cmocka_unit_test(set_aside_pages_are_reserved_and_not_yet_taken),
+        cmocka_unit_test(touched_set_aside_pages_are_known_until_they_are_shared),
         cmocka_unit_test(free_of_nothing_is_allowed),
     };
 

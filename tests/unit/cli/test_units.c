@@ -84,6 +84,55 @@ static void nonsense_is_refused_with_a_sentence(void **state)
     }
 }
 
+static void memory_may_be_of_huge_pages(void **state)
+{
+    static const struct {
+        const char *text;
+        uint64_t bytes;
+        uint64_t hugepage;
+    } cases[] = {
+        {"512M", 512 << 20, 0},
+        {"1G,hugepages", 1 << 30, 2 << 20},
+        {"1G,hugepages=2M", 1 << 30, 2 << 20},
+        {"1G,hugepages=2048K", 1 << 30, 2 << 20},
+        {"1g,hugepages=1GiB", 1 << 30, 1 << 30},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        uint64_t bytes = 0, hugepage = 1;
+
+        assert_int_equal(units_parse_memory(cases[i].text, &bytes, &hugepage, NULL), 0);
+        assert_int_equal(bytes, cases[i].bytes);
+        assert_int_equal(hugepage, cases[i].hugepage);
+    }
+}
+
+static void wrong_words_about_memory_are_refused(void **state)
+{
+    static const struct {
+        const char *text;
+        const char *word;
+    } cases[] = {
+        {"", "'' is not a size"},
+        {",hugepages", "'' is not a size"},
+        {"x,hugepages", "'x' is not a size"},
+        {"1G,", "no memory option ''; there are hugepages"},
+        {"1G,hugepage", "no memory option 'hugepage'"},
+        {"1G,hugepages,hugepages", "no memory option"},
+        {"1G,hugepages=", "no huge pages of ''"},
+        {"1G,hugepages=4M", "no huge pages of '4M'; there are some of 2M and of 1G"},
+        {"1G,hugepages=1G,x", "no huge pages of '1G,x'"},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct ferry_error err = {0};
+        uint64_t bytes, hugepage;
+
+        assert_int_equal(units_parse_memory(cases[i].text, &bytes, &hugepage, &err), -EINVAL);
+        assert_contains(err.text, cases[i].word);
+    }
+}
+
 static void numbers_that_do_not_fit_are_refused(void **state)
 {
     uint64_t value = 0;
@@ -176,6 +225,8 @@ int main(void)
         cmocka_unit_test(rates_are_bytes_or_bits_a_second),
         cmocka_unit_test(durations_need_their_unit),
         cmocka_unit_test(nonsense_is_refused_with_a_sentence),
+        cmocka_unit_test(memory_may_be_of_huge_pages),
+        cmocka_unit_test(wrong_words_about_memory_are_refused),
         cmocka_unit_test(numbers_that_do_not_fit_are_refused),
         cmocka_unit_test(sizes_are_printed_with_three_figures),
         cmocka_unit_test(durations_are_printed_in_the_unit_that_fits),

@@ -6,6 +6,7 @@
 #include "host/vms.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct fixture {
@@ -133,6 +134,89 @@ static void too_little_memory_is_refused_with_both_numbers(void **state)
     assert_refused(fixture, CHECK_DESTINATION, HOST_REFUSED, "256 MiB");
     fixture->config.memory_limit = 256 << 20;
     assert_passes(fixture, CHECK_DESTINATION);
+}
+
+/* A kernel's word for AVAILABLE huge pages of 2 MiB, and none of 1 GiB. */
+static void set_hugepages(struct fixture *fixture, unsigned available)
+{
+    static const char *const names[] = {"free_hugepages", "nr_hugepages", "resv_hugepages",
+                                        "surplus_hugepages", "nr_overcommit_hugepages"};
+    char path[256];
+
+    fixture->host.hugepages_directory = fixture->dir.path;
+    snprintf(path, sizeof(path), "%s/hugepages-2048kB", fixture->dir.path);
+    mkdir(path, 0700);
+    for (size_t i = 0; i < 5; i++) {
+        FILE *file;
+
+        snprintf(path, sizeof(path), "%s/hugepages-2048kB/%s", fixture->dir.path, names[i]);
+        file = fopen(path, "w");
+        assert_non_null(file);
+        fprintf(file, "%u\n", i < 2 ? available : 0);
+        fclose(file);
+    }
+}
+
+static void give_hugepages(json_t *definition, json_int_t memory, json_int_t size)
+{
+    json_object_set_new(definition, "memory", json_integer(memory));
+    json_object_set_new(definition, "hugepages", json_integer(size));
+}
+
+static void too_few_huge_pages_are_refused_with_both_numbers(void **state)
+{
+    struct fixture *fixture = *state;
+
+    give_hugepages(fixture->definition, 64 << 20, 2 << 20);
+    set_hugepages(fixture, 31);
+    assert_refused(
+        fixture, CHECK_DESTINATION, HOST_REFUSED,
+        "needs 32 huge pages of 2 MiB, host b has 31 free; set more aside on that host: echo 32 >");
+    set_hugepages(fixture, 32);
+    assert_passes(fixture, CHECK_DESTINATION);
+    /* the limit counts them, too */
+    fixture->config.memory_limit = 63 << 20;
+    assert_refused(fixture, CHECK_DESTINATION, HOST_REFUSED, "64 MiB");
+    fixture->config.memory_limit = 0;
+    give_hugepages(fixture->definition, 1 << 30, 1 << 30);
+    assert_refused(fixture, CHECK_DESTINATION, HOST_REFUSED, "host b: there are no huge pages of 1 GiB");
+}
+
+static void memory_of_one_kind_is_not_promised_of_the_other(void **state)
+{
+    struct fixture *fixture = *state;
+    json_t *other = make_definition("[]", "[]");
+    struct vm vm = {.name = "other", .definition = other, .memory_promised = UINT64_C(1) << 44};
+
+    set_hugepages(fixture, 40);
+    fixture->host.vms = &vm;
+    assert_refused(fixture, CHECK_DESTINATION, HOST_REFUSED, "host b has 0 MiB");
+    give_hugepages(fixture->definition, 64 << 20, 2 << 20);
+    assert_passes(fixture, CHECK_DESTINATION);
+    give_hugepages(other, 20 << 20, 2 << 20);
+    vm.memory_promised = 20 << 20;
+    assert_refused(fixture, CHECK_DESTINATION, HOST_REFUSED, "host b has 30 free");
+    vm.memory_promised = UINT64_C(1) << 44;
+    json_object_del(fixture->definition, "hugepages");
+    assert_passes(fixture, CHECK_DESTINATION);
+    fixture->host.vms = NULL;
+    json_decref(other);
+}
+
+static void huge_pages_do_not_go_by_quick_resume(void **state)
+{
+    struct fixture *fixture = *state;
+
+    give_hugepages(fixture->definition, 64 << 20, 2 << 20);
+    set_hugepages(fixture, 32);
+    fixture->context.quick_resume = "now";
+    assert_refused(fixture, CHECK_DESTINATION, HOST_REFUSED, "huge pages of 2 MiB");
+    json_array_clear(fixture->results);
+    fixture->context.quick_resume = "allowed";
+    assert_passes(fixture, CHECK_DESTINATION);
+    assert_int_equal(json_array_size(fixture->results), 1);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(fixture->results, 0), "severity")),
+                        "warning");
 }
 
 static void missing_disk_is_refused(void **state)
@@ -268,6 +352,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(disabled_host_refuses, set_up, tear_down),
         cmocka_unit_test_setup_teardown(taken_name_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(too_little_memory_is_refused_with_both_numbers, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(too_few_huge_pages_are_refused_with_both_numbers, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(memory_of_one_kind_is_not_promised_of_the_other, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(huge_pages_do_not_go_by_quick_resume, set_up, tear_down),
         cmocka_unit_test_setup_teardown(missing_disk_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(unknown_network_is_refused_and_user_network_warns, set_up, tear_down),
         cmocka_unit_test_setup_teardown(every_error_is_in_the_results, set_up, tear_down),

@@ -33,6 +33,20 @@ static void defaults_are_filled_in(void **state)
     json_decref(made);
 }
 
+static void huge_pages_are_kept_and_not_made_up(void **state)
+{
+    struct ferry_error err;
+    json_t *made;
+
+    assert_ok(normalise("{\"name\": \"web\", \"kernel\": \"/k\", \"hugepages\": 2097152}", &made, &err), err);
+    assert_int_equal(definition_hugepages(made), 2 << 20);
+    json_decref(made);
+    assert_ok(normalise("{\"name\": \"web\", \"kernel\": \"/k\"}", &made, &err), err);
+    assert_int_equal(definition_hugepages(made), 0);
+    assert_null(json_object_get(made, "hugepages")); /* which older hosts do not know */
+    json_decref(made);
+}
+
 static void mac_is_made_once_and_then_kept(void **state)
 {
     struct ferry_error err;
@@ -74,6 +88,11 @@ static void nonsense_is_refused_by_name(void **state)
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"memory\": 16777217}", "memory"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"memory\": 9223372036854775807}", "memory"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"memory\": \"256M\"}", "memory"},
+        {"{\"name\": \"web\", \"kernel\": \"/k\", \"hugepages\": 0}", "2097152 or 1073741824, not 0"},
+        {"{\"name\": \"web\", \"kernel\": \"/k\", \"hugepages\": true}", "hugepages"},
+        {"{\"name\": \"web\", \"kernel\": \"/k\", \"hugepages\": 1073741824}", "VM web: memory of 256 MiB"},
+        {"{\"name\": \"web\", \"kernel\": \"/k\", \"hugepages\": 2097152, \"memory\": 34603008}",
+         "VM web: memory of 33 MiB"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"vcpus\": 0}", "vCPU"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"vcpus\": 9}", "vCPU"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"machine\": \"vax\"}", "vax"},
@@ -109,6 +128,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_filled_in),
+        cmocka_unit_test(huge_pages_are_kept_and_not_made_up),
         cmocka_unit_test(mac_is_made_once_and_then_kept),
         cmocka_unit_test(nonsense_is_refused_by_name),
     };

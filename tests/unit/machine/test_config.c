@@ -59,6 +59,7 @@ static void definition_survives_going_through_json(void **state)
     json_t *first, *second;
     json_t *json = parse(
         "{" MINIMAL ", \"memory\": 536870912, \"vcpus\": 8, \"initrd\": \"/i\", \"cmdline\": \"a b\","
+        "\"hugepages\": 2097152,"
         "\"disks\": [{\"path\": \"/d\"}, {\"path\": \"/e\", \"readonly\": true, \"direct\": true}],"
         "\"nets\": [{\"backend\": \"user\", \"mac\": \"52:54:00:AB:cd:0f\"}, {\"backend\": \"user\"}]}");
 
@@ -66,6 +67,7 @@ static void definition_survives_going_through_json(void **state)
     assert_int_equal(config.nets[0].mac[3], 0xab);
     assert_int_equal(config.nets[1].mac[0], 0x52);
     assert_true(config.disks[1].readonly && config.disks[1].direct && !config.disks[0].readonly);
+    assert_int_equal(config.hugepages, 2 << 20);
     first = machine_config_to_json(&config);
     assert_ok(machine_config_from_json(&again, first, &err), err);
     second = machine_config_to_json(&again);
@@ -120,6 +122,11 @@ static void refusals_name_key_and_value(void **state)
         {"{" MINIMAL ", \"memory\": 9223372036854775807}", {"memory", "9223372036854775807"}},
         {"{" MINIMAL ", \"memory\": 1.5}", {"memory", "1.5"}},
         {"{" MINIMAL ", \"memory\": \"256M\"}", {"memory", "256M"}},
+        {"{" MINIMAL ", \"hugepages\": 0}", {"hugepages", "2097152", "1073741824"}},
+        {"{" MINIMAL ", \"hugepages\": true}", {"hugepages", "true"}},
+        {"{" MINIMAL ", \"hugepages\": 4096}", {"hugepages", "4096"}},
+        {"{" MINIMAL ", \"hugepages\": 2097152, \"memory\": 34603008}", {"VM web", "33 MiB", "2 MiB"}},
+        {"{" MINIMAL ", \"hugepages\": 1073741824}", {"VM web", "256 MiB", "1 GiB"}},
         {"{" MINIMAL ", \"vcpus\": 0}", {"vcpus", "0"}},
         {"{" MINIMAL ", \"vcpus\": 9}", {"vcpus", "9", "8"}},
         {"{" MINIMAL ", \"vcpus\": -3}", {"vcpus", "-3"}},
