@@ -327,8 +327,9 @@ struct ferry_progress {
     struct ferry_encoded encoded[FERRY_ENCODINGS];
     uint64_t pages_postponed;       /* source: left out of a round, because they are written in every round */
     uint64_t pages_skipped;         /* holes that were never touched */
-    uint64_t bandwidth_bytes_per_s; /* measured, 0 when unknown */
-    uint64_t dirty_bytes_per_s;     /* measured, 0 when unknown */
+    uint64_t bandwidth_bytes_per_s; /* measured, on the wire; 0 when unknown */
+    uint64_t copy_bytes_per_s;      /* measured, of guest memory that this copies; 0 when unknown */
+    uint64_t dirty_bytes_per_s;     /* measured, of guest memory; 0 when unknown */
     unsigned throttle_percent;      /* the vCPUs are slowed by so much now */
     unsigned throttle_percent_most; /* and were at most */
     uint64_t state_bytes;           /* the guest's state beside memory; 0 until it is saved */

@@ -57,32 +57,53 @@ static void append_bar(FILE *line, const struct progress *progress, unsigned per
         fputs(i < percent * BAR_WIDTH / 100 ? full : empty, line);
 }
 
-/* As the host measured it, or during the first round, when it has not yet: what was sent until now. */
-static uint64_t send_rate(const json_t *migration)
+#define PAGE_SIZE 4096
+
+/* MEASURED by the host, or during the first round, when it has not yet: by the BYTES until now. */
+static uint64_t rate_of(const json_t *migration, uint64_t measured, uint64_t bytes)
 {
-    uint64_t measured = object_number(migration, "bandwidth");
     uint64_t total_ns = object_number(migration, "total_ns"), setup_ns = object_number(migration, "setup_ns");
     double rate;
 
     if (measured || total_ns <= setup_ns)
         return measured;
-    rate = (double)object_number(migration, "wire_bytes") * (double)NS_PER_S / (double)(total_ns - setup_ns);
+    rate = (double)bytes * (double)NS_PER_S / (double)(total_ns - setup_ns);
     return rate < 1e18 ? (uint64_t)rate : 0;
+}
+
+/* What goes over the link. */
+static uint64_t send_rate(const json_t *migration)
+{
+    return rate_of(migration, object_number(migration, "bandwidth"), object_number(migration, "wire_bytes"));
+}
+
+/* How fast what is left becomes less. */
+static uint64_t copy_rate(const json_t *migration)
+{
+    uint64_t skipped = object_number(migration, "pages_skipped");
+    uint64_t memory = object_number(migration, "memory_bytes");
+    uint64_t copied = object_number(migration, "remaining_bytes");
+
+    copied = skipped <= memory / PAGE_SIZE && copied <= memory - skipped * PAGE_SIZE
+                 ? memory - skipped * PAGE_SIZE - copied
+                 : 0;
+    return rate_of(migration, object_number(migration, "copy_rate"), copied);
 }
 
 /* What there is to say about copying, most important first: what does not fit is cut off. */
 static void append_copy_details(FILE *line, const json_t *migration)
 {
     uint64_t left = object_number(migration, "remaining_bytes");
-    uint64_t rate = send_rate(migration);
+    uint64_t rate = send_rate(migration), copied = copy_rate(migration);
     uint64_t dirty = object_number(migration, "dirty_rate");
     char text[UNITS_TEXT_SIZE];
 
     fprintf(line, "  %s left", units_format_size(left, text));
-    if (rate) {
-        double seconds = (double)left / (double)rate;
-
+    if (rate)
         fprintf(line, "  %s", units_format_rate(rate, text));
+    if (copied) {
+        double seconds = (double)left / (double)copied;
+
         if (seconds < 1e6)
             fprintf(line, "  about %s", units_format_duration((uint64_t)(seconds * (double)NS_PER_S), text));
     }

@@ -257,3 +257,15 @@ enum choice_way choice_for(const struct choice *choice, double link_ns)
     }
     return best;
 }
+
+uint64_t choice_page_bytes(const struct choice *choice, enum choice_way way)
+{
+    double bytes = way == CHOICE_PLAIN ? FERRY_PAGE_SIZE : page_bytes(choice, way);
+
+    return bytes < 1 ? 1 : (uint64_t)bytes;
+}
+
+uint64_t choice_page_ns(const struct choice *choice, enum choice_way way)
+{
+    return way == CHOICE_PLAIN ? 0 : (uint64_t)encode_ns(choice, way);
+}

@@ -77,6 +77,11 @@ void choice_sampled(struct choice *choice);
  * unknown). */
 enum choice_way choice_for(const struct choice *choice, double link_ns);
 
+/* What a page in WAY is on the wire, at least 1, by what is known: all of it when nothing is. */
+uint64_t choice_page_bytes(const struct choice *choice, enum choice_way way);
+/* To encode one, in ns; 0: unknown, or next to nothing. */
+uint64_t choice_page_ns(const struct choice *choice, enum choice_way way);
+
 const char *choice_way_name(enum choice_way way); /* "plain", … */
 
 #endif

@@ -285,3 +285,13 @@ void encoder_freeze(struct encoder *encoder, double link_ns)
     encoder->choice.way = choice_for(&encoder->choice, link_ns);
     encoder->choice.adaptive = false;
 }
+
+void encoder_foresee(const struct encoder *encoder, double link_ns, uint64_t *page_bytes, uint64_t *page_ns)
+{
+    const struct choice *choice = &encoder->choice;
+    enum choice_way way = choice_for(choice, link_ns);
+
+    /* A way that was prescribed is not measured. */
+    *page_bytes = choice->adaptive || way == CHOICE_PLAIN ? choice_page_bytes(choice, way) : 0;
+    *page_ns = choice->adaptive ? choice_page_ns(choice, way) : 0;
+}

@@ -64,6 +64,8 @@ bool encoder_empty(const struct encoder *encoder);
 void encoder_finish(struct encoder *encoder, struct buffer *body, struct encoder_frame *frame);
 /* From now on pages are waited for, on a link of so many nanoseconds a byte (0: unknown). Between frames. */
 void encoder_freeze(struct encoder *encoder, double link_ns);
+/* What it would come to: bytes of a page on the wire (0: unknown) and the time to encode one. */
+void encoder_foresee(const struct encoder *encoder, double link_ns, uint64_t *page_bytes, uint64_t *page_ns);
 /* What became of the pages since the last time, sent or left out; a new frame begins. */
 struct page_counts encoder_sent(struct encoder *encoder, uint64_t send_ns);
 

@@ -65,25 +65,51 @@ void policy_spread(const uint64_t *writes, size_t count, unsigned throttle, unsi
         percent[i] = total == 0 || (double)writes[i] * (double)count * 10 >= total ? throttle : 0;
 }
 
-/* The first round is made of other pages than those that change: many are zeros, which are quick. Only what
- * it put on the wire says something about the rounds to come. */
+static void smooth(uint64_t *bandwidth, uint64_t bytes, uint64_t duration_ns)
+{
+    double rate = (double)bytes * NS_PER_S / (double)duration_ns;
+
+    if (*bandwidth == 0 || (bytes < MEASURABLE_BYTES && rate > (double)*bandwidth))
+        *bandwidth = saturate(rate);
+    else if (bytes >= MEASURABLE_BYTES)
+        *bandwidth = saturate(((double)*bandwidth + 3 * rate) / 4);
+    if (*bandwidth == 0)
+        *bandwidth = 1;
+}
+
+/* The first round is made of other pages than those that change: many are zeros, which are quick. */
 static void policy_measure(struct policy *policy, const struct policy_round *round)
 {
-    uint64_t bytes = policy->rounds == 0 ? round->wire_bytes : round->sent_bytes;
+    uint64_t bytes = round->sent_bytes;
 
-    policy->rounds++;
+    if (policy->rounds++ == 0)
+        bytes -= round->zero_bytes < bytes ? round->zero_bytes : bytes;
     if (round->duration_ns == 0)
         return;
-
-    double rate = (double)bytes * NS_PER_S / (double)round->duration_ns;
-
-    if (policy->bandwidth == 0 || (bytes < MEASURABLE_BYTES && rate > (double)policy->bandwidth))
-        policy->bandwidth = saturate(rate);
-    else if (bytes >= MEASURABLE_BYTES)
-        policy->bandwidth = saturate(((double)policy->bandwidth + 3 * rate) / 4);
+    smooth(&policy->bandwidth, bytes, round->duration_ns);
+    smooth(&policy->wire_bandwidth, round->wire_bytes, round->duration_ns);
     policy->measured |= bytes >= MEASURABLE_BYTES;
-    if (policy->bandwidth == 0)
-        policy->bandwidth = 1;
+}
+
+/* Bytes on the wire a second once the guest is stopped. */
+static uint64_t frozen_wire(const struct policy *policy, const struct policy_frozen *frozen)
+{
+    return frozen->wire_bandwidth > policy->wire_bandwidth ? frozen->wire_bandwidth : policy->wire_bandwidth;
+}
+
+/* Bytes of memory a second once the guest is stopped. */
+static uint64_t frozen_memory(const struct policy *policy, const struct policy_frozen *frozen)
+{
+    double wire = (double)frozen_wire(policy, frozen);
+    double rate = (double)policy->bandwidth;
+
+    if (frozen->page_bytes)
+        rate = wire * FERRY_PAGE_SIZE / (double)frozen->page_bytes;
+    else if (policy->wire_bandwidth)
+        rate *= wire / (double)policy->wire_bandwidth;
+    if (frozen->page_ns && rate > FERRY_PAGE_SIZE * NS_PER_S / (double)frozen->page_ns)
+        rate = FERRY_PAGE_SIZE * NS_PER_S / (double)frozen->page_ns;
+    return rate < 1 ? 1 : saturate(rate);
 }
 
 /* Returns whether the rounds shrink. The first round has only itself to be compared with. */
@@ -232,28 +258,31 @@ struct policy_decision policy_decide(struct policy *policy, const struct policy_
 {
     struct policy_decision decision = {0};
     uint64_t remaining = round->remaining_bytes;
-    uint64_t frozen;
+    uint64_t wire;
     bool shrinking;
 
     policy_measure(policy, round);
     shrinking = policy_note(policy, round);
-    frozen = round->frozen_bandwidth ? round->frozen_bandwidth : policy->bandwidth;
+    wire = frozen_wire(policy, &round->frozen);
 
     decision.bandwidth = policy->bandwidth;
+    decision.wire_bandwidth = policy->wire_bandwidth;
+    decision.frozen_bandwidth = frozen_memory(policy, &round->frozen);
     if (round->duration_ns > 0)
         decision.dirty_rate = saturate((double)remaining * NS_PER_S / (double)round->duration_ns);
-    decision.copy_ns = saturate(seconds_at((double)remaining, frozen) * NS_PER_S);
-    if (!policy->measured && frozen < UNMEASURED_BANDWIDTH)
-        frozen = UNMEASURED_BANDWIDTH;
-    decision.fixed_ns = policy_fixed_ns(&round->costs, frozen);
+    decision.copy_ns = saturate(seconds_at((double)remaining, decision.frozen_bandwidth) * NS_PER_S);
+    if (!policy->measured && wire < UNMEASURED_BANDWIDTH)
+        wire = UNMEASURED_BANDWIDTH;
+    decision.fixed_ns = policy_fixed_ns(&round->costs, wire);
     decision.downtime_ns = saturate((double)decision.copy_ns + (double)decision.fixed_ns);
     decision.fits = decision.downtime_ns <= policy->settings.downtime_limit_ns;
-    snprintf(decision.reason, sizeof(decision.reason),
-             "%llu bytes left, %.1f MB/s sent, %.1f MB/s written, %.1f ms of downtime (%.1f ms for what is "
-             "left, %.1f ms fixed)",
-             (unsigned long long)remaining, (double)policy->bandwidth / 1e6,
-             (double)decision.dirty_rate / 1e6, (double)decision.downtime_ns / NS_PER_MS,
-             (double)decision.copy_ns / NS_PER_MS, (double)decision.fixed_ns / NS_PER_MS);
+    snprintf(
+        decision.reason, sizeof(decision.reason),
+        "%llu bytes left, %.1f MB/s of memory sent (%.1f MB/s on the wire), %.1f MB/s written, %.1f ms of "
+        "downtime (%.1f ms for what is left, %.1f ms fixed)",
+        (unsigned long long)remaining, (double)policy->bandwidth / 1e6, (double)policy->wire_bandwidth / 1e6,
+        (double)decision.dirty_rate / 1e6, (double)decision.downtime_ns / NS_PER_MS,
+        (double)decision.copy_ns / NS_PER_MS, (double)decision.fixed_ns / NS_PER_MS);
 
     policy_judge(policy, round, shrinking, &decision);
     decision.throttle = policy->throttle;
@@ -285,6 +314,8 @@ struct policy_forecast policy_forecast(const struct policy *policy, uint64_t byt
 
     if (bandwidth == 0)
         bandwidth = 1;
+    /* What comes is reckoned in memory only. */
+    ahead.wire_bandwidth = ahead.bandwidth;
     while (decision.verdict == POLICY_CONTINUE && forecast.rounds < FORECAST_ROUNDS_MAX) {
         double duration_s =
             seconds_at((double)bytes, bandwidth) + (double)costs->part_ns[FERRY_DOWNTIME_WIRE] / NS_PER_S;
@@ -292,7 +323,7 @@ struct policy_forecast policy_forecast(const struct policy *policy, uint64_t byt
         struct policy_round round = {.sent_bytes = bytes,
                                      .wire_bytes = bytes,
                                      .duration_ns = saturate(duration_s * NS_PER_S),
-                                     .frozen_bandwidth = model->frozen_bandwidth,
+                                     .frozen = {.wire_bandwidth = model->frozen_bandwidth},
                                      .costs = *costs};
 
         if (dirtied > (double)model->working_set)

@@ -19,6 +19,12 @@
  *
  * Shrinking means a tenth below the smallest round so far. Rates are smoothed; a round too small to measure
  * the link does not lower the bandwidth known before.
+ *
+ * There are two bandwidths. On the wire it is what the link carries. In memory it is how fast the way pages
+ * are sent works through them: more, by what compression saves and by pages that need not be sent at all.
+ * That one is compared with what the guest writes, since both count the same pages. Stopped, the guest's last
+ * pages may go in another way, so what they take is reckoned anew: what a page is on the wire in that way, at
+ * what the link carries then. Zeros are no measure of anything: they are gone when data comes.
  */
 #ifndef FERRY_ENGINE_POLICY_H
 #define FERRY_ENGINE_POLICY_H
@@ -45,13 +51,14 @@ struct policy {
     struct policy_settings settings;
     /* What has been seen. */
     unsigned rounds;
-    uint64_t bandwidth; /* bytes of memory a second; 0 unknown */
-    bool measured;      /* by a round that was large enough */
-    uint64_t smallest;  /* bytes left after the best round; UINT64_MAX before the first */
-    uint64_t previous;  /* and after the last one */
-    unsigned stalled;   /* rounds that were not better than it, since one was */
-    unsigned exhausted; /* of those, how many since slowing the vCPUs was no help any more */
-    unsigned throttle;  /* per cent, as decided last */
+    uint64_t bandwidth;      /* bytes of memory a second; 0 unknown */
+    uint64_t wire_bandwidth; /* bytes on the wire a second; 0 unknown */
+    bool measured;           /* by a round that was large enough */
+    uint64_t smallest;       /* bytes left after the best round; UINT64_MAX before the first */
+    uint64_t previous;       /* and after the last one */
+    unsigned stalled;        /* rounds that were not better than it, since one was */
+    unsigned exhausted;      /* of those, how many since slowing the vCPUs was no help any more */
+    unsigned throttle;       /* per cent, as decided last */
 };
 
 /* What a switchover takes beside the pages that remain: measured, remembered or guessed. */
@@ -61,12 +68,20 @@ struct policy_costs {
     uint64_t state_bytes; /* beside memory */
 };
 
+/* How pages go once the guest is stopped. */
+struct policy_frozen {
+    uint64_t wire_bandwidth; /* bytes on the wire a second, if more than in the rounds; 0: as in them */
+    uint64_t page_bytes;     /* on the wire, of a page that is not zero; 0: as in the rounds */
+    uint64_t page_ns;        /* to encode one; 0: next to nothing */
+};
+
 struct policy_round {
     uint64_t sent_bytes; /* of memory: pages */
+    uint64_t zero_bytes; /* of these, pages that were zero */
     uint64_t wire_bytes; /* what they were on the wire */
     uint64_t duration_ns;
-    uint64_t remaining_bytes;  /* of memory, found written when it ended */
-    uint64_t frozen_bandwidth; /* bytes of memory a second once the guest is stopped; 0: as in the rounds */
+    uint64_t remaining_bytes; /* of memory, found written when it ended */
+    struct policy_frozen frozen;
     struct policy_costs costs;
 };
 
@@ -79,13 +94,15 @@ enum policy_verdict {
 
 struct policy_decision {
     enum policy_verdict verdict;
-    unsigned throttle;    /* per cent the vCPUs are to be slowed from now on */
-    uint64_t bandwidth;   /* bytes of memory a second */
-    uint64_t dirty_rate;  /* bytes of memory a second */
-    uint64_t copy_ns;     /* to send what remains, the guest being stopped */
-    uint64_t fixed_ns;    /* the rest of the downtime */
-    uint64_t downtime_ns; /* predicted, if stopped now: their sum; quick resume: the fixed part */
-    bool fits;            /* the downtime is within the limit */
+    unsigned throttle;         /* per cent the vCPUs are to be slowed from now on */
+    uint64_t bandwidth;        /* bytes of memory a second in the rounds */
+    uint64_t wire_bandwidth;   /* bytes on the wire a second in the rounds */
+    uint64_t frozen_bandwidth; /* bytes of memory a second, the guest being stopped */
+    uint64_t dirty_rate;       /* bytes of memory a second */
+    uint64_t copy_ns;          /* to send what remains, the guest being stopped */
+    uint64_t fixed_ns;         /* the rest of the downtime */
+    uint64_t downtime_ns;      /* predicted, if stopped now: their sum; quick resume: the fixed part */
+    bool fits;                 /* the downtime is within the limit */
     char reason[POLICY_REASON_SIZE];
 };
 
@@ -105,7 +122,7 @@ void policy_spread(const uint64_t *writes, size_t count, unsigned throttle, unsi
 struct policy_model {
     uint64_t dirty_rate;       /* bytes of memory a second, at full speed */
     uint64_t working_set;      /* bytes it can have written at most */
-    uint64_t frozen_bandwidth; /* as in a round; 0: as in the rounds */
+    uint64_t frozen_bandwidth; /* bytes of memory a second once it is stopped; 0: as in the rounds */
 };
 
 struct policy_forecast {

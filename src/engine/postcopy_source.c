@@ -401,7 +401,7 @@ static void postcopy_detach(struct postcopy_source *postcopy)
 /* A twentieth of a second's worth at most, and what the path holds at least. */
 static void limit_queue(struct postcopy_source *postcopy, int fd)
 {
-    uint64_t path = postcopy->source->bandwidth / 1000 * (postcopy->source->rtt_ns / NS_PER_US) / 1000;
+    uint64_t path = postcopy->source->wire_bandwidth / 1000 * (postcopy->source->rtt_ns / NS_PER_US) / 1000;
     uint64_t size = 2 * path;
     int bytes;
 

@@ -35,23 +35,19 @@ static void precopy_costs(const struct source *source, uint64_t fetch_ns, struct
     costs->state_bytes = settings->known_state_bytes ? settings->known_state_bytes : CAUTIOUS_STATE_BYTES;
 }
 
-/* While the guest is stopped the rate is not limited: what the path carries then, in bytes of memory as they
- * were in ROUND; 0: as in the rounds. */
-static uint64_t precopy_frozen_bandwidth(const struct source *source, const struct ferry_round *round)
+/* How the last pages will go. While the guest is stopped the rate is not limited. */
+static void precopy_frozen(const struct source *source, const struct policy_round *round,
+                           struct policy_frozen *frozen)
 {
-    uint64_t path = pace_limit(&source->pace) ? sender_path_rate(&source->sender) : 0;
-    double seconds = (double)round->duration_ns / (double)NS_PER_S;
-    double rate, wire;
+    bool limited = pace_limit(&source->pace) > 0;
+    uint64_t pages = (round->sent_bytes - round->zero_bytes) / FERRY_PAGE_SIZE;
 
-    if (path == 0 || round->bytes == 0 || round->pages == 0 || round->duration_ns == 0)
-        return 0;
-    wire = (double)round->bytes / seconds;
-    rate = (double)(round->pages * FERRY_PAGE_SIZE) / seconds;
-    /* Many pages were zeros, or much smaller encoded: no promise that the last ones are. */
-    if (rate > wire)
-        rate = wire;
-    rate *= BURST_SHARE * (double)path / wire;
-    return rate > (double)source->bandwidth ? (uint64_t)rate : 0;
+    sender_foresee(&source->sender, limited, frozen);
+    if (limited)
+        frozen->wire_bandwidth = (uint64_t)(BURST_SHARE * (double)frozen->wire_bandwidth);
+    /* Many pages were zeros: no promise that the last ones are. */
+    if (frozen->page_bytes == 0 && pages > 0)
+        frozen->page_bytes = round->wire_bytes / pages > 0 ? round->wire_bytes / pages : 1;
 }
 
 /* First round: everything that is not a hole, *PAGES of them. */
@@ -89,7 +85,8 @@ static void precopy_record(struct source *source, const struct ferry_round *roun
     number = ++session->progress.round;
     if (number <= FERRY_ROUNDS_MAX)
         session->progress.rounds[number - 1] = *round;
-    session->progress.bandwidth_bytes_per_s = decision->bandwidth;
+    session->progress.bandwidth_bytes_per_s = decision->wire_bandwidth;
+    session->progress.copy_bytes_per_s = decision->bandwidth;
     session->progress.dirty_bytes_per_s = decision->dirty_rate;
     pthread_mutex_unlock(&session->lock);
     if (session->observer.round_done)
@@ -126,6 +123,7 @@ static int precopy_round(struct source *source, struct policy *policy, uint64_t 
     struct ferry_session *session = source->session;
     struct frame frame;
     uint64_t bytes = session_wire_bytes(session);
+    uint64_t zeros = __atomic_load_n(&session->pages_zero, __ATOMIC_RELAXED);
     uint64_t begin = clock_now_ns();
     int result = session_fault(session, FAULT_SOURCE_BEFORE_ROUND, err);
 
@@ -140,6 +138,7 @@ static int precopy_round(struct source *source, struct policy *policy, uint64_t 
 
     uint64_t end = clock_now_ns();
 
+    zeros = __atomic_load_n(&session->pages_zero, __ATOMIC_RELAXED) - zeros;
     page_set_clear(&source->set, &source->map);
     result = source_fetch_dirty(source, dirtied, err);
     if (result < 0)
@@ -153,15 +152,17 @@ static int precopy_round(struct source *source, struct policy *policy, uint64_t 
     };
     struct policy_round numbers = {
         .sent_bytes = source->round_pages * FERRY_PAGE_SIZE,
+        .zero_bytes = zeros * FERRY_PAGE_SIZE,
         .wire_bytes = round.bytes,
         .duration_ns = round.duration_ns,
         .remaining_bytes = *dirtied * FERRY_PAGE_SIZE,
-        .frozen_bandwidth = precopy_frozen_bandwidth(source, &round),
     };
 
+    precopy_frozen(source, &numbers, &numbers.frozen);
     precopy_costs(source, clock_now_ns() - end, &numbers.costs);
     *decision = policy_decide(policy, &numbers);
-    source->bandwidth = decision->bandwidth;
+    source->wire_bandwidth = decision->wire_bandwidth;
+    source->frozen_bandwidth = decision->frozen_bandwidth;
     throttle_set(&source->throttle, decision->throttle);
     precopy_record(source, &round, decision);
     return 0;

@@ -76,18 +76,43 @@ int sender_send_here(struct sender *sender, struct link *link, uint32_t round, c
     return send_chunks(sender, link, &sender->streams[0].encoder, round, set, &next, err);
 }
 
+/* A byte on the link for a connection that has it to itself; 0: unknown. RATE is the path's, if the rate was
+ * limited. */
+static double frozen_link_ns(const struct sender *sender, size_t stream, bool limited, uint64_t rate)
+{
+    if (limited)
+        return rate ? 1e9 / (double)rate : 0;
+    /* Each connection saw its share of the link. */
+    return sender->streams[stream].encoder.choice.link_ns / (double)sender->count;
+}
+
 void sender_freeze(struct sender *sender, bool limited)
 {
     uint64_t rate = limited ? sender_path_rate(sender) : 0;
 
-    for (size_t i = 0; i < sender->count; i++) {
-        struct encoder *encoder = &sender->streams[i].encoder;
+    for (size_t i = 0; i < sender->count; i++)
+        encoder_freeze(&sender->streams[i].encoder, frozen_link_ns(sender, i, limited, rate));
+}
 
-        /* Unless there is a limit, each connection saw its share of the link. */
-        encoder_freeze(encoder, rate      ? 1e9 / (double)rate
-                                : limited ? 0
-                                          : encoder->choice.link_ns / (double)sender->count);
+void sender_foresee(const struct sender *sender, bool limited, struct policy_frozen *frozen)
+{
+    uint64_t rate = limited ? sender_path_rate(sender) : 0;
+    double seen = 0;
+
+    *frozen = (struct policy_frozen){0};
+    for (size_t i = 0; i < sender->count; i++) {
+        const struct encoder *encoder = &sender->streams[i].encoder;
+        uint64_t page_bytes, page_ns;
+
+        encoder_foresee(encoder, frozen_link_ns(sender, i, limited, rate), &page_bytes, &page_ns);
+        if (page_bytes > frozen->page_bytes)
+            frozen->page_bytes = page_bytes;
+        if (page_ns > frozen->page_ns)
+            frozen->page_ns = page_ns;
+        if (encoder->choice.link_ns > 0)
+            seen += 1e9 / encoder->choice.link_ns;
     }
+    frozen->wire_bandwidth = limited ? rate : (uint64_t)seen;
 }
 
 static void stream_round(struct sender_stream *stream, uint32_t round, const struct page_set *set)

@@ -19,6 +19,7 @@
 #include "engine/link.h"
 #include "engine/pace.h"
 #include "engine/pages.h"
+#include "engine/policy.h"
 #include "engine/session.h"
 
 struct sender;
@@ -66,6 +67,8 @@ uint64_t sender_path_rate(const struct sender *sender);
 /* Between rounds: from now on pages are waited for, and encoded only as far as that makes them arrive sooner.
  * LIMITED: the rate was until now. */
 void sender_freeze(struct sender *sender, bool limited);
+/* Between rounds: how pages would go after sender_freeze, as far as that is known. */
+void sender_foresee(const struct sender *sender, bool limited, struct policy_frozen *frozen);
 /* Between rounds: sends what is in SET by LINK on the calling thread, without a fence: for the last, small
  * round. */
 int sender_send_here(struct sender *sender, struct link *link, uint32_t round, const struct page_set *set,

@@ -417,7 +417,7 @@ static uint64_t postponed_most(const struct source *source)
 {
     double seconds = (double)source->session->settings.downtime_limit_ns / (double)NS_PER_S;
 
-    return (uint64_t)((double)source->bandwidth * seconds * POSTPONED_SHARE / FERRY_PAGE_SIZE);
+    return (uint64_t)((double)source->frozen_bandwidth * seconds * POSTPONED_SHARE / FERRY_PAGE_SIZE);
 }
 
 int source_send_round(struct source *source, struct ferry_error *err)

@@ -25,11 +25,12 @@ struct source {
     struct pace pace;
     int watch_fd; /* while page connections are opened: ready when the session ends or the control connection
                      is to be heard; else -1 */
-    uint64_t features;    /* agreed on */
-    uint64_t rtt_ns;      /* of the greeting */
-    uint32_t round;       /* the last one sent by the page connections */
-    uint64_t round_pages; /* in it */
-    uint64_t bandwidth;   /* measured, bytes of memory a second; 0 unknown */
+    uint64_t features;         /* agreed on */
+    uint64_t rtt_ns;           /* of the greeting */
+    uint32_t round;            /* the last one sent by the page connections */
+    uint64_t round_pages;      /* in it */
+    uint64_t wire_bandwidth;   /* measured, bytes on the wire a second; 0 unknown */
+    uint64_t frozen_bandwidth; /* bytes of memory a second once the guest is stopped; 0 unknown */
     struct throttle throttle;
     bool dirty_tracking;              /* is on */
     bool paused;                      /* the guest was stopped by us */

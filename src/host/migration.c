@@ -368,10 +368,10 @@ static json_t *blank_object(const struct migration *migration)
         migration->outgoing ? 1 : 7, "phase", "Init", "percent", 0, "cause", "", "error", "", "rounds",
         "round", 0, "downtime_parts", "pause", 0, "quiesce", 0, "last pages", 0, "state save", 0, "wire", 0,
         "state load", 0, "lock", 0, "resume", 0, "announce", 0);
-    static const char *const numbers[] = {"memory_bytes",  "remaining_bytes", "wire_bytes",     "pages_raw",
-                                          "pages_zero",    "pages_skipped",   "bandwidth",      "dirty_rate",
-                                          "total_ns",      "setup_ns",        "downtime_ns",    "throttle",
-                                          "throttle_most", "state_bytes",     "pages_postponed"};
+    static const char *const numbers[] = {"memory_bytes",  "remaining_bytes", "wire_bytes",      "pages_raw",
+                                          "pages_zero",    "pages_skipped",   "bandwidth",       "dirty_rate",
+                                          "total_ns",      "setup_ns",        "downtime_ns",     "throttle",
+                                          "throttle_most", "state_bytes",     "pages_postponed", "copy_rate"};
     static const char *const encodings[] = {"zero", "unchanged", "delta", "lz4", "zstd"};
     json_t *encoded = json_object();
 

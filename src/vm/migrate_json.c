@@ -98,6 +98,7 @@ json_t *migration_json(const struct migration *migration, bool with_log)
     set_number(json, "pages_postponed", progress->pages_postponed);
     json_object_set_new(json, "encodings", migration_encodings_json(progress));
     set_number(json, "bandwidth", progress->bandwidth_bytes_per_s);
+    set_number(json, "copy_rate", progress->copy_bytes_per_s);
     set_number(json, "dirty_rate", progress->dirty_bytes_per_s);
     set_number(json, "throttle", progress->throttle_percent);
     set_number(json, "throttle_most", progress->throttle_percent_most);

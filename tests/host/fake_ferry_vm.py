@@ -98,7 +98,7 @@ class FakeVm:
             "destination": params.get("destination"), "state": state, "state_number": number, "phase": "Init",
             "percent": 0, "outcome": "none", "cause": "", "error": "", "round": 0, "rounds": [],
             "memory_bytes": self.definition["memory"], "remaining_bytes": self.definition["memory"],
-            "wire_bytes": 0, "pages_raw": 0, "pages_zero": 0, "pages_skipped": 0, "bandwidth": 0,
+            "wire_bytes": 0, "pages_raw": 0, "pages_zero": 0, "pages_skipped": 0, "bandwidth": 0, "copy_rate": 0,
             "dirty_rate": 0, "throttle": 0, "throttle_most": 0, "state_bytes": 4321, "total_ns": 0, "setup_ns": 0, "downtime_ns": 0,
             "downtime_parts": {part: 0 for part in PARTS},
         }

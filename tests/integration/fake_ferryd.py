@@ -74,7 +74,7 @@ def make_migration(**changes):
         "pages_skipped": 0,
         "pages_postponed": 0,
         "encodings": {name: {"pages": 0, "saved_bytes": 0} for name in ("zero", "unchanged", "delta", "lz4", "zstd")},
-        "bandwidth": 0,
+        "bandwidth": 0, "copy_rate": 0,
         "dirty_rate": 0,
         "total_ns": 0,
         "setup_ns": 0,
@@ -107,7 +107,7 @@ COMPLETED = {
     "encodings": {"zero": {"pages": 53248, "saved_bytes": 208 * MIB}, "unchanged": {"pages": 0, "saved_bytes": 0},
                   "delta": {"pages": 0, "saved_bytes": 0}, "lz4": {"pages": 1000, "saved_bytes": 3 * MIB},
                   "zstd": {"pages": 0, "saved_bytes": 0}},
-    "bandwidth": 400 * MIB,
+    "bandwidth": 400 * MIB, "copy_rate": 400 * MIB,
     "dirty_rate": 3 * MIB,
     "downtime_parts": {"pause": 100_000, "quiesce": 0, "last pages": 1_000_000, "wire": 1_000_000},
     "round": 2,
@@ -126,7 +126,7 @@ COMPLETED = {
 
 def migration_story():
     """What `watch` tells of a migration that goes well."""
-    rates = {"bandwidth": 400 * MIB, "dirty_rate": 3 * MIB}
+    rates = {"bandwidth": 400 * MIB, "copy_rate": 600 * MIB, "dirty_rate": 3 * MIB}
     return [
         make_migration(),
         make_migration(phase="Copy", percent=42, remaining_bytes=150 * MIB, **rates),

@@ -234,9 +234,33 @@ static void when_the_guest_waits_latency_counts(void **state)
     assert_true(choice_for(&choice, 16) >= CHOICE_LZ4);
 }
 
+/* Changes of 300 bytes when staged; plain the page is whole, whatever the rounds were. */
+static void what_a_page_comes_to_depends_on_the_way(void **state)
+{
+    struct choice choice;
+
+    choice_init(&choice, FERRY_COMPRESS_AUTO, true, true);
+    assert_int_equal(choice_page_bytes(&choice, CHOICE_STAGED), 4096);
+    choice.way = CHOICE_STAGED;
+    choice_note(&choice,
+                &(struct choice_batch){
+                    .pages = 8192, .bytes = 8192 * 300, .encode_ns = 8192 * 2000, .send_ns = 8192 * 100});
+    assert_in_range(choice_page_bytes(&choice, CHOICE_STAGED), 1, 400);
+    assert_in_range(choice_page_ns(&choice, CHOICE_STAGED), 1500, 2100);
+    assert_int_equal(choice_page_bytes(&choice, CHOICE_PLAIN), 4096);
+    assert_int_equal(choice_page_ns(&choice, CHOICE_PLAIN), 0);
+    /* All as it was, nothing to send. */
+    for (int i = 0; i < 20; i++) {
+        choice.way = CHOICE_STAGED;
+        choice_note(&choice, &(struct choice_batch){.pages = 8192, .encode_ns = 8192 * 2000});
+    }
+    assert_in_range(choice_page_bytes(&choice, CHOICE_STAGED), 1, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_a_page_comes_to_depends_on_the_way),
         cmocka_unit_test(a_fast_link_gets_pages_as_they_are),
         cmocka_unit_test(a_slow_link_gets_as_little_as_possible),
         cmocka_unit_test(a_thread_that_once_waits_for_a_core_tells_nothing),

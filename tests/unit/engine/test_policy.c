@@ -59,7 +59,7 @@ static struct run play(const struct scene *scene)
         struct policy_round round = {.sent_bytes = bytes,
                                      .wire_bytes = bytes,
                                      .duration_ns = (uint64_t)((double)bytes * 1e9 / (double)scene->link),
-                                     .frozen_bandwidth = scene->frozen_link};
+                                     .frozen = {.wire_bandwidth = scene->frozen_link}};
 
         round.costs.part_ns[FERRY_DOWNTIME_STATE_LOAD] = scene->fixed_ns;
         run.throttle[run.transfers] = run.decision.throttle;
@@ -234,16 +234,31 @@ static void a_burst_that_ebbs_away_is_waited_for(void **state)
     assert_true(run.throttle_most <= 25); /* one step */
 }
 
+/* A round of SENT bytes of memory that were WIRE on the link, in so many ms, and what it left. */
+static struct policy_round round_of(uint64_t sent, uint64_t wire, uint64_t ms, uint64_t left)
+{
+    return (struct policy_round){
+        .sent_bytes = sent, .wire_bytes = wire, .duration_ns = ms * MS, .remaining_bytes = left};
+}
+
+static void policy_begin(struct policy *policy)
+{
+    policy_init(policy, &(struct policy_settings){50 * MS, 100 * S, 0, false});
+}
+
 /* A latency-bound tiny round says nothing about the link. */
 static void small_rounds_do_not_spoil_the_bandwidth(void **state)
 {
     struct policy policy;
     struct policy_decision decision;
+    struct policy_round round = round_of(1000 * MB, 1000 * MB, 1000, 100 * MB);
 
-    policy_init(&policy, &(struct policy_settings){50 * MS, 100 * S, 0, false});
-    policy_decide(&policy, &(struct policy_round){1000 * MB, 1000 * MB, S, 100 * MB, 0, {{0}, 0}});
-    decision = policy_decide(&policy, &(struct policy_round){4096, 4096, 100 * MS, 4096, 0, {{0}, 0}});
+    policy_begin(&policy);
+    policy_decide(&policy, &round);
+    round = round_of(4096, 4096, 100, 4096);
+    decision = policy_decide(&policy, &round);
     assert_int_equal(decision.bandwidth, 1000 * MB);
+    assert_int_equal(decision.wire_bandwidth, 1000 * MB);
 }
 
 /* 4 GB of zeros are 1 MB on the wire and take a second: that is not the link, as the next round shows. */
@@ -251,29 +266,103 @@ static void zeros_of_the_first_round_are_no_measure(void **state)
 {
     struct policy policy;
     struct policy_decision decision;
+    struct policy_round round = round_of(4000 * MB, 1 * MB, 1000, 20 * MB);
 
-    policy_init(&policy, &(struct policy_settings){50 * MS, 100 * S, 80, false});
-    decision = policy_decide(&policy, &(struct policy_round){4000 * MB, 1 * MB, S, 20 * MB, 0, {{0}, 0}});
+    round.zero_bytes = 3999 * MB;
+    policy_begin(&policy);
+    decision = policy_decide(&policy, &round);
     assert_int_equal(decision.verdict, POLICY_CONTINUE);
     assert_true(decision.bandwidth < 2 * MB);
-    decision = policy_decide(&policy, &(struct policy_round){20 * MB, 20 * MB, 20 * MS, 1 * MB, 0, {{0}, 0}});
+    round = round_of(20 * MB, 20 * MB, 20, 1 * MB);
+    decision = policy_decide(&policy, &round);
     assert_true(decision.bandwidth > 700 * MB);
     assert_true(decision.fits);
 }
 
-/* Changed pages that shrink to a tenth on the wire go ten times as fast. */
+/* A guest that clears memory: on a link of 125 MB/s a gigabyte of zeros goes in a tenth of a second, but the
+ * 40 MB of data after it take a third of one. */
+static void zeros_do_not_make_what_is_left_cheap(void **state)
+{
+    struct policy policy;
+    struct policy_decision decision;
+    struct policy_round round = round_of(1000 * MB, 1000 * MB, 8000, 1000 * MB);
+
+    policy_begin(&policy);
+    policy_decide(&policy, &round);
+    round = round_of(1000 * MB, 1 * MB, 100, 40 * MB);
+    round.zero_bytes = 1000 * MB;
+    round.frozen.page_bytes = 4096;
+    decision = policy_decide(&policy, &round);
+    assert_true(decision.bandwidth > 1000 * MB);
+    assert_in_range(decision.copy_ns, 300 * MS, 340 * MS);
+    assert_false(decision.fits);
+}
+
+/* Changed pages that shrink to a tenth on the wire go ten times as fast, on a link that is no faster. */
 static void what_encodings_save_counts(void **state)
 {
     struct policy policy;
     struct policy_decision decision;
+    struct policy_round round = round_of(1000 * MB, 1000 * MB, 10000, 200 * MB);
 
-    policy_init(&policy, &(struct policy_settings){50 * MS, 100 * S, 0, false});
-    policy_decide(&policy, &(struct policy_round){1000 * MB, 1000 * MB, 10 * S, 200 * MB, 0, {{0}, 0}});
-    policy_decide(&policy, &(struct policy_round){200 * MB, 20 * MB, 200 * MS, 180 * MB, 0, {{0}, 0}});
-    decision =
-        policy_decide(&policy, &(struct policy_round){180 * MB, 18 * MB, 180 * MS, 30 * MB, 0, {{0}, 0}});
+    policy_begin(&policy);
+    policy_decide(&policy, &round);
+    round = round_of(200 * MB, 20 * MB, 200, 180 * MB);
+    policy_decide(&policy, &round);
+    round = round_of(180 * MB, 18 * MB, 180, 30 * MB);
+    decision = policy_decide(&policy, &round);
     assert_true(decision.bandwidth > 900 * MB);
+    assert_int_equal(decision.wire_bandwidth, 100 * MB);
     assert_true(decision.fits);
+}
+
+/* Most pages of the rounds were as they had been and not sent. Stopped, the last ones go as they are. */
+static void pages_left_out_do_not_make_what_is_left_cheap(void **state)
+{
+    struct policy policy, other;
+    struct policy_decision decision;
+    struct policy_round round = round_of(1000 * MB, 1000 * MB, 10000, 200 * MB);
+
+    policy_begin(&policy);
+    policy_decide(&policy, &round);
+    round = round_of(200 * MB, 20 * MB, 200, 30 * MB);
+    other = policy;
+    round.frozen.page_bytes = 4096;
+    decision = policy_decide(&policy, &round);
+    assert_in_range(decision.frozen_bandwidth, 99 * MB, 101 * MB);
+    assert_in_range(decision.copy_ns, 297 * MS, 303 * MS);
+    assert_false(decision.fits);
+    assert_int_equal(decision.verdict, POLICY_CONTINUE);
+
+    /* If they go as those of the rounds they are as cheap; unless a core is too slow for that. */
+    round.frozen.page_bytes = 410;
+    decision = policy_decide(&other, &round);
+    assert_in_range(decision.copy_ns, 28 * MS, 31 * MS);
+    assert_true(decision.fits);
+    round.frozen.page_ns = 40960; /* 100 MB/s */
+    decision = policy_decide(&other, &round);
+    assert_in_range(decision.copy_ns, 297 * MS, 303 * MS);
+}
+
+/* A first round compressed to a quarter: four times the link's rate in memory. */
+static void a_compressed_first_round_counts_as_memory(void **state)
+{
+    struct policy policy;
+    struct policy_decision decision;
+    struct policy_round round = round_of(1000 * MB, 250 * MB, 2000, 20 * MB);
+
+    round.frozen = (struct policy_frozen){.page_bytes = 1024, .page_ns = 4096};
+    policy_begin(&policy);
+    decision = policy_decide(&policy, &round);
+    assert_int_equal(decision.bandwidth, 500 * MB);
+    assert_int_equal(decision.wire_bandwidth, 125 * MB);
+    assert_int_equal(decision.copy_ns, 40 * MS);
+    assert_true(decision.fits);
+    /* The link was seen to carry more than what the cores had for it. */
+    round.frozen.wire_bandwidth = 250 * MB;
+    policy_begin(&policy);
+    decision = policy_decide(&policy, &round);
+    assert_int_equal(decision.copy_ns, 20 * MS);
 }
 
 /* ---- the fixed cost ---- */
@@ -527,7 +616,8 @@ static void extreme_numbers_are_survived(void **state)
                                              .wire_bytes = numbers[(b + c) % 5],
                                              .duration_ns = numbers[c % 5],
                                              .remaining_bytes = numbers[(a + c) % 5],
-                                             .frozen_bandwidth = numbers[c / 5],
+                                             .zero_bytes = numbers[(a + b) % 5],
+                                             .frozen = {numbers[c / 5], numbers[c % 5], numbers[b]},
                                              .costs = {.state_bytes = numbers[b]}};
                 struct policy_decision decision = policy_decide(&policy, &round);
                 struct policy_forecast forecast =
@@ -557,7 +647,10 @@ int main(void)
         cmocka_unit_test(a_burst_that_ebbs_away_is_waited_for),
         cmocka_unit_test(small_rounds_do_not_spoil_the_bandwidth),
         cmocka_unit_test(zeros_of_the_first_round_are_no_measure),
+        cmocka_unit_test(zeros_do_not_make_what_is_left_cheap),
         cmocka_unit_test(what_encodings_save_counts),
+        cmocka_unit_test(pages_left_out_do_not_make_what_is_left_cheap),
+        cmocka_unit_test(a_compressed_first_round_counts_as_memory),
         cmocka_unit_test(every_fixed_cost_counts),
         cmocka_unit_test(pages_that_fit_alone_do_not_fit_with_the_fixed_cost),
         cmocka_unit_test(unreachable_limit_does_not_slow_the_guest),

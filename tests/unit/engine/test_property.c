@@ -254,6 +254,8 @@ static void every_way_a_page_can_take_is_taken(void **state)
         assert_true(from->encoded[FERRY_ENCODING_UNCHANGED].pages >= WRITTEN);
         assert_true(from->encoded[FERRY_ENCODING_DELTA].pages >= WRITTEN);
         assert_true(from->encoded[ways[i].encoding].pages >= WRITTEN);
+        assert_true(from->bandwidth_bytes_per_s > 0 && from->copy_bytes_per_s > 0);
+        assert_non_null(strstr(m->source_witness.log, "MB/s on the wire"));
         migration_free(m);
         free(m);
     }
