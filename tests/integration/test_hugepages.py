@@ -101,6 +101,7 @@ def test_guest_of_huge_pages_moves_where_there_are_enough(machine, hosts, pool):
     goes_on(a, booted=1)
     record = a.move("web", b, quick_resume="allowed")
     assert record["outcome"] == "completed" and not record["quick_resume"], record
+    assert record["pages_skipped"] >= PAGE // 4096, "pages it never touched were sent"
     goes_on(b, booted=1)
     wait_until(lambda: available(b) == GUEST, "the source's pages to be given back")
     b.post("/v1/vms/web/pause")  # so that it touches nothing in its new process before it moves on
@@ -111,6 +112,19 @@ def test_guest_of_huge_pages_moves_where_there_are_enough(machine, hosts, pool):
     goes_on(a, booted=1)
     a.post("/v1/vms/web/kill")
     wait_until(lambda: available(a) == 2 * GUEST, "its pages to be given back")
+
+
+@needs_guests
+def test_process_alone_refuses_to_fetch_huge_pages(pool, vms):
+    definition = {"name": "web", "kernel": str(STRESS), "cmdline": "mem=2M rate=4M interval=20",
+                  "memory": GUEST * PAGE, "hugepages": PAGE}
+    vm = vms.start("a", definition)
+    vm.wait_for_console(r"^work 2 ")
+    end = vms.migrate(vm, vms.start_incoming("b", vm.definition), quick_resume="now")
+    assert end["outcome"] == "failed" and "quick resume is not possible with huge pages" in end["error"], end
+    before = len(vm.console())
+    vm.wait_for_console(r"^work .* errors=0 .* pass=", after=before)
+    vm.end()
 
 
 @needs_guests
@@ -127,4 +141,7 @@ def test_guest_of_more_huge_pages_than_there_are_does_not_start(hosts, pool):
     shown = subprocess.run([BUILD / "ferry", "--host", host.state_dir, "show", "web"], check=True, capture_output=True,
                            text=True)
     assert "64 MiB in huge pages of 2 MiB" in shown.stdout
+    shown = subprocess.run([BUILD / "ferry", "--host", host.state_dir, "host", "show"], check=True, capture_output=True,
+                           text=True)
+    assert "32 of 2 MiB, 0 of them available" in shown.stdout
     assert available(host) == 0
