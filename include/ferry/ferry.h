@@ -98,9 +98,6 @@ struct ferry_ram_region {
     uint8_t *host_ptr;
     int memfd; /* the memory's descriptor, offset 0; -1 when it has none (then holes cannot be skipped, and
                   there is no quick resume; nor with huge pages of hugetlbfs) */
-    /* hugetlbfs does not tell where its files have holes. True: what is not in the mapping at host_ptr is one
-     * (nobody has ever written to the file by another way). False: there are none. */
-    bool unmapped_is_hole;
 };
 
 /* Where save_state puts sections. */

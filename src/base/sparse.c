@@ -1,12 +1,64 @@
 #include "base/sparse.h"
 
 #include <errno.h>
+#include <linux/magic.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
-/* Looked at by one call; a byte of its answer is of a page. */
-#define LOOK_PAGES 2048
+/* A guest that runs may touch its next page while the others are being counted. */
+#define LOOKS 8
+
+uint64_t sparse_huge_page_size(int fd)
+{
+    struct statfs status;
+
+    if (fd < 0 || fstatfs(fd, &status) < 0 || status.f_type != HUGETLBFS_MAGIC)
+        return 0;
+    return (uint64_t)status.f_bsize;
+}
+
+/*
+ * Notes what the mapping has, and whether that is all that the file has. The file is asked second: it only
+ * grows, and what is mapped is in it, so when the numbers are the same the pages are.
+ */
+static bool look_at_mapping(struct sparse *sparse, uint8_t *mapped)
+{
+    uint64_t found = 0;
+    struct stat status;
+
+    for (uint64_t i = 0; i < sparse->size / sparse->page_size; i++) {
+        /* One small page tells of the huge one it is in. */
+        if (mincore(mapped + i * sparse->page_size, 1, &sparse->pages[i]) < 0)
+            return false;
+        sparse->pages[i] &= 1;
+        found += sparse->pages[i];
+    }
+    return fstat(sparse->fd, &status) == 0 && (uint64_t)status.st_blocks * 512 == found * sparse->page_size;
+}
+
+void sparse_look(struct sparse *sparse, int fd, uint8_t *mapped, uint64_t size)
+{
+    *sparse =
+        (struct sparse){.fd = fd, .size = size, .unknown = fd < 0, .page_size = sparse_huge_page_size(fd)};
+    if (!sparse->page_size)
+        return;
+    sparse->unknown = true;
+    if (size % sparse->page_size == 0)
+        sparse->pages = calloc(size / sparse->page_size, 1);
+    for (int i = 0; i < LOOKS && sparse->pages && sparse->unknown; i++)
+        sparse->unknown = !look_at_mapping(sparse, mapped);
+}
+
+void sparse_free(struct sparse *sparse)
+{
+    free(sparse->pages);
+    sparse->pages = NULL;
+    sparse->unknown = true;
+}
 
 static bool next_by_file(const struct sparse *sparse, uint64_t at, uint64_t *from, uint64_t *to)
 {
@@ -27,41 +79,29 @@ static bool next_by_file(const struct sparse *sparse, uint64_t at, uint64_t *fro
     return true;
 }
 
-/* The first page at or after AT that is there (or is not); the file's end when all are otherwise. */
-static uint64_t find_by_mapping(const struct sparse *sparse, uint64_t at, bool there)
+static bool next_by_pages(const struct sparse *sparse, uint64_t at, uint64_t *from, uint64_t *to)
 {
-    uint64_t page_size = (uint64_t)sysconf(_SC_PAGESIZE);
-    unsigned char pages[LOOK_PAGES];
+    uint64_t count = sparse->size / sparse->page_size;
+    uint64_t first = at / sparse->page_size;
+    uint64_t end;
 
-    while (at < sparse->size) {
-        uint64_t left = (sparse->size - at) / page_size;
-        size_t count = left < LOOK_PAGES ? (size_t)left : LOOK_PAGES;
-
-        if (count == 0 || mincore(sparse->mapped + at, count * page_size, pages) < 0)
-            return there ? at : sparse->size;
-        for (size_t i = 0; i < count; i++, at += page_size) {
-            if ((pages[i] & 1) == there)
-                return at;
-        }
-    }
-    return sparse->size;
-}
-
-static bool next_by_mapping(const struct sparse *sparse, uint64_t at, uint64_t *from, uint64_t *to)
-{
-    *from = find_by_mapping(sparse, at, true);
-    *to = find_by_mapping(sparse, *from, false);
-    return *from < sparse->size;
+    while (first < count && !sparse->pages[first])
+        first++;
+    for (end = first; end < count && sparse->pages[end];)
+        end++;
+    *from = first * sparse->page_size > at ? first * sparse->page_size : at;
+    *to = end * sparse->page_size;
+    return first < count;
 }
 
 bool sparse_next(const struct sparse *sparse, uint64_t at, uint64_t *from, uint64_t *to)
 {
     if (at >= sparse->size)
         return false;
-    if (sparse->fd < 0) {
+    if (sparse->unknown) {
         *from = at;
         *to = sparse->size;
         return true;
     }
-    return sparse->by_mapping ? next_by_mapping(sparse, at, from, to) : next_by_file(sparse, at, from, to);
+    return sparse->pages ? next_by_pages(sparse, at, from, to) : next_by_file(sparse, at, from, to);
 }

@@ -135,10 +135,8 @@ int memory_add_region(struct memory *memory, const char *name, uint64_t guest_ad
 
     if (result)
         return result;
-    *region = (struct memory_region){.guest_addr = guest_addr,
-                                     .size = size,
-                                     .huge_page_size = memory->huge_page_size,
-                                     .unmapped_is_hole = memory->huge_page_size != 0};
+    *region = (struct memory_region){
+        .guest_addr = guest_addr, .size = size, .huge_page_size = memory->huge_page_size};
     memcpy(region->name, name, strlen(name));
     region->dirty = bitmap_new(size >> MEMORY_PAGE_SHIFT);
     if (!region->dirty)
@@ -161,14 +159,7 @@ int memory_adopt(struct memory *memory, size_t index, int memfd, struct ferry_er
         return result;
     close(region->memfd);
     region->memfd = memfd;
-    region->unmapped_is_hole = false;
     return 0;
-}
-
-void memory_share(struct memory *memory)
-{
-    for (size_t i = 0; i < memory->count; i++)
-        memory->regions[i].unmapped_is_hole = false;
 }
 
 /* Bytes the host can still give away without swapping, UINT64_MAX when it does not say. */
@@ -289,14 +280,6 @@ int memory_reserve(struct memory *memory, struct ferry_error *err)
     for (size_t i = 0; i < memory->count && !result; i++)
         result = reserve_region(&memory->regions[i], err);
     return result;
-}
-
-struct sparse memory_touched(const struct memory_region *region)
-{
-    return (struct sparse){.fd = region->memfd,
-                           .mapped = region->host_ptr,
-                           .size = region->size,
-                           .by_mapping = region->unmapped_is_hole};
 }
 
 size_t memory_region_count(const struct memory *memory)

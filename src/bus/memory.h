@@ -18,8 +18,6 @@
 #ifndef FERRY_BUS_MEMORY_H
 #define FERRY_BUS_MEMORY_H
 
-#include "base/sparse.h"
-
 #include <ferry/error.h>
 
 #include <stdbool.h>
@@ -37,7 +35,6 @@ struct memory_region {
     uint8_t *host_ptr;   /* mapped read-write, shared */
     int memfd;
     uint64_t huge_page_size; /* of the set aside pages it is of; 0: of ordinary ones */
-    bool unmapped_is_hole;   /* what is not in our mapping was never touched (sparse.h) */
     uint64_t *dirty;         /* one bit a page; access with bitmap_set_atomic / bitmap_take_words */
 };
 
@@ -59,16 +56,10 @@ int memory_add_region(struct memory *memory, const char *name, uint64_t guest_ad
  * MEMFD is the memory's. Before anything runs.
  */
 int memory_adopt(struct memory *memory, size_t index, int memfd, struct ferry_error *err);
-/* Another process will have the memory, too. From now on our mappings say nothing of what was touched: the
- * kernel may take pages out of one that are in the other, with the page table that both share. */
-void memory_share(struct memory *memory);
 /* Has the kernel give every page away now, so that it cannot run out later. -ENOMEM in words, before anything
  * is allocated when the host has too little available. Huge pages are set aside for this memory, but not
  * cleared before they are touched; of these some may stay reserved after a failure, until memory_free. */
 int memory_reserve(struct memory *memory, struct ferry_error *err);
-
-/* What of a region was ever touched (sparse_next). All of it, when nobody can tell. */
-struct sparse memory_touched(const struct memory_region *region);
 
 size_t memory_region_count(const struct memory *memory);
 /* NULL when there is no such region. */

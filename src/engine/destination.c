@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/sock.h"
+#include "base/sparse.h"
 #include "engine/passed.h"
 #include "engine/postcopy_destination.h"
 #include "engine/switchover.h"
@@ -153,11 +154,12 @@ static int destination_may_fetch(struct destination *destination, const struct w
             result =
                 error_set(&why, -EOPNOTSUPP,
                           "quick resume is not possible: memory region %s has no descriptor", region->name);
-        else if (page_map_huge(region))
-            result = error_set(&why, -EOPNOTSUPP,
-                               "quick resume is not possible with huge pages: memory region %s is of pages "
-                               "of %llu KiB, and pages of 4 KiB are fetched",
-                               region->name, (unsigned long long)(page_map_huge(region) >> 10));
+        else if (sparse_huge_page_size(region->memfd))
+            result =
+                error_set(&why, -EOPNOTSUPP,
+                          "quick resume is not possible with huge pages: memory region %s is of pages "
+                          "of %llu KiB, and pages of 4 KiB are fetched",
+                          region->name, (unsigned long long)(sparse_huge_page_size(region->memfd) >> 10));
     }
     if (result == 0)
         return 0;

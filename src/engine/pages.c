@@ -6,10 +6,8 @@
 
 #include <errno.h>
 #include <isa-l.h>
-#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/vfs.h>
 #include <xxhash.h>
 
 /* Of a checksum, between two ticks: milliseconds. */
@@ -113,12 +111,10 @@ uint64_t page_set_count(const struct page_set *set, const struct page_map *map)
 void page_for_present(const struct ferry_ram_region *region,
                       void (*function)(void *opaque, size_t first, size_t pages), void *opaque)
 {
-    struct sparse sparse = {.fd = region->memfd,
-                            .mapped = region->host_ptr,
-                            .size = region->size,
-                            .by_mapping = region->unmapped_is_hole};
+    struct sparse sparse;
     uint64_t from, to;
 
+    sparse_look(&sparse, region->memfd, region->host_ptr, region->size);
     for (uint64_t at = 0; sparse_next(&sparse, at, &from, &to);) {
         size_t first = (size_t)from / FERRY_PAGE_SIZE;
         size_t end = ((size_t)to + FERRY_PAGE_SIZE - 1) / FERRY_PAGE_SIZE;
@@ -126,15 +122,7 @@ void page_for_present(const struct ferry_ram_region *region,
         function(opaque, first, end - first);
         at = (uint64_t)end * FERRY_PAGE_SIZE;
     }
-}
-
-uint64_t page_map_huge(const struct ferry_ram_region *region)
-{
-    struct statfs status;
-
-    if (region->memfd < 0 || fstatfs(region->memfd, &status) < 0 || status.f_type != HUGETLBFS_MAGIC)
-        return 0;
-    return (uint64_t)status.f_bsize;
+    sparse_free(&sparse);
 }
 
 static void set_granules(void *opaque, size_t first, size_t pages)

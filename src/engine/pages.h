@@ -40,8 +40,6 @@ size_t page_map_chunk(const struct page_map *map, uint64_t chunk, size_t *first,
  * system cannot tell, that is the whole region. */
 void page_for_present(const struct ferry_ram_region *region,
                       void (*function)(void *opaque, size_t first, size_t pages), void *opaque);
-/* The size of the pages that a region is of when they are of hugetlbfs, else 0. */
-uint64_t page_map_huge(const struct ferry_ram_region *region);
 bool page_is_zero(const uint8_t *page);
 
 /* One bit a granule (WIRE_GRANULE_PAGES) of a region: set unless all of it is a hole; granule i is bit i % 8

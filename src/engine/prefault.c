@@ -2,6 +2,7 @@
 
 #include "base/bitmap.h"
 #include "base/error.h"
+#include "base/sparse.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -24,7 +25,7 @@ static bool region_reserved(const struct ferry_ram_region *region)
 {
     struct stat status;
 
-    if (page_map_huge(region))
+    if (sparse_huge_page_size(region->memfd))
         return true;
     return region->memfd >= 0 && fstat(region->memfd, &status) == 0 &&
            (uint64_t)status.st_blocks * 512 >= region->size;

@@ -27,8 +27,7 @@ static int guest_list_regions(void *guest, struct ferry_ram_region *regions, siz
         regions[i] = (struct ferry_ram_region){.guest_addr = region->guest_addr,
                                                .size = region->size,
                                                .host_ptr = region->host_ptr,
-                                               .memfd = region->memfd,
-                                               .unmapped_is_hole = region->unmapped_is_hole};
+                                               .memfd = region->memfd};
         snprintf(regions[i].name, sizeof(regions[i].name), "%s", region->name);
     }
     return 0;

@@ -350,8 +350,6 @@ int migration_send(struct vm *vm, json_t *params, struct ferry_error *err)
     result = migration_source_options(&options, migration, params, err);
     if (result)
         return result;
-    if (options.pass_memory)
-        memory_share(machine_memory(vm->machine));
     observer = migration_observer(migration);
     result = ferry_source_new(&migration->session, &options, &vm_guest_ops, vm, &observer, err);
     ferry_credentials_free(options.credentials);

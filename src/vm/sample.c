@@ -3,6 +3,7 @@
 #include "base/bitmap.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/sparse.h"
 #include "vm/migrate.h"
 #include "vm/params.h"
 #include "vm/vm.h"
@@ -102,10 +103,11 @@ static uint64_t walk_used(const struct memory *memory, uint64_t step, struct fin
 
     for (size_t i = 0; i < memory_region_count(memory); i++) {
         const struct memory_region *region = memory_region(memory, i);
-        struct sparse touched = memory_touched(region);
+        struct sparse touched;
         uint64_t end = 0;
         uint64_t at;
 
+        sparse_look(&touched, region->memfd, region->host_ptr, region->size);
         while (sparse_next(&touched, end, &at, &end)) {
             for (uint64_t page = at; step && page < end; page += MEMORY_PAGE_SIZE) {
                 if ((pages + (page - at) / MEMORY_PAGE_SIZE) % step != 0)
@@ -114,6 +116,7 @@ static uint64_t walk_used(const struct memory *memory, uint64_t step, struct fin
             }
             pages += (end - at) / MEMORY_PAGE_SIZE;
         }
+        sparse_free(&touched);
     }
     return pages;
 }
