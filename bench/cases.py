@@ -244,30 +244,6 @@ def within(case, unit, mine, peer, peer_name, runs, slack):
             "holds": None if not peer else abs(mine / peer - 1) <= slack}
 
 
-def forecast(build, quick):
-    """What `ferry check` foretells of a migration against what comes of it"""
-    count = 3 if quick else 11
-    rows = []
-    for name, work, options in (("idle", "", {}),
-                                ("writing 20 MiB/s", " ferry.work=threads=1,mem=64M,rate=20M", {}),
-                                ("writing, 500 Mbit/s", " ferry.work=threads=1,mem=32M,rate=4M",
-                                 {"bandwidth_limit": 62_500_000})):
-        mover = FerryMover(build, cmdline=CMDLINE + work)
-        try:
-            time.sleep(5)
-            pairs = []
-            for _ in range(count):
-                check = mover.here.call("POST", "/v1/vms/bench/check",
-                                        {"destination": mover.there.name, "forecast": True, **options})
-                pairs.append((check["forecast"], mover.move(**options)))
-        finally:
-            mover.close()
-        for what, key in (("total", "total_ns"), ("downtime", "downtime_ns")):
-            foretold, came = (statistics.median(pair[side][key] for pair in pairs) / 1e6 for side in (0, 1))
-            rows.append(within(f"forecast {what}, {name}", "ms", foretold, came, "what came of it", count, 0.2))
-    return rows
-
-
 def tls(build, quick):
     """1 GiB of random memory by the engine alone over loopback, encrypted (TLS 1.3) against in the clear"""
     count, streams = 3 if quick else 9, 2
@@ -347,7 +323,6 @@ CASES = {
     "boot": boot,
     "compress": compress,
     "engine": engine,
-    "forecast": forecast,
     "gap": gap,
     "idle": idle,
     "loops": loops,

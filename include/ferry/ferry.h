@@ -336,6 +336,7 @@ struct ferry_progress {
 
     uint64_t total_ns;    /* session start to now or to its end */
     uint64_t setup_ns;    /* session start to first page */
+    uint64_t prepare_ns;  /* source: of it, waiting until memory is ready at the destination */
     uint64_t downtime_ns; /* source: pause begins until the guest runs and is announced there; 0 before */
     uint64_t downtime_part_ns[FERRY_DOWNTIME_PARTS];
 
@@ -489,14 +490,15 @@ void ferry_session_free(struct ferry_session *session);
 
 /*
  * Measures the way between two hosts: a session like any other, one end on each, that moves SIZE bytes made
- * up for it (whole pages, at most FERRY_PROBE_SIZE_MAX). Blocks until it is over; report->rounds[0] tells
- * what the way carried, report->downtime_part_ns what a switchover takes without a guest's part in it. Any
- * thread.
+ * up for it (whole pages, at most FERRY_PROBE_SIZE_MAX). They are in MEMFD, an empty file of that size such
+ * as holds guests' memory, which stays the caller's; -1: in one of its own. Blocks until it is over;
+ * report->rounds[0] tells what the way carried, report->prepare_ns how long such memory takes to be ready,
+ * report->downtime_part_ns what a switchover takes without a guest's part in it. Any thread.
  */
 #define FERRY_PROBE_SIZE_MAX (256u << 20)
-int ferry_probe_send(const struct ferry_source_options *options, uint64_t size, struct ferry_progress *report,
-                     struct ferry_error *err);
-int ferry_probe_receive(const struct ferry_destination_options *options, uint64_t size,
+int ferry_probe_send(const struct ferry_source_options *options, int memfd, uint64_t size,
+                     struct ferry_progress *report, struct ferry_error *err);
+int ferry_probe_receive(const struct ferry_destination_options *options, int memfd, uint64_t size,
                         struct ferry_error *err);
 
 /* What compressing some of a guest's pages came to, by encoding; 0: not known. */

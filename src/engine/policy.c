@@ -19,6 +19,9 @@
 #define STALLED_ROUNDS 2
 #define MINIMUM_ROUNDS 3
 #define PATIENT_ROUNDS 8
+/* A guest that goes round and round in its memory writes as much as is sent, neither more nor less: which of
+ * the two is more by a hair must not decide. */
+#define AS_MUCH 0.95
 /* Slowing: what is aimed at is rounds of half the size; a step is neither tiny nor a shock. */
 #define THROTTLE_AIM       0.5
 #define THROTTLE_FIRST     20
@@ -119,7 +122,7 @@ static bool policy_note(struct policy *policy, const struct policy_round *round)
     bool recovering = false;
 
     if (policy->smallest == UINT64_MAX)
-        policy->stalled = remaining >= round->sent_bytes && remaining > 0;
+        policy->stalled = (double)remaining >= AS_MUCH * (double)round->sent_bytes && remaining > 0;
     else if (remaining < policy->smallest - policy->smallest / 10)
         policy->stalled = 0;
     else if (policy->exhausted > 0 || (double)remaining > RECOVERING * (double)policy->previous)
@@ -209,7 +212,7 @@ static void policy_judge_stalled(struct policy *policy, const struct policy_roun
                                  struct policy_decision *decision)
 {
     double limit_ms = (double)policy->settings.downtime_limit_ns / NS_PER_MS;
-    bool outran = decision->dirty_rate >= decision->bandwidth;
+    bool outran = (double)decision->dirty_rate >= AS_MUCH * (double)decision->bandwidth;
     bool can_slow = policy->throttle < policy->settings.throttle_max;
 
     if (!outran && policy->stalled < STALLED_ROUNDS) {

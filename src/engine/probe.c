@@ -147,7 +147,7 @@ static void fill(uint8_t *memory, uint64_t size)
 }
 
 /* Allocated now, as guests' memory is. */
-static int probe_open(struct probe *probe, uint64_t size, struct ferry_error *err)
+static int probe_open(struct probe *probe, int memfd, uint64_t size, struct ferry_error *err)
 {
     void *memory;
     int failure;
@@ -156,7 +156,8 @@ static int probe_open(struct probe *probe, uint64_t size, struct ferry_error *er
     if (size == 0 || size % FERRY_PAGE_SIZE != 0 || size > FERRY_PROBE_SIZE_MAX)
         return error_set(err, -EINVAL, "a probe is 1 to %u whole pages",
                          FERRY_PROBE_SIZE_MAX / FERRY_PAGE_SIZE);
-    probe->region.memfd = memfd_create("ferry-probe", MFD_CLOEXEC);
+    probe->region.memfd =
+        memfd >= 0 ? fcntl(memfd, F_DUPFD_CLOEXEC, 0) : memfd_create("ferry-probe", MFD_CLOEXEC);
     if (probe->region.memfd < 0)
         return error_set_errno(err, -errno, "cannot make memory for a probe");
     failure = posix_fallocate(probe->region.memfd, 0, (off_t)size);
@@ -177,13 +178,13 @@ static void probe_close(struct probe *probe)
         close(probe->region.memfd);
 }
 
-int ferry_probe_send(const struct ferry_source_options *options, uint64_t size, struct ferry_progress *report,
-                     struct ferry_error *err)
+int ferry_probe_send(const struct ferry_source_options *options, int memfd, uint64_t size,
+                     struct ferry_progress *report, struct ferry_error *err)
 {
     struct ferry_source_options plain = *options;
     struct ferry_session *session = NULL;
     struct probe probe;
-    int result = probe_open(&probe, size, err);
+    int result = probe_open(&probe, memfd, size, err);
 
     plain.compress = FERRY_COMPRESS_OFF; /* it is the link that is measured */
     if (result == 0) {
@@ -199,12 +200,12 @@ int ferry_probe_send(const struct ferry_source_options *options, uint64_t size, 
     return result;
 }
 
-int ferry_probe_receive(const struct ferry_destination_options *options, uint64_t size,
+int ferry_probe_receive(const struct ferry_destination_options *options, int memfd, uint64_t size,
                         struct ferry_error *err)
 {
     struct ferry_session *session = NULL;
     struct probe probe;
-    int result = probe_open(&probe, size, err);
+    int result = probe_open(&probe, memfd, size, err);
 
     if (result == 0)
         result = ferry_destination_new(&session, options, &probe_ops, &probe, NULL, err);

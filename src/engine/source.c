@@ -336,10 +336,22 @@ static int source_open_streams(struct source *source, struct ferry_error *err)
     return result < 0 ? source_failed(session, FERRY_CAUSE_MEMORY, result, err) : 0;
 }
 
+static int source_await_prepared(struct source *source, struct ferry_error *err)
+{
+    struct ferry_session *session = source->session;
+    uint64_t begin = clock_now_ns();
+    struct frame frame;
+    int result = control_expect(&source->control, WIRE_PREPARED, &frame, err);
+
+    pthread_mutex_lock(&session->lock);
+    session->progress.prepare_ns = clock_now_ns() - begin;
+    pthread_mutex_unlock(&session->lock);
+    return result;
+}
+
 static int source_begin(struct source *source, struct ferry_error *err)
 {
     struct ferry_session *session = source->session;
-    struct frame frame;
     int result = page_map_init(&source->map, session->ops, session->guest, err);
 
     if (result == 0)
@@ -363,7 +375,7 @@ static int source_begin(struct source *source, struct ferry_error *err)
     if (result == 0)
         result = session->settings.pass_memory ? passed_send(source, err) : source_open_streams(source, err);
     if (result == 0 && source->features & WIRE_FEATURE_PRESENT)
-        result = control_expect(&source->control, WIRE_PREPARED, &frame, err);
+        result = source_await_prepared(source, err);
     return result;
 }
 

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "host/fields.h"
+#include "host/migration.h"
 #include "host/probe.h"
 #include "host/vm_process.h"
 
@@ -11,6 +12,8 @@
 #define SAMPLE_MS 1000 /* ferry-vm's window */
 #define PAGE      FERRY_PAGE_SIZE
 #define LOOKS_MAX 16
+/* As engine/destination.c: how long the first page waits for memory to be ready. */
+#define PREPARE_MOST_NS NS_PER_S
 
 /* What a VM adds to a switchover of nothing, on a quiet machine: stopping and saving it, loading and starting
  * it. */
@@ -123,22 +126,40 @@ static uint64_t bandwidth_of(const struct ferry_progress *report)
     return (uint64_t)((double)(round->pages * PAGE) * NS_PER_S / (double)round->duration_ns);
 }
 
-/* As they were in the newest move of the VM, or to that host; before there is one, the probe's and a guess.
- */
-static void fixed_parts(struct host *host, const char *vm, const char *destination,
-                        const struct ferry_progress *report, struct ferry_forecast_input *input)
+/* Connecting, and until the other host has all memory ready that is in use: as long as in the VM's last moves
+ * to it, else as the probe's took, for as much more or less. Copying does not wait for it without end. */
+static uint64_t setup_of(const struct ferry_progress *report, const struct migration_known *known,
+                         uint64_t used_bytes)
 {
-    json_t *known = migration_known_costs(host, vm, destination);
-    const json_t *parts = json_object_get(known, "downtime_parts");
+    uint64_t connecting = report->setup_ns - report->prepare_ns;
+    double ready = (double)report->prepare_ns * (double)used_bytes / PROBE_SIZE;
+
+    if (known->same_way && known->setup_ns && known->used_bytes)
+        ready = known->setup_ns > connecting
+                    ? (double)(known->setup_ns - connecting) * (double)used_bytes / (double)known->used_bytes
+                    : 0;
+    if (ready > (double)PREPARE_MOST_NS)
+        ready = (double)PREPARE_MOST_NS;
+    return connecting + (uint64_t)ready;
+}
+
+/* As they were in the last moves of the VM, or to that host; before there is one, the probe's and a guess. */
+static void fixed_parts(const struct migration_known *known, const struct ferry_progress *report,
+                        struct ferry_forecast_input *input)
+{
+    const json_t *parts = json_object_get(known->costs, "downtime_parts");
 
     for (size_t i = 0; i < FERRY_DOWNTIME_PARTS; i++) {
         const json_t *part = json_object_get(parts, ferry_downtime_part_name((enum ferry_downtime_part)i));
 
         input->part_ns[i] = report->downtime_part_ns[i] + guest_part_ns[i];
-        if (json_is_integer(part) && i != FERRY_DOWNTIME_LAST_PAGES && i != FERRY_DOWNTIME_WIRE)
+        if (!json_is_integer(part) || i == FERRY_DOWNTIME_LAST_PAGES)
+            continue;
+        /* The way was measured just now; what the VMs' processes add to it was not. */
+        if (i != FERRY_DOWNTIME_WIRE ||
+            (known->same_way && (uint64_t)json_integer_value(part) > input->part_ns[i]))
             input->part_ns[i] = (uint64_t)json_integer_value(part);
     }
-    json_decref(known);
 }
 
 static const char *const end_words[] = {
@@ -177,6 +198,7 @@ int forecast_make(struct host *host, struct vm *vm, const char *destination, con
     };
     struct ferry_forecast forecast;
     struct ferry_progress report;
+    struct migration_known known;
     struct looks looks = {0};
     double rate;
     int result = options->compress ? ferry_compress_parse(options->compress, &input.compress, err) : 0;
@@ -189,9 +211,11 @@ int forecast_make(struct host *host, struct vm *vm, const char *destination, con
         return result;
     input.memory_bytes = looks.used_bytes / 1000 * (1000 - looks.zero_permille);
     input.bandwidth_bytes_per_s = bandwidth_of(&report);
-    input.setup_ns = report.setup_ns;
+    migration_known_costs(host, vm->name, destination, &known);
+    input.setup_ns = setup_of(&report, &known, looks.used_bytes);
     input.compressibility = looks.compressibility;
-    fixed_parts(host, vm->name, destination, &report, &input);
+    fixed_parts(&known, &report, &input);
+    json_decref(known.costs);
     rate = (double)input.bandwidth_bytes_per_s;
     if (input.bandwidth_limit && (double)input.bandwidth_limit < rate)
         rate = (double)input.bandwidth_limit;

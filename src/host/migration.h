@@ -236,9 +236,16 @@ json_t *migration_make_options(const struct migration_options *options);
 json_t *migration_offer_body(const struct migration *migration, const json_t *definition, bool check_only);
 const char *migration_peer_name(const struct migration *migration);
 
-/* What the newest move of VM, else any to DESTINATION, tells about the next one: {downtime_parts,
- * state_bytes}. NULL: nothing. New reference. */
-json_t *migration_known_costs(struct host *host, const char *vm, const char *destination);
+/* What the last moves of VM to DESTINATION, else of VM, else to DESTINATION, tell about the next one; of
+ * several the middle value, "wire" without what the last pages needed on it. */
+struct migration_known {
+    json_t *costs;       /* {downtime_parts, state_bytes}; a reference; NULL: nothing is known */
+    bool same_way;       /* they went to DESTINATION */
+    uint64_t setup_ns;   /* of VM; 0: not known */
+    uint64_t used_bytes; /* of its memory then; 0: not known */
+};
+void migration_known_costs(struct host *host, const char *vm, const char *destination,
+                           struct migration_known *known);
 /* What a destination that died while it took over has left here is dropped: the source has the VM. True when
  * there was something. */
 bool migration_drop_remains(struct host *host, const char *id);

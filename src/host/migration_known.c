@@ -1,9 +1,15 @@
 /* What records of earlier migrations tell about the next one. */
 #include "host/migration.h"
 
+#include "base/clock.h"
+
+#include <ferry/ferry.h>
+
 #include <string.h>
 
 #define LOOK_BACK 100 /* records */
+/* Of so many the middle one counts: one may have met a busy moment. */
+#define LIKE_MOST 5
 
 static bool text_is(const json_t *object, const char *key, const char *value)
 {
@@ -12,36 +18,122 @@ static bool text_is(const json_t *object, const char *key, const char *value)
     return text && strcmp(text, value) == 0;
 }
 
-json_t *migration_known_costs(struct host *host, const char *vm, const char *destination)
+struct values {
+    json_int_t of[LIKE_MOST]; /* in order */
+    size_t count;
+};
+
+static void values_add(struct values *values, json_int_t value)
 {
+    size_t at = values->count++;
+
+    for (; at > 0 && values->of[at - 1] > value; at--)
+        values->of[at] = values->of[at - 1];
+    values->of[at] = value;
+}
+
+static json_int_t values_middle(const struct values *values)
+{
+    return values->count ? values->of[values->count / 2] : 0;
+}
+
+static json_int_t number_of(const json_t *row, const char *key)
+{
+    return json_integer_value(json_object_get(row, key));
+}
+
+/* What the last pages needed on the link after they had been given to it: it is in "wire", but is no part of
+ * what a switchover takes whatever remains. */
+static json_int_t draining(const json_t *row)
+{
+    const json_t *rounds = json_object_get(row, "rounds");
+    const json_t *last = json_array_get(rounds, json_array_size(rounds) - 1);
+    double bandwidth = (double)number_of(row, "bandwidth");
+    double ns;
+
+    if (!last || bandwidth <= 0)
+        return 0;
+    ns = (double)number_of(last, "bytes") * NS_PER_S / bandwidth - (double)number_of(last, "duration_ns");
+    return ns <= 0 ? 0 : ns < 1e15 ? (json_int_t)ns : (json_int_t)1e15;
+}
+
+static json_t *middle_parts(json_t *const *rows, size_t count)
+{
+    json_t *parts = json_object();
+
+    for (int i = 0; i < FERRY_DOWNTIME_PARTS; i++) {
+        const char *name = ferry_downtime_part_name((enum ferry_downtime_part)i);
+        struct values values = {.count = 0};
+
+        for (size_t j = 0; j < count; j++) {
+            const json_t *part = json_object_get(json_object_get(rows[j], "downtime_parts"), name);
+            json_int_t value = json_integer_value(part);
+
+            if (i == FERRY_DOWNTIME_WIRE)
+                value = value > draining(rows[j]) ? value - draining(rows[j]) : 0;
+            if (json_is_integer(part))
+                values_add(&values, value);
+        }
+        if (values.count > 0)
+            json_object_set_new(parts, name, json_integer(values_middle(&values)));
+    }
+    return parts;
+}
+
+/* ROWS are COUNT of one kind, newest first. */
+static void costs_of(json_t *const *rows, size_t count, const char *vm, struct migration_known *known)
+{
+    struct values setup = {.count = 0}, used = {.count = 0};
+
+    for (size_t i = 0; i < count; i++) {
+        values_add(&setup, number_of(rows[i], "setup_ns"));
+        values_add(&used, number_of(rows[i], "memory_bytes") -
+                              number_of(rows[i], "pages_skipped") * FERRY_PAGE_SIZE);
+    }
+    known->costs = json_pack("{s:o}", "downtime_parts", middle_parts(rows, count));
+    /* Another VM's devices, console and memory are not this one's. */
+    if (!text_is(rows[0], "vm", vm))
+        return;
+    if (json_is_integer(json_object_get(rows[0], "state_bytes")))
+        json_object_set(known->costs, "state_bytes", json_object_get(rows[0], "state_bytes"));
+    known->setup_ns = values_middle(&setup) > 0 ? (uint64_t)values_middle(&setup) : 0;
+    known->used_bytes = values_middle(&used) > 0 ? (uint64_t)values_middle(&used) : 0;
+}
+
+static bool is_like(const json_t *row)
+{
+    return text_is(row, "outcome", "completed") && text_is(row, "side", "source") &&
+           !text_is(row, "kind", "upgrade") && json_is_object(json_object_get(row, "downtime_parts"));
+}
+
+void migration_known_costs(struct host *host, const char *vm, const char *destination,
+                           struct migration_known *known)
+{
+    /* Of the VM and to that host, of the VM, and to that host. */
+    json_t *like[3][LIKE_MOST];
+    size_t count[3] = {0};
     json_t *rows = NULL;
-    const json_t *found = NULL;
-    json_t *known = NULL;
     json_t *row;
     size_t i;
     struct ferry_error err;
 
+    *known = (struct migration_known){.costs = NULL};
     if (host->store->ops->migration_list(host->store, STORE_VIEW_HISTORY, LOOK_BACK, &rows, &err) < 0)
         host_record_failed(host, &err);
     json_array_foreach(rows, i, row)
     {
-        if (!text_is(row, "outcome", "completed") || !text_is(row, "side", "source") ||
-            text_is(row, "kind", "upgrade"))
-            continue;
-        if (text_is(row, "vm", vm)) {
-            found = row;
-            break;
-        }
-        if (!found && text_is(row, "destination", destination))
-            found = row;
+        bool same_vm = text_is(row, "vm", vm);
+        bool same_host = text_is(row, "destination", destination);
+        int kind = same_vm ? (same_host ? 0 : 1) : 2;
+
+        if (is_like(row) && (same_vm || same_host) && count[kind] < LIKE_MOST)
+            like[kind][count[kind]++] = row;
     }
-    if (json_is_object(json_object_get(found, "downtime_parts"))) {
-        known = json_object();
-        json_object_set(known, "downtime_parts", json_object_get(found, "downtime_parts"));
-        /* Another VM's devices and console are not this one's. */
-        if (text_is(found, "vm", vm) && json_is_integer(json_object_get(found, "state_bytes")))
-            json_object_set(known, "state_bytes", json_object_get(found, "state_bytes"));
+    for (int kind = 0; kind < 3 && !known->costs; kind++) {
+        if (count[kind] > 0) {
+            costs_of(like[kind], count[kind], vm, known);
+            known->same_way = kind != 1;
+        }
     }
     json_decref(rows);
-    return known;
 }

@@ -62,7 +62,7 @@ static int take_offer(struct migration *migration, const json_t *answer, struct 
     uint64_t pid = 0;
     bool tls = false;
     char certificate[PATH_MAX];
-    json_t *known;
+    struct migration_known known;
     const struct field fields[] = {
         {"address", FIELD_STRING, true, &address},
         {"token", FIELD_STRING, true, &token},
@@ -94,9 +94,9 @@ static int take_offer(struct migration *migration, const json_t *answer, struct 
     if (json_object_get(migration->options, "quick_resume"))
         set_number(migration->send, "reconnect", host->config->reconnect_ns, 0);
     set_number(migration->send, "delta_cache", host->config->delta_cache, CONFIG_DELTA_CACHE);
-    known = migration_known_costs(host, migration->vm_name, migration->destination);
-    if (known)
-        json_object_set_new(migration->send, "known", known);
+    migration_known_costs(host, migration->vm_name, migration->destination, &known);
+    if (known.costs)
+        json_object_set_new(migration->send, "known", known.costs);
     return 0;
 }
 

@@ -175,7 +175,8 @@ static void *receive(void *argument)
 {
     struct receiver *receiver = argument;
 
-    receiver->result = ferry_probe_receive(&receiver->options, PROBE_PAGES * FERRY_PAGE_SIZE, &receiver->err);
+    receiver->result =
+        ferry_probe_receive(&receiver->options, -1, PROBE_PAGES * FERRY_PAGE_SIZE, &receiver->err);
     return NULL;
 }
 
@@ -207,7 +208,7 @@ static void probe_moves_every_page_and_tells_how_fast(void **state)
     struct ferry_error err = {0};
 
     receiver_start(&receiver, &options);
-    assert_ok(ferry_probe_send(&options, PROBE_PAGES * FERRY_PAGE_SIZE, &report, &err), err);
+    assert_ok(ferry_probe_send(&options, -1, PROBE_PAGES * FERRY_PAGE_SIZE, &report, &err), err);
     receiver_end(&receiver);
     assert_ok(receiver.result, receiver.err);
     assert_int_equal(report.outcome, FERRY_OUTCOME_COMPLETED);
@@ -223,12 +224,12 @@ static void probe_of_another_size_is_refused(void **state)
     struct receiver receiver;
     struct ferry_error err = {0};
 
-    assert_int_equal(ferry_probe_send(&options, 0, &report, &err), -EINVAL);
-    assert_int_equal(ferry_probe_send(&options, FERRY_PAGE_SIZE + 1, &report, &err), -EINVAL);
-    assert_int_equal(ferry_probe_send(&options, FERRY_PROBE_SIZE_MAX + FERRY_PAGE_SIZE, &report, &err),
+    assert_int_equal(ferry_probe_send(&options, -1, 0, &report, &err), -EINVAL);
+    assert_int_equal(ferry_probe_send(&options, -1, FERRY_PAGE_SIZE + 1, &report, &err), -EINVAL);
+    assert_int_equal(ferry_probe_send(&options, -1, FERRY_PROBE_SIZE_MAX + FERRY_PAGE_SIZE, &report, &err),
                      -EINVAL);
     receiver_start(&receiver, &options);
-    assert_true(ferry_probe_send(&options, 2 * PROBE_PAGES * FERRY_PAGE_SIZE, &report, &err) < 0);
+    assert_true(ferry_probe_send(&options, -1, 2 * PROBE_PAGES * FERRY_PAGE_SIZE, &report, &err) < 0);
     receiver_end(&receiver);
     assert_true(receiver.result < 0);
 }

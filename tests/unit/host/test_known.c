@@ -1,0 +1,159 @@
+/* What earlier migrations tell about the next one: of several the middle one, of the most like it. */
+#include "unit.h"
+
+#include "host/host.h"
+#include "host/migration.h"
+
+#define US 1000
+
+struct fixture {
+    struct unit_dir dir;
+    struct host host;
+    unsigned count;
+};
+
+static int set_up(void **state)
+{
+    struct fixture *fixture = calloc(1, sizeof(*fixture));
+    struct ferry_error err;
+    char path[128];
+
+    unit_dir_make(&fixture->dir);
+    unit_path(&fixture->dir, "ferryd.db", path);
+    *state = fixture;
+    return store_open_sqlite(&fixture->host.store, path, &err);
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *fixture = *state;
+
+    store_close(fixture->host.store);
+    unit_dir_remove(&fixture->dir);
+    free(fixture);
+    return 0;
+}
+
+/* A completed move that this host sent; RESUME_US, and all else of the downtime 0. */
+static void moved(struct fixture *fixture, const char *vm, const char *to, int resume_us, int setup_ms)
+{
+    char id[16];
+    struct ferry_error err;
+    json_t *object;
+
+    snprintf(id, sizeof(id), "id-%u", ++fixture->count);
+    object =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:I, s:I, s:i, s:i}", "id", id, "vm", vm,
+                  "destination", to, "outcome", "completed", "side", "source", "downtime_parts", "resume",
+                  resume_us * US, "wire", 1000, "setup_ns", (json_int_t)setup_ms * 1000 * US, "memory_bytes",
+                  (json_int_t)1 << 30, "pages_skipped", 1 << 17, "state_bytes", (int)fixture->count);
+    assert_ok(
+        fixture->host.store->ops->migration_put(fixture->host.store,
+                                                &(struct store_migration){.id = id,
+                                                                          .vm = vm,
+                                                                          .outcome = "completed",
+                                                                          .started_ns = fixture->count,
+                                                                          .ended_ns = fixture->count + 1,
+                                                                          .object = object},
+                                                &err),
+        err);
+    json_decref(object);
+}
+
+static json_int_t resume_of(const struct migration_known *known)
+{
+    return json_integer_value(json_object_get(json_object_get(known->costs, "downtime_parts"), "resume"));
+}
+
+static void nothing_is_known_of_the_first(void **state)
+{
+    struct fixture *fixture = *state;
+    struct migration_known known;
+
+    migration_known_costs(&fixture->host, "web", "b", &known);
+    assert_null(known.costs);
+    assert_false(known.same_way);
+    assert_int_equal(known.setup_ns, 0);
+}
+
+/* One of them met a busy moment, and it was the newest. */
+static void one_bad_move_does_not_count(void **state)
+{
+    struct fixture *fixture = *state;
+    struct migration_known known;
+
+    moved(fixture, "web", "b", 9999, 9);
+    moved(fixture, "web", "b", 41, 10);
+    moved(fixture, "web", "b", 42, 12);
+    moved(fixture, "web", "b", 40, 11);
+    moved(fixture, "web", "b", 43, 10);
+    moved(fixture, "web", "b", 2700, 800);
+    migration_known_costs(&fixture->host, "web", "b", &known);
+    assert_int_equal(resume_of(&known), 42 * US);
+    assert_int_equal(known.setup_ns, 11 * 1000 * US);
+    assert_int_equal(known.used_bytes, 1 << 29);
+    assert_int_equal(json_integer_value(json_object_get(known.costs, "state_bytes")), 6);
+    assert_true(known.same_way);
+    json_decref(known.costs);
+}
+
+static void the_same_vm_and_way_come_before_others(void **state)
+{
+    struct fixture *fixture = *state;
+    struct migration_known known;
+
+    moved(fixture, "db", "b", 10, 1);
+    migration_known_costs(&fixture->host, "web", "b", &known);
+    assert_int_equal(resume_of(&known), 10 * US);
+    assert_true(known.same_way);
+    assert_int_equal(known.setup_ns, 0); /* another VM's memory */
+    assert_null(json_object_get(known.costs, "state_bytes"));
+    json_decref(known.costs);
+
+    moved(fixture, "web", "c", 20, 2);
+    migration_known_costs(&fixture->host, "web", "b", &known);
+    assert_int_equal(resume_of(&known), 20 * US);
+    assert_false(known.same_way);
+    json_decref(known.costs);
+
+    moved(fixture, "web", "b", 30, 3);
+    moved(fixture, "web", "c", 21, 2);
+    migration_known_costs(&fixture->host, "web", "b", &known);
+    assert_int_equal(resume_of(&known), 30 * US);
+    assert_true(known.same_way);
+    json_decref(known.costs);
+}
+
+/* 1 MB at 100 MB/s are 10 ms, of which giving them to the link took 2. */
+static void pages_on_the_wire_are_not_the_switchovers(void **state)
+{
+    struct fixture *fixture = *state;
+    struct migration_known known;
+    struct ferry_error err;
+    json_t *object =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:[{s:i, s:i}, {s:i, s:i}], s:{s:i}}", "id", "id", "vm",
+                  "web", "destination", "b", "outcome", "completed", "side", "source", "bandwidth", 100000000,
+                  "rounds", "bytes", 50000000, "duration_ns", 500000000, "bytes", 1000000, "duration_ns",
+                  2000000, "downtime_parts", "wire", 8300000);
+    struct store_migration row = {
+        .id = "id", .vm = "web", .outcome = "completed", .started_ns = 1, .ended_ns = 2, .object = object};
+
+    assert_ok(fixture->host.store->ops->migration_put(fixture->host.store, &row, &err), err);
+    json_decref(object);
+    migration_known_costs(&fixture->host, "web", "b", &known);
+    assert_int_equal(
+        json_integer_value(json_object_get(json_object_get(known.costs, "downtime_parts"), "wire")), 300000);
+    json_decref(known.costs);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(nothing_is_known_of_the_first, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_bad_move_does_not_count, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(the_same_vm_and_way_come_before_others, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(pages_on_the_wire_are_not_the_switchovers, set_up, tear_down),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
