@@ -74,6 +74,12 @@ const struct command command_run = {
              .value_name = "FILE",
              .help = "the kernel: a flat Image or ELF"},
             {.name = "initrd", .kind = VALUE_FILE, .value_name = "FILE", .help = "the initial RAM disk"},
+            {.name = "cpu",
+             .kind = VALUE_TEXT,
+             .value_name = "BASELINE[,-FEATURE...]",
+             .help = "x86_64: give the guest no more than this CPU, like x86-64-v3 or host,-avx2 (default: "
+                     "what the "
+                     "cluster's baseline, or the host, has)"},
             {.name = "cmdline",
              .kind = VALUE_TEXT,
              .value_name = "TEXT",

@@ -59,6 +59,10 @@ static void print_vm(struct cli *cli, const json_t *vm)
     fields_text(&fields, "host", object_text(vm, "host"));
     fields_text(&fields, "migration", object_text(vm, "migration"));
     fields_text(&fields, "machine", object_text(vm, "definition.machine"));
+    fields_text(&fields, "CPU", object_text(vm, "definition.cpu"));
+    if (json_is_object(object_get(vm, "cpu")))
+        fields_format(&fields, "CPU given", "%s, %zu features (--json names them)",
+                      object_text(vm, "cpu.vendor"), json_array_size(object_get(vm, "cpu.features")));
     fields_format(&fields, "vCPUs", "%llu", (unsigned long long)object_number(vm, "definition.vcpus"));
     print_memory(&fields, vm);
     if (object_number(vm, "memory_resident"))

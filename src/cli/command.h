@@ -99,6 +99,9 @@ json_t *cli_pack(const char *format, ...);
 
 extern const struct command command_cancel;
 extern const struct command command_check;
+extern const struct command command_cluster_baseline_compute;
+extern const struct command command_cluster_baseline_set;
+extern const struct command command_cluster_baseline_show;
 extern const struct command command_complete;
 extern const struct command command_console;
 extern const struct command command_events;

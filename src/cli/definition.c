@@ -24,7 +24,8 @@ struct builder {
 
 bool definition_is_option(const char *name)
 {
-    static const char *const names[] = {"initrd", "cmdline", "machine", "memory", "cpus", "disk", "net"};
+    static const char *const names[] = {"initrd", "cmdline", "machine", "memory",
+                                        "cpus",   "cpu",     "disk",    "net"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcmp(names[i], name) == 0)
@@ -240,6 +241,8 @@ int definition_make(const struct args *args, bool local, json_t **definition, st
         result = add_file(&builder, "kernel");
     if (result == 0)
         result = add_file(&builder, "initrd");
+    if (result == 0 && args_has(args, "cpu"))
+        result = add_text(&builder, builder.definition, "cpu", args_text(args, "cpu", ""));
     if (result == 0 && args_has(args, "cmdline"))
         result = add_text(&builder, builder.definition, "cmdline", args_text(args, "cmdline", ""));
     if (result == 0)

@@ -49,6 +49,20 @@ static void print_certificate(struct fields *fields, const json_t *certificate)
         fields_format(fields, "", "valid until %s", until);
 }
 
+static void print_cpu(struct fields *fields, const json_t *host)
+{
+    const json_t *cpu = object_get(host, "cpu");
+    const char *generation = object_text(cpu, "generation");
+    const char *baseline = object_text(object_get(host, "cpu_baseline"), "name");
+
+    if (!json_is_object(cpu))
+        return;
+    fields_format(fields, "CPU", "%s%s%s",
+                  *object_text(cpu, "model") ? object_text(cpu, "model") : object_text(cpu, "vendor"),
+                  *generation ? ", can be " : "", generation);
+    fields_text(fields, "CPU baseline", *baseline ? baseline : "none");
+}
+
 static void print_limits(struct fields *fields, const json_t *host)
 {
     unsigned long long most = object_number(host, "migrate_max");
@@ -100,6 +114,7 @@ void host_print(struct cli *cli, const json_t *host)
                   units_format_size(object_number(host, "memory_available"), available));
     print_hugepages(&fields, object_get(host, "hugepages"));
     print_machines(&fields, object_get(host, "machines"));
+    print_cpu(&fields, host);
     fields_format(&fields, "VMs", "%llu", (unsigned long long)object_number(host, "vms"));
     fields_text(&fields, "migration", object_text(host, "migration"));
     fields_text(&fields, "migration status", object_text(host, "migration_status"));

@@ -105,6 +105,10 @@ api_handler api_host_show;
 api_handler api_host_migration;
 api_handler api_host_certificate;
 api_handler api_hosts_list;
+api_handler api_host_baseline;
+api_handler api_cluster_baseline;
+api_handler api_cluster_baseline_set;
+api_handler api_cluster_baseline_compute;
 api_handler api_hosts_add;
 api_handler api_hosts_remove;
 /* api_vms.c */

@@ -2,6 +2,8 @@
 
 #include "base/error.h"
 #include "host/certificate.h"
+#include "host/cluster.h"
+#include "host/cpu_baseline.h"
 #include "host/peers.h"
 
 int api_host_show(struct api_request *request)
@@ -63,4 +65,45 @@ int api_hosts_remove(struct api_request *request)
     int result = peers_remove(request->host, request->arguments[0], &request->err);
 
     return result < 0 ? result : api_answer_empty(request);
+}
+
+int api_host_baseline(struct api_request *request)
+{
+    json_t *baseline = NULL;
+    bool check_only = false;
+    const struct field fields[] = {{"baseline", FIELD_OBJECT, false, &baseline},
+                                   {"check_only", FIELD_BOOL, false, &check_only}};
+    int result = api_read_body(request, fields, 2);
+
+    if (result == 0)
+        result = cpu_baseline_take(request->host, baseline, check_only, &request->err);
+    return result < 0 ? result : api_answer_empty(request);
+}
+
+int api_cluster_baseline(struct api_request *request)
+{
+    json_t *answer = NULL;
+    int result = cluster_baseline_show(request->host, &answer, &request->err);
+
+    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, answer);
+}
+
+int api_cluster_baseline_compute(struct api_request *request)
+{
+    json_t *answer = NULL;
+    int result = cluster_baseline_compute(request->host, &answer, &request->err);
+
+    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, answer);
+}
+
+int api_cluster_baseline_set(struct api_request *request)
+{
+    const char *name = NULL;
+    const struct field fields[] = {{"name", FIELD_STRING, false, &name}};
+    json_t *answer = NULL;
+    int result = api_read_body(request, fields, 1);
+
+    if (result == 0)
+        result = cluster_baseline_set(request->host, name, &answer, &request->err);
+    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, answer);
 }

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/hugepages.h"
 #include "host/certificate.h"
+#include "host/cpu_baseline.h"
 #include "host/definition.h"
 #include "host/fields.h"
 #include "host/vms.h"
@@ -121,6 +122,71 @@ static int check_machine_there(const struct check_context *context, struct ferry
     }
     return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s does not know %s machines", context->vm,
                      context->destination, machine);
+}
+
+/* The highest generation that the VM has all of and the other host, too. */
+static const char *common_generation(const struct check_context *context, const struct cpu *given,
+                                     const struct cpu *there)
+{
+    struct cpu_features both = cpu_features_and(&given->features, &there->features);
+    const struct cpu_generation *best = cpu_generation_best(context->host->generations, there->vendor, &both);
+
+    return best ? best->name : NULL;
+}
+
+/* A VM never runs where a CPU feature that it was given is missing. */
+static int check_cpu(const struct check_context *context, struct ferry_error *err)
+{
+    const json_t *json = json_object_get(context->there, "cpu");
+    struct cpu given = {0}, there;
+    struct cpu_features lacking;
+    const char *generation;
+    char names[240];
+
+    if (!cpu_baseline_given(context->host, context->vm, given.vendor, &given.features))
+        return 0;
+    if (!json_is_object(json) || cpu_baseline_read_cpu(&there, json, NULL) < 0)
+        return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s does not say what its CPU has",
+                         context->vm, context->destination);
+    if (strcmp(given.vendor, there.vendor) != 0)
+        return error_set(
+            err, HOST_REFUSED,
+            "VM %s cannot move: it was given a CPU by %s, and that of host %s is by %s; choose a "
+            "host with the same vendor's",
+            context->vm, given.vendor, context->destination, there.vendor);
+    lacking = cpu_features_without(&given.features, &there.features);
+    if (cpu_features_empty(&lacking))
+        return 0;
+    cpu_features_text(&lacking, names, sizeof(names));
+    generation = common_generation(context, &given, &there);
+    return error_set(err, HOST_REFUSED,
+                     "VM %s cannot move: host %s lacks CPU features %s that %s was given; %s%s%s%s%schoose "
+                     "another host",
+                     context->vm, context->destination, names, context->vm, generation ? "set baseline " : "",
+                     generation ? generation : "", generation ? " and power-cycle " : "",
+                     generation ? context->vm : "", generation ? ", or " : "");
+}
+
+/* What a person has a VM leave out is left out by the baseline anyway. */
+static int check_cpu_mask(const struct check_context *context, struct ferry_error *err)
+{
+    const char *text = definition_cpu(context->definition);
+    json_t *baseline = cpu_baseline_get(context->host);
+    struct cpu_features redundant = {0};
+    struct cpu_request request;
+    struct cpu cpu;
+    char names[240];
+
+    if (text && cpu_request_parse(&request, text, NULL) == 0 && json_is_object(baseline) &&
+        cpu_baseline_read_cpu(&cpu, baseline, NULL) == 0)
+        redundant = cpu_features_without(&request.without, &cpu.features);
+    cpu_features_text(&redundant, names, sizeof(names));
+    if (names[0])
+        error_set(err, HOST_REFUSED,
+                  "the mask of VM %s is redundant: the baseline %s takes %s away from every VM", context->vm,
+                  text_of(baseline, "name"), names);
+    json_decref(baseline);
+    return names[0] ? HOST_REFUSED : 0;
 }
 
 static int refuse_unlicensed(const struct check_context *context, const char *host, struct ferry_error *err)
@@ -408,11 +474,13 @@ static const struct check {
     {"elsewhere", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_elsewhere},
     {"state", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_state},
     {"enabled-source", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_enabled_here},
+    {"cpu-mask", CHECK_SOURCE_LOCAL, CHECK_WARNING, check_cpu_mask},
 
     {"host-name", CHECK_SOURCE_PEER, CHECK_ERROR, check_who_answers},
     {"protocol", CHECK_SOURCE_PEER, CHECK_ERROR, check_protocol_there},
     {"enabled-destination", CHECK_SOURCE_PEER, CHECK_ERROR, check_enabled_there},
     {"machine", CHECK_SOURCE_PEER, CHECK_ERROR, check_machine_there},
+    {"cpu", CHECK_SOURCE_PEER, CHECK_ERROR, check_cpu},
     {"encryption", CHECK_SOURCE_PEER, CHECK_ERROR, check_licensed},
 
     {"same-disks", CHECK_SOURCE_ANSWER, CHECK_ERROR, check_same_disks},

@@ -112,6 +112,11 @@ static int set_state_dir(struct config *config, const char *value, struct ferry_
     return set_path(config->state_dir, "state-dir", value, err);
 }
 
+static int set_cpu_table(struct config *config, const char *value, struct ferry_error *err)
+{
+    return set_path(config->cpu_table, "cpu-table", value, err);
+}
+
 static int set_lock_dir(struct config *config, const char *value, struct ferry_error *err)
 {
     return set_path(config->lock_dir, "lock-dir", value, err);
@@ -278,6 +283,8 @@ static const struct config_key {
      set_delta_cache},
     {"ferry-vm", "FILE", "the program to run a VM with", set_vm_program},
     {"memory-limit", "SIZE", "memory all VMs together may have", set_memory_limit},
+    {"cpu-table", "FILE",
+     "take this host's CPU for the one that FILE is a CPUID table of, to try baselines out", set_cpu_table},
     {"require-tls", NULL, "refuse what is not encrypted", set_require_tls},
     {"insecure", NULL, "allow what is not encrypted, on any address", set_insecure},
 };

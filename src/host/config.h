@@ -27,9 +27,10 @@ struct config {
     char listen[SOCK_ADDRESS_SIZE];          /* "ADDR:PORT", empty: no TCP */
     char migrate_address[SOCK_ADDRESS_SIZE]; /* numeric address without a port; where moving VMs connect to */
     char lock_dir[PATH_MAX];                 /* empty: none */
-    char lock_wait[8];                       /* seconds, in digits; empty: ferry-vm's default */
-    uint64_t peer_timeout_ns;                /* another host that says nothing for so long is dead */
-    uint64_t vm_timeout_ns;                  /* and so is a VM's process, or it does not end when told to */
+    char cpu_table[PATH_MAX];   /* says what the CPU is, instead of the CPU; empty: the CPU does */
+    char lock_wait[8];          /* seconds, in digits; empty: ferry-vm's default */
+    uint64_t peer_timeout_ns;   /* another host that says nothing for so long is dead */
+    uint64_t vm_timeout_ns;     /* and so is a VM's process, or it does not end when told to */
     uint64_t reconnect_ns;      /* quick resume: how long a lost connection is tried again by itself */
     uint64_t start_timeout_ns;  /* to get a VM's memory, or give it back, here or on another host */
     char vm_program[PATH_MAX];  /* the ferry-vm to start */

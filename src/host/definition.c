@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/hugepages.h"
+#include "cpu/baseline.h"
 #include "host/config.h"
 #include "host/fields.h"
 
@@ -144,6 +145,19 @@ static int check_hugepages(const char *name, uint64_t memory, uint64_t hugepages
     return result < 0 ? error_prefix(err, result, "VM %s", name) : 0;
 }
 
+/* Whether there is such a baseline, the host finds out that starts the VM. */
+static int check_cpu(const char *name, const char *machine, const char *cpu, struct ferry_error *err)
+{
+    struct cpu_request request;
+
+    if (strcmp(machine, "x86_64") != 0)
+        return error_set(err, -EINVAL, "VM %s: only the CPU of an x86_64 machine can be chosen, not of %s",
+                         name, machine);
+    if (cpu_request_parse(&request, cpu, err) < 0)
+        return error_prefix(err, -EINVAL, "VM %s", name);
+    return 0;
+}
+
 int definition_normalise(const json_t *input, json_t **out, struct ferry_error *err)
 {
     const char *name = NULL;
@@ -151,17 +165,19 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
     const char *kernel = NULL;
     const char *initrd = NULL;
     const char *cmdline = "";
+    const char *cpu = NULL;
     uint64_t memory = DEFINITION_MEMORY_DEFAULT;
     uint64_t hugepages = HUGEPAGES_NOT_SAID;
     uint64_t vcpus = 1;
     json_t *disks_in = NULL;
     json_t *nets_in = NULL;
     const struct field fields[] = {
-        {"name", FIELD_STRING, true, &name},        {"machine", FIELD_STRING, false, &machine},
-        {"memory", FIELD_UINT, false, &memory},     {"vcpus", FIELD_UINT, false, &vcpus},
-        {"kernel", FIELD_STRING, true, &kernel},    {"initrd", FIELD_STRING, false, &initrd},
-        {"cmdline", FIELD_STRING, false, &cmdline}, {"disks", FIELD_ARRAY, false, &disks_in},
-        {"nets", FIELD_ARRAY, false, &nets_in},     {"hugepages", FIELD_UINT, false, &hugepages},
+        {"name", FIELD_STRING, true, &name},          {"machine", FIELD_STRING, false, &machine},
+        {"memory", FIELD_UINT, false, &memory},       {"vcpus", FIELD_UINT, false, &vcpus},
+        {"kernel", FIELD_STRING, true, &kernel},      {"initrd", FIELD_STRING, false, &initrd},
+        {"cmdline", FIELD_STRING, false, &cmdline},   {"disks", FIELD_ARRAY, false, &disks_in},
+        {"nets", FIELD_ARRAY, false, &nets_in},       {"cpu", FIELD_STRING, false, &cpu},
+        {"hugepages", FIELD_UINT, false, &hugepages},
     };
     json_t *disks = json_array();
     json_t *nets = json_array();
@@ -183,6 +199,8 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
         result = check_numbers(memory, vcpus, err);
     if (result == 0 && hugepages != HUGEPAGES_NOT_SAID)
         result = check_hugepages(name, memory, hugepages, err);
+    if (result == 0 && cpu)
+        result = check_cpu(name, machine, cpu, err);
     if (result == 0)
         result = check_path(kernel, "kernel", err);
     if (result == 0 && initrd)
@@ -195,6 +213,8 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
         made = json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:O, s:O}", "name", name, "machine", machine,
                          "memory", (json_int_t)memory, "vcpus", (json_int_t)vcpus, "kernel", kernel,
                          "cmdline", cmdline, "disks", disks, "nets", nets);
+        if (made && cpu)
+            json_object_set_new(made, "cpu", json_string(cpu));
         if (made && initrd)
             json_object_set_new(made, "initrd", json_string(initrd));
         if (made && hugepages != HUGEPAGES_NOT_SAID)
@@ -236,4 +256,9 @@ json_t *definition_disks(const json_t *definition)
 json_t *definition_nets(const json_t *definition)
 {
     return json_object_get(definition, "nets");
+}
+
+const char *definition_cpu(const json_t *definition)
+{
+    return json_string_value(json_object_get(definition, "cpu"));
 }

@@ -8,6 +8,7 @@
 #include "host/agreement.h"
 #include "host/api.h"
 #include "host/certificate.h"
+#include "host/cpu_baseline.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
@@ -272,6 +273,8 @@ json_t *host_object(struct host *host)
         certificate_migration_status(host), "certificate", certificate_object(host), "pid", (int)getpid(),
         "started", host->started, "state_dir", fields_text(host->config->state_dir));
     json_object_set_new(object, "hugepages", hugepages_list(host));
+    json_object_set_new(object, "cpu", cpu_baseline_host_object(host));
+    json_object_set_new(object, "cpu_baseline", cpu_baseline_get(host));
     json_object_set_new(object, "migrate_max", json_integer((json_int_t)host->config->migrate_max));
     json_object_set_new(object, "migrate_bandwidth",
                         json_integer((json_int_t)host->config->migrate_bandwidth));
@@ -351,6 +354,8 @@ static int open_records(struct host *host, struct ferry_error *err)
     free(value);
     if (result == 0)
         result = events_new(host, err);
+    if (result == 0)
+        result = cpu_baseline_open(host, err);
     if (result == 0)
         result = peers_load(host, err);
     return result;
@@ -464,6 +469,7 @@ void host_free(struct host *host)
         events_emit(host, EVENT_HOST_STOPPED, NULL, NULL, NULL, "ferryd stopped on host %s; its VMs run on",
                     host->config->name);
     events_free(host->events);
+    cpu_baseline_close(host);
     store_close(host->store);
     credentials_unref(host->credentials);
     log_close(host->log);

@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "cpu/cpu.h"
 #include "host/config.h"
 #include "host/store.h"
 
@@ -54,6 +55,7 @@ struct api;
 struct agreement_thread;
 struct ferry_credentials;
 struct probe_door;
+struct cpu_generations;
 
 struct host {
     /* constant after host_new */
@@ -71,6 +73,9 @@ struct host {
     char boot_id[40];                /* this machine's, to tell whether two hosts share it */
     const char *hugepages_directory; /* as of hugepages_read */
 
+    struct cpu cpu;                      /* vendor empty: it runs no x86_64 VMs */
+    struct cpu_generations *generations; /* CPU baselines by name */
+
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool stopping;
@@ -80,7 +85,8 @@ struct host {
     struct vm_process *leaving;            /* replaced by an upgrade, not gone yet; references */
     struct peer *peers;                    /* by name */
     struct migration *migrations;          /* newest first */
-    struct probe_door *probe;              /* constant */
+    json_t *baseline;         /* the CPU baseline in force (cpu_baseline.h); immutable; NULL: none */
+    struct probe_door *probe; /* constant */
 };
 
 /*

@@ -6,6 +6,7 @@
 #include "base/thread.h"
 #include "host/api.h"
 #include "host/certificate.h"
+#include "host/cluster.h"
 #include "host/fields.h"
 #include "tls/https.h"
 
@@ -422,6 +423,8 @@ int peers_add(struct host *host, const char *name, const char *address, struct f
     else if (strcmp(called, name) != 0)
         result = error_set(err, HOST_CONFLICT, "host %s was not added: the host at %s is called %.64s", name,
                            address, called);
+    if (result == 0)
+        result = cluster_admit(host, name, address, answer, err);
     json_decref(answer);
     if (result == 0)
         result = insert(host, name, address, err);

@@ -2,6 +2,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "host/cpu_baseline.h"
 #include "base/thread.h"
 #include "host/fields.h"
 #include "host/migration.h"
@@ -274,6 +275,7 @@ struct start {
     const char *former; /* of the process that has the VM; NULL: none */
     unsigned flags;     /* enum vm_process_flags */
     int64_t timeout_ms;
+    const char *cpu_features; /* as ferry-vm has it; NULL: all */
 };
 
 /* The child's descriptors: no input, its words into the VM's log, the ready pipe as READY_FD, nothing else.
@@ -282,7 +284,7 @@ static int spawn(const struct config *config, const struct start *start, int rea
                  struct ferry_error *err)
 {
     char log_path[PATH_MAX];
-    char *argv[16] = {"ferry-vm", "--dir",  (char *)start->directory, "--ready-fd",
+    char *argv[20] = {"ferry-vm", "--dir",  (char *)start->directory, "--ready-fd",
                       "3",        "--host", (char *)config->name};
     size_t argc = 7;
     posix_spawn_file_actions_t actions;
@@ -303,6 +305,10 @@ static int spawn(const struct config *config, const struct start *start, int rea
     if (config->lock_dir[0]) {
         argv[argc++] = "--lock-dir";
         argv[argc++] = (char *)config->lock_dir;
+    }
+    if (start->cpu_features) {
+        argv[argc++] = "--cpu-features";
+        argv[argc++] = (char *)start->cpu_features;
     }
     if (config->lock_wait[0]) {
         argv[argc++] = "--lock-wait";
@@ -430,9 +436,17 @@ static int process_start(struct vm_process **out, struct host *host, struct vm *
 int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, unsigned flags,
                      int64_t timeout_ms, struct ferry_error *err)
 {
-    const struct start start = {.directory = vm->directory, .flags = flags, .timeout_ms = timeout_ms};
+    struct start start = {.directory = vm->directory, .flags = flags, .timeout_ms = timeout_ms};
+    char *cpu_features = NULL;
+    int result = flags & VM_PROCESS_INCOMING /* what it was given arrives with it */
+                     ? 0
+                     : cpu_baseline_for_vm(host, vm->definition, &cpu_features, err);
 
-    return process_start(out, host, vm, &start, err);
+    start.cpu_features = cpu_features;
+    if (result == 0)
+        result = process_start(out, host, vm, &start, err);
+    free(cpu_features);
+    return result;
 }
 
 int vm_process_start_next(struct vm_process **out, struct host *host, struct vm *vm, const char *directory,

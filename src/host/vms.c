@@ -100,6 +100,7 @@ void vm_unref(struct host *host, struct vm *vm)
     json_decref(vm->definition);
     json_decref(vm->exit);
     json_decref(vm->forecast);
+    json_decref(vm->cpu);
     free(vm);
 }
 
@@ -195,6 +196,7 @@ static json_t *vm_object(struct host *host, const struct vm *vm)
                   vm->definition, "memory_resident", (json_int_t)(vm->process ? vm->memory_resident : 0));
 
     json_object_set_new(object, "not_runnable", describe_ban(vm, banned));
+    json_object_set_new(object, "cpu", vm->process && vm->cpu ? json_incref(vm->cpu) : json_null());
     json_object_set_new(object, "pid", vm->process ? json_integer(vm->process->pid) : json_null());
     json_object_set_new(object, "version",
                         vm->process && vm->version[0] ? json_string(vm->version) : json_null());
@@ -224,6 +226,7 @@ void vms_state_told(struct vm_process *process, const json_t *params)
     const char *started = json_string_value(json_object_get(params, "started"));
     const char *version = json_string_value(json_object_get(params, "version"));
     json_t *resident = json_object_get(params, "memory_resident");
+    json_t *cpu = json_object_get(params, "cpu");
 
     if (!state)
         return;
@@ -243,6 +246,10 @@ void vms_state_told(struct vm_process *process, const json_t *params)
         snprintf(vm->started, sizeof(vm->started), "%s", started);
     if (version)
         snprintf(vm->version, sizeof(vm->version), "%s", version);
+    if (json_is_object(cpu)) {
+        json_decref(vm->cpu);
+        vm->cpu = json_incref(cpu);
+    }
     if (json_is_integer(resident) && json_integer_value(resident) >= 0)
         vm->memory_resident = (uint64_t)json_integer_value(resident);
     host_changed(host);

@@ -51,6 +51,7 @@ struct vm {
     uint64_t memory_resident;      /* bytes, as last told */
     uint64_t memory_promised;      /* bytes, while a reservation is being made */
     const char *busy;              /* "being started"; NULL: unclaimed */
+    json_t *cpu;                   /* what it was given, as its process last told: {vendor, features}; NULL */
     char version[32];              /* of the ferry-vm that runs it; empty: it has not said */
     struct vm_process *process;    /* NULL: none */
     bool killed;                   /* that one, by a person's wish, as it did not end by itself */

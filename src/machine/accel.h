@@ -13,6 +13,7 @@
 #include "bus/memory.h"
 #include "bus/mmio.h"
 #include "bus/state.h"
+#include "cpu/cpu.h"
 
 #include <ferry/error.h>
 
@@ -38,6 +39,7 @@ struct accel_config {
     struct mmio_bus *bus;
     struct log *log;
     const struct accel_platform *platform;
+    const struct cpu_features *cpu_features; /* the guest gets no others; NULL: all that the host has */
 };
 
 enum accel_exit {
@@ -88,6 +90,10 @@ struct accel_ops {
      */
     bool (*vcpu_hold)(struct accel *accel, unsigned index);
     void (*vcpu_release)(struct accel *accel, unsigned index);
+
+    /* What the guest was told of its CPU; no vCPU state is being loaded. NULL when there is nothing to tell.
+     */
+    void (*cpu_given)(struct accel *accel, struct cpu *cpu);
 
     /* Any thread, any time. LINE: interrupt source number. */
     void (*irq_set)(struct accel *accel, unsigned line, bool level);

@@ -19,6 +19,7 @@
 #define NAME_MAX_SIZE    63
 #define CMDLINE_MAX_SIZE 1023 /* Linux: COMMAND_LINE_SIZE of riscv, without its NUL */
 #define BACKEND_MAX_SIZE 1023
+#define CPU_MAX_SIZE     1023
 
 /* One key of a JSON object: how its value gets into the configuration. */
 struct config_key {
@@ -356,11 +357,18 @@ static int parse_nets(void *object, const char *where, const json_t *value, stru
     return 0;
 }
 
+static int parse_cpu(void *object, const char *where, const json_t *value, struct ferry_error *err)
+{
+    struct machine_config *config = object;
+
+    return parse_text(&config->cpu, where, value, CPU_MAX_SIZE, "a baseline and features to leave out", err);
+}
+
 static const struct config_key config_keys[] = {
     {"name", parse_name},           {"machine", parse_machine}, {"memory", parse_memory},
     {"hugepages", parse_hugepages}, {"vcpus", parse_vcpus},     {"kernel", parse_kernel},
     {"initrd", parse_initrd},       {"cmdline", parse_cmdline}, {"disks", parse_disks},
-    {"nets", parse_nets},
+    {"nets", parse_nets},           {"cpu", parse_cpu},
 };
 
 /* 52:54:00 is a prefix in the locally administered range; the rest is random. */
@@ -429,10 +437,10 @@ json_t *machine_config_to_json(const struct machine_config *config)
                  mac[5]);
         json_array_append_new(nets, json_pack("{s:s, s:s}", "backend", net->backend, "mac", text));
     }
-    return json_pack("{s:s, s:s, s:I, s:o*, s:i, s:s*, s:s*, s:s*, s:o, s:o}", "name", config->name,
+    return json_pack("{s:s, s:s, s:I, s:o*, s:i, s:s*, s:s*, s:s*, s:s*, s:o, s:o}", "name", config->name,
                      "machine", config->machine, "memory", (json_int_t)config->memory, "hugepages", hugepages,
                      "vcpus", (int)config->vcpus, "kernel", config->kernel, "initrd", config->initrd,
-                     "cmdline", config->cmdline, "disks", disks, "nets", nets);
+                     "cmdline", config->cmdline, "cpu", config->cpu, "disks", disks, "nets", nets);
 }
 
 void machine_config_free(struct machine_config *config)
@@ -442,6 +450,7 @@ void machine_config_free(struct machine_config *config)
     free(config->kernel);
     free(config->initrd);
     free(config->cmdline);
+    free(config->cpu);
     for (unsigned i = 0; i < config->disk_count; i++)
         free(config->disks[i].path);
     for (unsigned i = 0; i < config->net_count; i++)

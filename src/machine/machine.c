@@ -215,7 +215,9 @@ static int machine_add_accel(struct machine *machine, struct ferry_error *err)
                                   .memory = machine->memory,
                                   .bus = machine->bus,
                                   .log = machine->log,
-                                  .platform = &machine->platform};
+                                  .platform = &machine->platform,
+                                  .cpu_features =
+                                      machine->config.cpu_cut ? &machine->config.cpu_features : NULL};
     int result;
 
     machine->platform = (struct accel_platform){.opaque = machine,
@@ -243,6 +245,8 @@ static int machine_copy_config(struct machine *machine, const struct machine_con
     int result = machine_config_from_json(&machine->config, json, err);
 
     json_decref(json);
+    machine->config.cpu_cut = config->cpu_cut;
+    machine->config.cpu_features = config->cpu_features;
     return result;
 }
 
@@ -621,4 +625,12 @@ void machine_throttle_vcpus(struct machine *machine, const unsigned *percent, si
 {
     for (unsigned i = 0; i < count; i++)
         machine->accel->ops->vcpu_throttle(machine->accel, i, percent[i]);
+}
+
+bool machine_cpu(const struct machine *machine, struct cpu *cpu)
+{
+    if (!machine->accel->ops->cpu_given)
+        return false;
+    machine->accel->ops->cpu_given(machine->accel, cpu);
+    return true;
 }

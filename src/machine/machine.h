@@ -14,6 +14,7 @@
 #include "base/buffer.h"
 #include "base/log.h"
 #include "bus/memory.h"
+#include "cpu/cpu.h"
 
 #include <ferry/error.h>
 
@@ -47,6 +48,9 @@ struct machine_config {
     char *kernel;   /* path; not needed by an arriving VM */
     char *initrd;   /* or NULL */
     char *cmdline;  /* or NULL */
+    char *cpu;      /* as the user asked for it, or NULL; what comes of that is the next two */
+    bool cpu_cut;   /* the guest gets of the host's features only those; not in the JSON form */
+    struct cpu_features cpu_features;
     struct machine_disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
     struct machine_net_config nets[MACHINE_NETS_MAX];
@@ -91,6 +95,9 @@ int machine_new(struct machine **out, const struct machine_config *config, struc
 void machine_free(struct machine *machine); /* pauses first; NULL allowed */
 
 const struct machine_config *machine_config(const struct machine *machine);
+/* What the guest was told of its CPU; not while an arriving VM's state is loaded. False: there is nothing to
+ * tell. */
+bool machine_cpu(const struct machine *machine, struct cpu *cpu);
 struct memory *machine_memory(struct machine *machine);
 
 /* Loads kernel, initrd and device tree, sets the boot vCPU. Host ports that a network wants and that are

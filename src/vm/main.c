@@ -23,7 +23,7 @@
 static const char usage[] =
     "usage: ferry-vm --dir DIR [--incoming | --upgrade DIR] [--paused] [--ready-fd N] [--insecure] [--host "
     "NAME]\n"
-    "                [--lock-dir DIR] [--lock-wait SECONDS]\n"
+    "                [--lock-dir DIR] [--lock-wait SECONDS] [--cpu-features NAMES]\n"
     "\n"
     "Runs one virtual machine, described by DIR/definition.json, and answers JSON-RPC on DIR/control.sock.\n"
     "\n"
@@ -38,6 +38,8 @@ static const char usage[] =
     "  --lock-dir DIR  where the lock of a VM without a writable disk file is, shared with the other hosts\n"
     "  --lock-wait SECONDS\n"
     "                  how long to try for the lock when a destination does not answer any more (120)\n"
+    "  --cpu-features NAMES\n"
+    "                  of the host's CPU features give the guest only these (x86_64), with commas between\n"
     "  --help          this text\n"
     "  --version       the version\n";
 
@@ -77,12 +79,19 @@ static int parse_seconds(const char *text, uint64_t *ns)
 static int parse_arguments(int argc, char **argv, struct vm_options *options, const char **former)
 {
     static const struct option longs[] = {
-        {"dir", required_argument, NULL, 'd'},       {"incoming", no_argument, NULL, 'i'},
-        {"upgrade", required_argument, NULL, 'u'},   {"paused", no_argument, NULL, 'p'},
-        {"ready-fd", required_argument, NULL, 'r'},  {"insecure", no_argument, NULL, 'I'},
-        {"host", required_argument, NULL, 'H'},      {"lock-dir", required_argument, NULL, 'l'},
-        {"lock-wait", required_argument, NULL, 'w'}, {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'v'},         {0},
+        {"dir", required_argument, NULL, 'd'},
+        {"incoming", no_argument, NULL, 'i'},
+        {"upgrade", required_argument, NULL, 'u'},
+        {"paused", no_argument, NULL, 'p'},
+        {"ready-fd", required_argument, NULL, 'r'},
+        {"insecure", no_argument, NULL, 'I'},
+        {"host", required_argument, NULL, 'H'},
+        {"lock-dir", required_argument, NULL, 'l'},
+        {"lock-wait", required_argument, NULL, 'w'},
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},
+        {"cpu-features", required_argument, NULL, 'c'},
+        {0},
     };
     int option;
 
@@ -119,6 +128,9 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         case 'w':
             if (parse_seconds(optarg, &options->lock_wait_ns) < 0)
                 return bad_usage("--lock-wait %s is not a number of seconds, at most 86400", optarg);
+            break;
+        case 'c':
+            options->cpu_features = optarg;
             break;
         case 'h':
             fputs(usage, stdout);

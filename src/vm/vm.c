@@ -378,6 +378,16 @@ static uint64_t vm_memory_resident(struct vm *vm)
     return bytes;
 }
 
+/* What the guest was told of its CPU; null while that is arriving. Under the lock. */
+static json_t *vm_cpu_json(const struct vm *vm)
+{
+    struct cpu cpu;
+
+    if (vm->setup || !machine_cpu(vm->machine, &cpu))
+        return json_null();
+    return json_pack("{s:s, s:o}", "vendor", cpu.vendor, "features", cpu_features_json(&cpu.features));
+}
+
 json_t *vm_status_json(struct vm *vm)
 {
     json_t *migration = migration_active(vm->migration) ? migration_json(vm->migration, false) : json_null();
@@ -385,10 +395,10 @@ json_t *vm_status_json(struct vm *vm)
     json_t *json;
 
     pthread_mutex_lock(&vm->lock);
-    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:O, s:I, s:o}", "name", vm->config.name, "state",
+    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:O, s:I, s:o, s:o}", "name", vm->config.name, "state",
                      vm_state_name(vm), "why", vm_state_why(vm, why), "pid", (int)getpid(), "version",
                      FERRY_VERSION, "started", vm->started, "definition", vm->definition, "memory_resident",
-                     (json_int_t)vm_memory_resident(vm), "migration", migration);
+                     (json_int_t)vm_memory_resident(vm), "migration", migration, "cpu", vm_cpu_json(vm));
     pthread_mutex_unlock(&vm->lock);
     return json;
 }
@@ -771,6 +781,12 @@ static int vm_make_machine(struct vm *vm, struct ferry_error *err)
                                                .event = vm_on_machine_event,
                                                .console_output = vm_on_console_output,
                                                .console_input_ready = vm_on_console_ready};
+    if (vm->options.cpu_features) {
+        vm->config.cpu_cut = true;
+        result = cpu_features_from_list(&vm->config.cpu_features, vm->options.cpu_features, err);
+        if (result)
+            return error_prefix(err, result, "--cpu-features");
+    }
     result = machine_new(&vm->machine, &vm->config, vm->log, &vm->callbacks, err);
     if (result)
         return result;

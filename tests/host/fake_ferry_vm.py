@@ -39,6 +39,7 @@ class FakeVm:
         words = self.definition.get("cmdline", "").split(" ")
         self.directives = dict((word.split("=", 1) + [""])[:2] for word in words)
         self.name = self.definition["name"]
+        self.cpu = None
         self.incoming = incoming
         self.state = "SETUP" if incoming else "PAUSED" if paused else "RUNNING"
         self.started = now()
@@ -234,7 +235,7 @@ class FakeVm:
         if method == "status":
             return {"name": self.name, "state": self.state, "why": "", "pid": os.getpid(),
                     "started": self.started, "definition": self.definition, "memory_resident": 4096000,
-                    "migration": self.migration if self.active() else None}
+                    "migration": self.migration if self.active() else None, "cpu": self.cpu}
         if method == "subscribe":
             self.subscribers.append(client)
             return {}
@@ -320,6 +321,9 @@ def main():
     directory = arguments[arguments.index("--dir") + 1]
     fd = int(arguments[arguments.index("--ready-fd") + 1])
     vm = FakeVm(directory, "--incoming" in arguments, "--paused" in arguments)
+    if "--cpu-features" in arguments:
+        features = arguments[arguments.index("--cpu-features") + 1].split(",")
+        vm.cpu = {"vendor": "AuthenticAMD", "features": features}
     if "fail-start" in vm.directives:
         ready(fd, {"error": vm.directives["fail-start"].replace("_", " "), "errno": 5})
         sys.exit(1)

@@ -174,7 +174,7 @@ static int kvm_create(struct accel **out, const struct accel_config *config, str
     kvm->kvm_fd = kvm->vm_fd = -1;
     result = kvm_create_vm(kvm, err);
     if (!result)
-        result = kvm_cpuid_init(kvm, config->vcpus, err);
+        result = kvm_cpuid_init(kvm, config->vcpus, config->cpu_features, err);
     for (unsigned i = 0; i < config->vcpus && !result; i++)
         result = kvm_cpu_create(kvm, i, err);
     if (!result)
@@ -220,6 +220,7 @@ const struct accel_ops accel_kvm = {
     .reset = kvm_reset,
     .vcpu_run = kvm_vcpu_run,
     .vcpu_kick = kvm_vcpu_kick,
+    .cpu_given = kvm_cpu_given,
     .irq_set = kvm_irq_set,
     .sections = kvm_sections,
     .section_save = kvm_section_save,

@@ -106,8 +106,11 @@ void kvm_throttle(struct accel *accel, unsigned percent);
 
 /* ---- kvm_cpuid.c ---- */
 
-/* Fills host_cpuid and cpuid, for a VM of so many vCPUs. */
-int kvm_cpuid_init(struct kvm_accel *kvm, unsigned cpus, struct ferry_error *err);
+/* Fills host_cpuid and cpuid, for a VM of so many vCPUs; the guest gets of the host's features only those in
+ * FEATURES (NULL: all). */
+int kvm_cpuid_init(struct kvm_accel *kvm, unsigned cpus, const struct cpu_features *features,
+                   struct ferry_error *err);
+void kvm_cpu_given(struct accel *accel, struct cpu *cpu);
 /* Gives a vCPU kvm->cpuid, with its own numbers. Before it first runs. */
 int kvm_cpuid_apply(struct kvm_cpu *cpu, struct ferry_error *err);
 void kvm_cpuid_save(const struct kvm_accel *kvm, struct buffer *out);

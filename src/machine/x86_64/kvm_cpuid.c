@@ -12,12 +12,10 @@
 #include <string.h>
 
 #define LEAF_FEATURES     0x1
-#define LEAF_EXTENDED     0x7
 #define LEAF_PMU          0xa
 #define LEAF_TOPOLOGY     0xb
 #define LEAF_XSAVE        0xd
 #define LEAF_TOPOLOGY2    0x1f
-#define LEAF_KVM_FEATURES 0x40000001
 #define LEAF_AMD_FEATURES 0x80000001
 #define LEAF_AMD_SIZES    0x80000008
 #define LEAF_AMD_SVM      0x8000000a
@@ -33,6 +31,10 @@
 #define AMD_ECX_CMP_LEGACY  (1u << 1)
 #define AMD_ECX_SVM         (1u << 2)
 #define AMD_ECX_PERFCTR     (1u << 23)
+
+#define AMD_EDX_REPEATED 0x0183f3ff /* bits of leaf 1 EDX */
+
+#define XSAVE_LEGACY_SIZE 576 /* what is always there, and the header (SDM volume 1, 13.4) */
 
 #define TOPOLOGY_SMT  0x100
 #define TOPOLOGY_CORE 0x201
@@ -135,7 +137,111 @@ static void make_table(struct kvm_cpuid2 *table, const struct kvm_cpuid2 *suppor
     add_topology(table, cpus);
 }
 
-int kvm_cpuid_init(struct kvm_accel *kvm, unsigned cpus, struct ferry_error *err)
+/* ---- what of it the guest gets ---- */
+
+static struct kvm_cpuid_entry2 *find_mutable(struct kvm_cpuid2 *table, uint32_t function, uint32_t index)
+{
+    return (struct kvm_cpuid_entry2 *)find(table, function, index);
+}
+
+static uint32_t *register_of(struct kvm_cpuid_entry2 *entry, enum cpu_register which)
+{
+    uint32_t *const registers[] = {
+        [CPU_EAX] = &entry->eax, [CPU_EBX] = &entry->ebx, [CPU_ECX] = &entry->ecx, [CPU_EDX] = &entry->edx};
+
+    return registers[which];
+}
+
+static uint32_t read_register(const struct kvm_cpuid_entry2 *entry, enum cpu_register which)
+{
+    struct kvm_cpuid_entry2 copy = *entry;
+
+    return *register_of(&copy, which);
+}
+
+/* Which components of the extended state (SDM volume 1, 13.1) the features in SET use. */
+static uint64_t xsave_components(const struct cpu_features *set)
+{
+    static const struct {
+        const char *feature;
+        uint64_t components;
+    } users[] = {{"avx", 0x4}, {"avx512f", 0xe0}, {"pku", 0x200}, {"amx_tile", 0x60000}};
+    uint64_t components = 0x3;
+
+    for (size_t i = 0; i < ARRAY_SIZE(users); i++) {
+        if (cpu_features_has(set, users[i].feature))
+            components |= users[i].components;
+    }
+    return components;
+}
+
+/* Leaf 0xd: only COMPONENTS, none of the supervisor's, and as large as these are. */
+static void cut_xsave(struct kvm_cpuid2 *table, uint64_t components)
+{
+    struct kvm_cpuid_entry2 *main_leaf = find_mutable(table, LEAF_XSAVE, 0);
+    struct kvm_cpuid_entry2 *second = find_mutable(table, LEAF_XSAVE, 1);
+    uint32_t size = XSAVE_LEGACY_SIZE;
+    uint32_t kept = 0;
+
+    if (!main_leaf)
+        return;
+    main_leaf->eax &= (uint32_t)components;
+    main_leaf->edx &= (uint32_t)(components >> 32);
+    components = main_leaf->eax | (uint64_t)main_leaf->edx << 32;
+    if (second)
+        second->ecx = second->edx = 0;
+    for (uint32_t i = 0; i < table->nent; i++) {
+        struct kvm_cpuid_entry2 *entry = &table->entries[i];
+
+        if (entry->function == LEAF_XSAVE && entry->index >= 2) {
+            if (entry->index >= 64 || !(components >> entry->index & 1))
+                continue;
+            if (entry->ebx + entry->eax > size)
+                size = entry->ebx + entry->eax;
+        }
+        table->entries[kept++] = *entry;
+    }
+    table->nent = kept;
+    main_leaf = find_mutable(table, LEAF_XSAVE, 0);
+    main_leaf->ebx = main_leaf->ecx = size; /* EBX: KVM keeps it right as the guest sets XCR0 */
+}
+
+static void cut_features(struct kvm_cpuid2 *table, const struct cpu_features *set)
+{
+    struct kvm_cpuid_entry2 *amd = find_mutable(table, LEAF_AMD_FEATURES, 0);
+    const struct kvm_cpuid_entry2 *features = find(table, LEAF_FEATURES, 0);
+
+    for (unsigned i = 0; i < CPU_WORDS; i++) {
+        struct kvm_cpuid_entry2 *entry = find_mutable(table, cpu_words[i].leaf, cpu_words[i].subleaf);
+
+        if (entry)
+            *register_of(entry, cpu_words[i].reg) &= set->words[i] | ~cpu_features_possible(i);
+    }
+    if (amd && features) /* the bits that AMD has in both leaves */
+        amd->edx &= features->edx | ~(uint32_t)AMD_EDX_REPEATED;
+    cut_xsave(table, cpu_features_has(set, "xsave") ? xsave_components(set) : 0);
+}
+
+static void describe(const struct kvm_cpuid2 *table, struct cpu *cpu)
+{
+    struct cpu_leaf leaves[KVM_CPUID_ENTRIES_MAX];
+
+    for (uint32_t i = 0; i < table->nent; i++) {
+        const struct kvm_cpuid_entry2 *entry = &table->entries[i];
+
+        leaves[i] = (struct cpu_leaf){
+            entry->function, entry->index, {entry->eax, entry->ebx, entry->ecx, entry->edx}};
+    }
+    cpu_from_leaves(cpu, leaves, table->nent);
+}
+
+void kvm_cpu_given(struct accel *accel, struct cpu *cpu)
+{
+    describe(kvm_accel_of(accel)->cpuid, cpu);
+}
+
+int kvm_cpuid_init(struct kvm_accel *kvm, unsigned cpus, const struct cpu_features *features,
+                   struct ferry_error *err)
 {
     struct kvm_cpuid2 *supported = table_new(err);
     bool tsc_deadline =
@@ -155,6 +261,8 @@ int kvm_cpuid_init(struct kvm_accel *kvm, unsigned cpus, struct ferry_error *err
     } else {
         make_table(kvm->host_cpuid, supported, cpus, tsc_deadline);
         memcpy(kvm->cpuid, kvm->host_cpuid, table_size());
+        if (features)
+            cut_features(kvm->cpuid, features);
     }
     free(supported);
     return result < 0 ? result : 0;
@@ -222,54 +330,46 @@ static int parse(struct kvm_cpuid2 *table, const struct buffer *saved, struct fe
     return 0;
 }
 
-enum cpuid_register { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
-
-static uint32_t get_register(const struct kvm_cpuid_entry2 *entry, enum cpuid_register which)
+/* What is no feature (cpu_features.h) Ferry makes itself, here as there: it cannot be more. */
+static int check_rest(const struct kvm_cpuid2 *given, const struct kvm_cpuid2 *host, struct ferry_error *err)
 {
-    if (!entry)
-        return 0;
-    switch (which) {
-    case CPUID_EAX:
-        return entry->eax;
-    case CPUID_EBX:
-        return entry->ebx;
-    case CPUID_ECX:
-        return entry->ecx;
-    case CPUID_EDX:
-        break;
+    for (unsigned i = 0; i < CPU_WORDS; i++) {
+        const struct cpu_word *word = &cpu_words[i];
+        const struct kvm_cpuid_entry2 *want = find(given, word->leaf, word->subleaf);
+        const struct kvm_cpuid_entry2 *have = find(host, word->leaf, word->subleaf);
+        uint32_t more = want ? read_register(want, word->reg) : 0;
+
+        more &= ~cpu_features_possible(i) & ~(have ? read_register(have, word->reg) : 0);
+        if (more)
+            return error_set(err, -EOPNOTSUPP, "no VM is given CPUID leaf 0x%x.%u E%cX, bits 0x%x",
+                             word->leaf, word->subleaf, "ABCD"[word->reg], more);
     }
-    return entry->edx;
+    return 0;
 }
 
-/* Where each bit is a feature. What a guest was given must be here. */
+/* What a guest was given must be here. */
 static int check_features(const struct kvm_cpuid2 *given, const struct kvm_cpuid2 *host,
                           struct ferry_error *err)
 {
-    static const struct {
-        uint32_t function, index;
-        enum cpuid_register which;
-    } words[] = {
-        {LEAF_FEATURES, 0, CPUID_ECX},     {LEAF_FEATURES, 0, CPUID_EDX},
-        {LEAF_EXTENDED, 0, CPUID_EBX},     {LEAF_EXTENDED, 0, CPUID_ECX},
-        {LEAF_EXTENDED, 0, CPUID_EDX},     {LEAF_EXTENDED, 1, CPUID_EAX},
-        {LEAF_XSAVE, 0, CPUID_EAX},        {LEAF_XSAVE, 0, CPUID_EDX},
-        {LEAF_XSAVE, 1, CPUID_EAX},        {LEAF_KVM_FEATURES, 0, CPUID_EAX},
-        {LEAF_AMD_FEATURES, 0, CPUID_ECX}, {LEAF_AMD_FEATURES, 0, CPUID_EDX},
-        {LEAF_AMD_SIZES, 0, CPUID_EBX},
-    };
-    static const char *const names[] = {"EAX", "EBX", "ECX", "EDX"};
+    const struct kvm_cpuid_entry2 *want = find(given, LEAF_XSAVE, 0), *have = find(host, LEAF_XSAVE, 0);
+    uint64_t wanted = want ? want->eax | (uint64_t)want->edx << 32 : 0;
+    uint64_t there = have ? have->eax | (uint64_t)have->edx << 32 : 0;
+    struct cpu_features lacking;
+    struct cpu guest, here;
+    char names[FERRY_ERROR_TEXT_SIZE / 2];
 
-    for (size_t i = 0; i < ARRAY_SIZE(words); i++) {
-        uint32_t want = get_register(find(given, words[i].function, words[i].index), words[i].which);
-        uint32_t have = get_register(find(host, words[i].function, words[i].index), words[i].which);
-
-        if (want & ~have)
-            return error_set(err, -EOPNOTSUPP,
-                             "this host's CPU lacks features that the VM was given: CPUID leaf 0x%x.%u %s, "
-                             "bits 0x%x",
-                             words[i].function, words[i].index, names[words[i].which], want & ~have);
-    }
-    return 0;
+    describe(given, &guest);
+    describe(host, &here);
+    lacking = cpu_features_without(&guest.features, &here.features);
+    cpu_features_text(&lacking, names, sizeof(names));
+    if (names[0])
+        return error_set(err, -EOPNOTSUPP, "this host lacks CPU features that the VM was given: %s", names);
+    if (wanted & ~there)
+        return error_set(
+            err, -EOPNOTSUPP,
+            "this host's CPU lacks components of the extended state (XCR0) that the VM was given: 0x%llx",
+            (unsigned long long)(wanted & ~there));
+    return check_rest(given, host, err);
 }
 
 static int check_vendor(const struct kvm_cpuid2 *given, const struct kvm_cpuid2 *host,

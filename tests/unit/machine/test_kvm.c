@@ -167,6 +167,11 @@ static void guest_with_features_this_host_lacks_is_refused(void **state)
             saved.data[at + 20] |= 1 << 5; /* VMX, which guests are not given */
     assert_int_equal(load(fixture, "cpuid", &saved, saved.size, &err), -EOPNOTSUPP);
     assert_contains(err.text, "CPUID leaf 0x1.0 ECX, bits 0x20");
+    for (size_t at = 4; at + 28 <= saved.size; at += 28)
+        if (memcmp(saved.data + at, "\1\0\0\0", 4) == 0)
+            saved.data[at + 20] |= 1 << 6; /* SMX, which no KVM gives */
+    assert_int_equal(load(fixture, "cpuid", &saved, saved.size, &err), -EOPNOTSUPP);
+    assert_contains(err.text, "lacks CPU features that the VM was given: smx");
     saved.data[4 + 16] ^= 1; /* the vendor: leaf 0 is the first */
     assert_int_equal(load(fixture, "cpuid", &saved, saved.size, &err), -EOPNOTSUPP);
     assert_contains(err.text, "vendor");
