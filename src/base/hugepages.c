@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #define KIB UINT64_C(1024)
 #define MIB (UINT64_C(1) << 20)
@@ -39,6 +40,7 @@ int hugepages_check_memory(uint64_t memory, uint64_t page_size, struct ferry_err
 static int read_number(const char *directory, uint64_t page_size, const char *name, uint64_t *number)
 {
     char path[512];
+    char line[32];
     FILE *file;
     int result = 0;
 
@@ -47,8 +49,10 @@ static int read_number(const char *directory, uint64_t page_size, const char *na
     file = fopen(path, "re");
     if (!file)
         return -errno;
-    if (fscanf(file, "%" SCNu64, number) != 1)
+    if (!fgets(line, sizeof(line), file) || line[0] < '0' || line[0] > '9')
         result = -EIO;
+    else
+        *number = strtoull(line, NULL, 10);
     fclose(file);
     return result;
 }

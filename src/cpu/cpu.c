@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define LEAVES_MAX 256
@@ -56,6 +57,26 @@ void cpu_from_leaves(struct cpu *cpu, const struct cpu_leaf *leaves, size_t coun
     }
 }
 
+/* Six hexadecimal numbers. */
+static bool parse_line(const char *line, struct cpu_leaf *leaf)
+{
+    uint32_t numbers[6];
+
+    for (size_t i = 0; i < 6; i++) {
+        char *end;
+        unsigned long number = strtoul(line, &end, 16);
+
+        if (end == line || number > UINT32_MAX)
+            return false;
+        numbers[i] = (uint32_t)number;
+        line = end;
+    }
+    leaf->leaf = numbers[0];
+    leaf->subleaf = numbers[1];
+    memcpy(leaf->value, &numbers[2], sizeof(leaf->value));
+    return line[strspn(line, " \t\n")] == '\0';
+}
+
 int cpu_from_file(struct cpu *cpu, const char *path, struct ferry_error *err)
 {
     struct cpu_leaf leaves[LEAVES_MAX];
@@ -73,8 +94,7 @@ int cpu_from_file(struct cpu *cpu, const char *path, struct ferry_error *err)
             continue;
         if (count == LEAVES_MAX)
             result = error_set(err, -EINVAL, "%s has more than %d lines of CPUID", path, LEAVES_MAX);
-        else if (sscanf(line, "%x %x %x %x %x %x", &leaf->leaf, &leaf->subleaf, &leaf->value[0],
-                        &leaf->value[1], &leaf->value[2], &leaf->value[3]) != 6)
+        else if (!parse_line(line, leaf))
             result = error_set(err, -EINVAL, "%s line %u is not LEAF SUBLEAF EAX EBX ECX EDX", path, number);
         else
             count++;

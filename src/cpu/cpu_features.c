@@ -273,40 +273,34 @@ static const char *const withheld[] = {
 /* AMD repeats these bits of leaf 1 EDX in leaf 0x80000001 EDX (APM volume 3, appendix E.4.2). */
 #define REPEATED 0x0183f3ff
 
-static int find(const char *name, unsigned *word, unsigned *bit)
-{
-    static const char registers[] = "abcd";
-    unsigned leaf, subleaf;
-    char reg;
-    int end = 0;
-
-    for (*word = 0; *word < CPU_WORDS; (*word)++) {
-        for (*bit = 0; *bit < 32; (*bit)++) {
-            if (names[*word][*bit] && strcmp(names[*word][*bit], name) == 0)
-                return 0;
-        }
-    }
-    if (sscanf(name, "cpuid-%x.%u-e%cx-%u%n", &leaf, &subleaf, &reg, bit, &end) != 4 || name[end] ||
-        *bit > 31)
-        return -ENOENT;
-    for (*word = 0; *word < CPU_WORDS; (*word)++) {
-        const struct cpu_word *at = &cpu_words[*word];
-
-        if (at->leaf == leaf && at->subleaf == subleaf && registers[at->reg] == reg)
-            return 0;
-    }
-    return -ENOENT;
-}
-
 static void name_of(unsigned word, unsigned bit, char name[static CPU_FEATURE_NAME_SIZE])
 {
     const struct cpu_word *at = &cpu_words[word];
 
     if (names[word][bit])
-        snprintf(name, CPU_FEATURE_NAME_SIZE, "%s", names[word][bit]);
+        memccpy(name, names[word][bit], '\0', CPU_FEATURE_NAME_SIZE);
     else
         snprintf(name, CPU_FEATURE_NAME_SIZE, "cpuid-%x.%u-e%cx-%u", at->leaf, at->subleaf, "abcd"[at->reg],
                  bit);
+}
+
+static int find(const char *name, unsigned *word, unsigned *bit)
+{
+    bool by_place = strncmp(name, "cpuid-", 6) == 0;
+
+
+    for (*word = 0; *word < CPU_WORDS; (*word)++) {
+        for (*bit = 0; *bit < 32; (*bit)++) {
+            char own[CPU_FEATURE_NAME_SIZE];
+
+            if (!names[*word][*bit] && !by_place)
+                continue;
+            name_of(*word, *bit, own);
+            if (strcmp(own, name) == 0)
+                return 0;
+        }
+    }
+    return -ENOENT;
 }
 
 uint32_t cpu_features_possible(unsigned word)
