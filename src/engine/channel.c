@@ -167,21 +167,31 @@ static void iov_advance(struct iovec **iov, int *count, size_t n)
     }
 }
 
-/* One read that moved something. */
+/* One read that moved something, or -EAGAIN. */
+static ssize_t try_read(struct channel *channel, const struct iovec *iov, int count, struct ferry_error *err)
+{
+    ssize_t n;
+
+    do {
+        n = channel->ops->readv(channel, iov, count < IOV_MAX ? count : IOV_MAX, err);
+    } while (n == -EINTR);
+    if (n == 0)
+        return error_set(err, -EPIPE, "the other side closed the connection");
+    if (n > 0)
+        __atomic_fetch_add(&channel->bytes_in, (uint64_t)n, __ATOMIC_RELAXED);
+    return n;
+}
+
 static ssize_t read_once(struct channel *channel, const struct iovec *iov, int count, uint64_t timeout_ns,
                          struct ferry_error *err)
 {
     for (;;) {
-        ssize_t n = channel->ops->readv(channel, iov, count < IOV_MAX ? count : IOV_MAX, err);
+        ssize_t n = try_read(channel, iov, count, err);
         int result;
 
-        if (n == 0)
-            return error_set(err, -EPIPE, "the other side closed the connection");
-        if (n > 0)
-            __atomic_fetch_add(&channel->bytes_in, (uint64_t)n, __ATOMIC_RELAXED);
-        if (n != -EAGAIN && n != -EINTR)
+        if (n != -EAGAIN)
             return n;
-        result = n == -EINTR ? 0 : channel_wait(channel, POLLIN, timeout_ns, err);
+        result = channel_wait(channel, POLLIN, timeout_ns, err);
         if (result < 0)
             return result;
     }
@@ -217,25 +227,53 @@ ssize_t channel_read_some(struct channel *channel, void *data, size_t size, uint
     return read_once(channel, &iov, 1, timeout_ns, err);
 }
 
+ssize_t channel_read_ready(struct channel *channel, void *data, size_t size, struct ferry_error *err)
+{
+    struct iovec iov = {.iov_base = data, .iov_len = size};
+
+    return try_read(channel, &iov, 1, err);
+}
+
+bool channel_holds_data(struct channel *channel)
+{
+    return channel->ops->readable && channel->ops->readable(channel);
+}
+
+/* One write that moved something, or -EAGAIN. */
+static ssize_t try_write(struct channel *channel, const struct iovec *iov, int count, struct ferry_error *err)
+{
+    ssize_t n;
+
+    do {
+        n = channel->ops->writev(channel, iov, count < IOV_MAX ? count : IOV_MAX, err);
+    } while (n == -EINTR);
+    if (n > 0)
+        __atomic_fetch_add(&channel->bytes_out, (uint64_t)n, __ATOMIC_RELAXED);
+    return n;
+}
+
 int channel_writev(struct channel *channel, struct iovec *iov, int count, struct ferry_error *err)
 {
     iov_advance(&iov, &count, 0);
     while (count > 0) {
-        ssize_t n = channel->ops->writev(channel, iov, count < IOV_MAX ? count : IOV_MAX, err);
+        ssize_t n = try_write(channel, iov, count, err);
+        int result = n < 0 ? (int)n : 0;
 
-        if (n == -EAGAIN || n == -EINTR) {
-            int result = n == -EINTR ? 0 : channel_wait(channel, POLLOUT, channel->write_ns, err);
-
-            if (result < 0)
-                return result;
-            continue;
-        }
-        if (n < 0)
-            return (int)n;
-        __atomic_fetch_add(&channel->bytes_out, (uint64_t)n, __ATOMIC_RELAXED);
-        iov_advance(&iov, &count, (size_t)n);
+        if (result == -EAGAIN)
+            result = channel_wait(channel, POLLOUT, channel->write_ns, err);
+        if (result < 0)
+            return result;
+        if (n > 0)
+            iov_advance(&iov, &count, (size_t)n);
     }
     return 0;
+}
+
+ssize_t channel_write_ready(struct channel *channel, const void *data, size_t size, struct ferry_error *err)
+{
+    struct iovec iov = {.iov_base = (void *)data, .iov_len = size};
+
+    return try_write(channel, &iov, 1, err);
 }
 
 uint64_t channel_bytes_in(const struct channel *channel)

@@ -77,6 +77,11 @@ int channel_writev(struct channel *channel, struct iovec *iov, int count, struct
 /* Reads what is there, at least something, into data; returns its size. -EPIPE at the end. */
 ssize_t channel_read_some(struct channel *channel, void *data, size_t size, uint64_t timeout_ns,
                           struct ferry_error *err);
+/* Without waiting, for who polls the descriptor: bytes moved, -EAGAIN (without words) when there are none or
+ * no room. Reading goes on as long as channel_holds_data says so, which the descriptor does not tell. */
+ssize_t channel_read_ready(struct channel *channel, void *data, size_t size, struct ferry_error *err);
+ssize_t channel_write_ready(struct channel *channel, const void *data, size_t size, struct ferry_error *err);
+bool channel_holds_data(struct channel *channel);
 /* Waits until there is something to read, or the end; looks at least once. -ETIMEDOUT after timeout_ns. */
 int channel_await(struct channel *channel, uint64_t timeout_ns, struct ferry_error *err);
 /* For the ops' own files: waits for EVENTS (poll's) on the descriptor. -ETIMEDOUT, -ECANCELED. */

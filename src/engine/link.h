@@ -5,6 +5,9 @@
  * link_receive_data for exactly that many bytes. Sending: at once, or queued and flushed together so that
  * several frames leave in one write.
  *
+ * Who polls the descriptor itself uses link_take and link_flush_ready, which never wait; what has come leaves
+ * the socket in as few reads as can be. One that was begun with link_take is not for link_receive any more.
+ *
  * Not thread-safe; sending and receiving may be on two threads.
  */
 #ifndef FERRY_ENGINE_LINK_H
@@ -16,11 +19,13 @@
 
 struct link {
     struct channel channel;
-    struct pace *pace; /* what all that is sent is held to; borrowed; NULL: nothing */
-    uint32_t sent;     /* sequence of the last frame sent */
-    uint32_t received; /* and received */
-    struct buffer out; /* queued frames */
-    struct buffer in;  /* body of the frame received last */
+    struct pace *pace;   /* what all that is sent is held to; borrowed; NULL: nothing */
+    uint32_t sent;       /* sequence of the last frame sent */
+    uint32_t received;   /* and received */
+    struct buffer out;   /* queued frames */
+    struct buffer in;    /* body of the frame received last */
+    struct buffer ahead; /* link_take: what has come */
+    size_t taken;        /* of that */
 };
 
 struct frame {
@@ -55,5 +60,13 @@ int link_send_data(struct link *link, enum wire_type type, const struct buffer *
  * time limit holds. */
 int link_receive(struct link *link, struct frame *frame, uint64_t timeout_ns, struct ferry_error *err);
 int link_receive_data(struct link *link, struct iovec *iov, int count, struct ferry_error *err);
+
+/* 1: the next frame, all of which is here; *data, the bytes after its body, is valid as long as that is.
+ * 0: not all of it has come. */
+int link_take(struct link *link, struct frame *frame, const uint8_t **data, struct ferry_error *err);
+/* More may be there that the descriptor does not tell of: link_take comes before polling. */
+bool link_holds_data(struct link *link);
+/* Writes of what is queued what the socket takes; link->out.size is left. There must be no pace. */
+int link_flush_ready(struct link *link, struct ferry_error *err);
 
 #endif

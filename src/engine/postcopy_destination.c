@@ -20,6 +20,15 @@
 
 /* ---- connections ---- */
 
+/* Until the fault thread has let go of the first connection, which has failed, or is shut down. */
+static void await_unserved(struct postcopy *postcopy)
+{
+    pthread_mutex_lock(&postcopy->lock);
+    while (postcopy->served)
+        pthread_cond_wait(&postcopy->changed, &postcopy->lock);
+    pthread_mutex_unlock(&postcopy->lock);
+}
+
 static void postcopy_detach(struct postcopy *postcopy)
 {
     pthread_mutex_lock(&postcopy->send_lock);
@@ -31,6 +40,8 @@ static void postcopy_detach(struct postcopy *postcopy)
         if (stream->link.channel.fd < 0)
             continue;
         channel_shutdown(&stream->link.channel);
+        if (i == 0)
+            await_unserved(postcopy);
         thread_join(&stream->thread);
         session_remove_channel(postcopy->session, &stream->link.channel);
         link_close(&stream->link);
@@ -162,7 +173,7 @@ static int attach(struct postcopy *postcopy, const struct channel channels[stati
     link_queue(&postcopy->streams[0].link, WIRE_READY, 0, &body);
     buffer_free(&body);
     result = link_flush(&postcopy->streams[0].link, err);
-    for (size_t i = 0; result == 0 && i < postcopy->stream_count; i++) {
+    for (size_t i = 1; result == 0 && i < postcopy->stream_count; i++) {
         char name[32];
 
         snprintf(name, sizeof(name), "ferry-fetch%zu", i);
@@ -176,7 +187,12 @@ static int attach(struct postcopy *postcopy, const struct channel channels[stati
     pthread_mutex_lock(&postcopy->send_lock);
     postcopy->attached = true;
     postcopy->sent_ns = clock_now_ns();
+    postcopy->unsent = false;
     pthread_mutex_unlock(&postcopy->send_lock);
+    pthread_mutex_lock(&postcopy->lock);
+    postcopy->served = true;
+    pthread_mutex_unlock(&postcopy->lock);
+    postcopy_wake(postcopy);
     ask_again(postcopy);
     return 0;
 }
@@ -227,8 +243,8 @@ static int postcopy_make(struct postcopy *postcopy, struct ferry_error *err)
     postcopy->uffd = uffd_open(err);
     if (postcopy->uffd < 0)
         return postcopy->uffd;
-    postcopy->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (postcopy->quit_fd < 0)
+    postcopy->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (postcopy->wake_fd < 0)
         return error_set_errno(err, -errno, "cannot make an eventfd for a migration");
     result = map_aliases(postcopy, err);
     if (result == 0)
@@ -257,7 +273,7 @@ static struct postcopy *postcopy_new(struct destination *destination, uint16_t c
     postcopy->map = &destination->map;
     for (size_t i = 0; i < destination->place.region_count; i++)
         postcopy->number_of[destination->place.region_of[i]] = (uint8_t)i;
-    postcopy->uffd = postcopy->quit_fd = -1;
+    postcopy->uffd = postcopy->wake_fd = -1;
     postcopy->streams = streams;
     postcopy->stream_count = connections;
     for (size_t i = 0; i < connections; i++) {
@@ -470,7 +486,7 @@ static bool reconnect(struct postcopy *postcopy)
     return true;
 }
 
-/* The thread that reads has ended: reads what still comes, until the source closes. */
+/* Reads, in the place of the fault thread, what still comes, until the source closes. */
 static bool hear_close(struct postcopy *postcopy)
 {
     struct channel *channel = &postcopy->streams[0].link.channel;
@@ -478,7 +494,7 @@ static bool hear_close(struct postcopy *postcopy)
     uint8_t byte;
     int result = 0;
 
-    thread_join(&postcopy->streams[0].thread);
+    await_unserved(postcopy);
     channel->cancel_fd = -1;
     while (result == 0 && clock_now_ns() < deadline)
         result = channel_read(channel, &byte, 1, deadline - clock_now_ns(), NULL);
@@ -534,8 +550,6 @@ static void end_watching(struct postcopy *postcopy)
 {
     postcopy_release(postcopy);
     __atomic_store_n(&postcopy->watched, false, __ATOMIC_SEQ_CST);
-    eventfd_write(postcopy->quit_fd, 1);
-    thread_join(&postcopy->fault_thread);
 }
 
 enum ferry_outcome postcopy_fetch(struct postcopy *postcopy, struct ferry_error *err)
@@ -581,7 +595,10 @@ void postcopy_free(struct postcopy *postcopy)
         return;
     postcopy_detach(postcopy);
     if (postcopy->fault_thread.started) {
-        eventfd_write(postcopy->quit_fd, 1);
+        pthread_mutex_lock(&postcopy->lock);
+        postcopy->quit = true;
+        pthread_mutex_unlock(&postcopy->lock);
+        postcopy_wake(postcopy);
         thread_join(&postcopy->fault_thread);
     }
     torn = postcopy->session->committed && postcopy->destination->ran &&
@@ -595,8 +612,8 @@ void postcopy_free(struct postcopy *postcopy)
         if (postcopy->alias[i])
             munmap(postcopy->alias[i], postcopy->map->regions[i].size);
     }
-    if (postcopy->quit_fd >= 0)
-        close(postcopy->quit_fd);
+    if (postcopy->wake_fd >= 0)
+        close(postcopy->wake_fd);
     page_set_free(&postcopy->missing);
     page_set_free(&postcopy->requested);
     pthread_cond_destroy(&postcopy->changed);
