@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <isa-l.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Returns what it was. */
 static bool clear_bit(struct page_set *set, size_t region, size_t page)
@@ -103,18 +104,33 @@ static void zero_run(struct postcopy *postcopy, const struct wire_run *run)
     }
 }
 
-/* Their data lies one run's after the other's. */
-static void copy_runs(struct postcopy *postcopy, const struct wire_run *runs, size_t count,
-                      const uint8_t *data)
+/* Their data lies one run's after the other's. Into small pages by writing the file: it is rarely worth while
+ * to map one in the alias, which costs more than to copy it. */
+static int copy_runs(struct postcopy *postcopy, const struct wire_run *runs, size_t count,
+                     const uint8_t *data, struct ferry_error *err)
 {
     for (size_t i = 0; i < count; i++) {
+        const struct ferry_ram_region *region = &postcopy->map->regions[runs[i].region];
         size_t size = (size_t)runs[i].pages * FERRY_PAGE_SIZE;
+        size_t done = 0;
 
         if (runs[i].kind != WIRE_PAGE_RAW)
             continue;
-        memcpy(postcopy_alias(postcopy, runs[i].region, runs[i].first), data, size);
+        if (postcopy->huge[runs[i].region]) {
+            memcpy(postcopy_alias(postcopy, runs[i].region, runs[i].first), data, size);
+            done = size;
+        }
+        while (done < size) {
+            ssize_t n = pwrite(region->memfd, data + done, size - done,
+                               (off_t)runs[i].first * FERRY_PAGE_SIZE + (off_t)done);
+
+            if (n < 0 && errno != EINTR)
+                return error_set_errno(err, -errno, "cannot write memory region %s", region->name);
+            done += n > 0 ? (size_t)n : 0;
+        }
         data += size;
     }
+    return 0;
 }
 
 static int receive_runs(struct postcopy_stream *stream, size_t count, struct ferry_error *err)
@@ -145,7 +161,7 @@ int postcopy_take_pages(struct postcopy_stream *stream, struct frame *frame, con
     for (size_t i = 0; result == 0 && i < count; i++)
         result = check_run(postcopy, &stream->runs[i], err);
     if (result == 0 && data)
-        copy_runs(postcopy, stream->runs, count, data);
+        result = copy_runs(postcopy, stream->runs, count, data, err);
     else if (result == 0)
         result = receive_runs(stream, count, err);
     if (result < 0)

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* How often progress is brought up to date. */
@@ -203,6 +204,7 @@ static int map_aliases(struct postcopy *postcopy, struct ferry_error *err)
 {
     for (size_t i = 0; i < postcopy->map->count; i++) {
         const struct ferry_ram_region *region = &postcopy->map->regions[i];
+        struct stat status;
         void *alias;
 
         if (region->memfd < 0)
@@ -213,6 +215,7 @@ static int map_aliases(struct postcopy *postcopy, struct ferry_error *err)
         if (alias == MAP_FAILED)
             return error_set_errno(err, -errno, "cannot map memory region %s once more", region->name);
         postcopy->alias[i] = alias;
+        postcopy->huge[i] = fstat(region->memfd, &status) == 0 && status.st_blksize > FERRY_PAGE_SIZE;
     }
     return 0;
 }

@@ -9,9 +9,11 @@
  *                 (load, Restore-OK, GO, the guest runs)
  *                 postcopy_fetch      until all is there
  *
- * Threads beside the session's: "ferry-missing" takes faults and asks for pages (it also answers faults of
- * pages that are not missing, which lost or never had a mapping), one a fetch connection places what arrives.
- * They live from postcopy_begin to postcopy_free, those of connections as long as the connections.
+ * Threads beside the session's: "ferry-missing" takes faults, asks for pages by the first fetch connection
+ * and places the answers (it also answers faults of pages that are not missing, which lost or never had a
+ * mapping); one for each other fetch connection places what arrives. One thread for faults and answers, since
+ * two wake each other to no end where they share a CPU. They live from postcopy_begin to postcopy_free, those
+ * of connections as long as the connections.
  *
  * A lost connection before GO fails the session, and lets go of whoever waits: nothing of it will ever run.
  * Afterwards nothing does: the guest is held, everything stays, and postcopy_fetch lets the source in again.

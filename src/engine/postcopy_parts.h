@@ -37,6 +37,7 @@ struct postcopy {
     int uffd;
     bool watched;                      /* atomic */
     uint8_t *alias[FERRY_REGIONS_MAX]; /* a second mapping, to fill pages in */
+    bool huge[FERRY_REGIONS_MAX];      /* the memfd has huge pages: the alias costs nothing */
     struct page_set missing;           /* atomic; bits are only cleared once the guest may run */
     struct page_set requested;         /* atomic: somebody waits */
     uint64_t left;                     /* atomic: missing pages */

@@ -244,18 +244,23 @@ static void *serve_main(void *opaque)
 {
     struct serve_stream *stream = opaque;
     struct postcopy_source *postcopy = stream->postcopy;
+    uint64_t timeout_ns = postcopy->session->settings.peer_timeout_ns;
     struct ferry_error why = {0};
     struct frame frame;
-    int result;
+    const uint8_t *data;
+    bool held = false;
+    int result = 0;
 
-    do {
+    while (result == 0) {
         /* Mostly nothing is there: to look first would be in vain. */
-        result = channel_await(&stream->link.channel, postcopy->session->settings.peer_timeout_ns, &why);
+        if (!held)
+            result = channel_await(&stream->link.channel, timeout_ns, &why);
         if (result == 0)
-            result = link_receive(&stream->link, &frame, postcopy->session->settings.peer_timeout_ns, &why);
-        if (result == 0)
+            result = link_take(&stream->link, &frame, &data, &why);
+        held = result == 1 && link_holds_data(&stream->link);
+        if (result == 1)
             result = serve_frame(stream, &frame, &why);
-    } while (result == 0);
+    }
     if (result < 0)
         postcopy_lose(postcopy, result, &why);
     return NULL;

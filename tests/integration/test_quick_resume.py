@@ -193,6 +193,7 @@ def test_both_sides_say_where_the_guest_is(vms, working, locks):
     await_fetching(working, moved)
     assert moved.state() == "RUNNING(MIGR)" and working.state() == "NOT_RUNNABLE"
     assert "runs on host b" in working.control.call("status")["why"]
+    wait(lambda: moved.control.call("migrate.status")["phase"] != "Frozen", "the destination to be told of the next phase")
     status = moved.control.call("migrate.status")
     assert status["phase"] == "Fetch" and status["outcome"] == "none" and status["remaining_bytes"] > 0
     # nothing that could harm it is done

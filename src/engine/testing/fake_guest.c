@@ -575,6 +575,8 @@ static enum ferry_elsewhere fake_look_elsewhere(void *opaque, const struct ferry
     struct fake_owner *owner = guest->owner;
     enum ferry_elsewhere where = FERRY_ELSEWHERE_UNKNOWN;
 
+    if (!owner)
+        return where;
     pthread_mutex_lock(&owner->lock);
     if (!owner->arbiter)
         error_set(err, -ENOLCK, "there is no lock that both can reach");

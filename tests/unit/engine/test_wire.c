@@ -574,6 +574,86 @@ static void lost_or_repeated_frames_are_noticed(void **state)
     buffer_free(&bytes);
 }
 
+/* Frames, the second one with data, come in pieces of every size: each is taken once, when it is whole. */
+static void frames_in_pieces_are_taken_whole(void **state)
+{
+    static const struct wire_run run = {.region = 0, .kind = WIRE_PAGE_RAW, .pages = 1, .first = 7};
+    struct wire_header header = {.type = WIRE_PAGES, .data = FERRY_PAGE_SIZE, .sequence = 2};
+    struct buffer bytes = BUFFER_INIT, body = BUFFER_INIT;
+    uint8_t page[FERRY_PAGE_SIZE], out[WIRE_HEADER_SIZE];
+
+    for (size_t i = 0; i < sizeof(page); i++)
+        page[i] = (uint8_t)(i * 7);
+    wire_batch_encode(&body, 1, &run, 1);
+    header.length = (uint32_t)body.size;
+    wire_header_encode(out, &header, body.data);
+    frame_sample(&bytes, WIRE_KEEPALIVE, 1);
+    buffer_put(&bytes, out, sizeof(out));
+    buffer_put(&bytes, body.data, body.size);
+    buffer_put(&bytes, page, sizeof(page));
+    frame_sample(&bytes, WIRE_KEEPALIVE, 3);
+    for (size_t piece = 1; piece <= bytes.size; piece += piece < 64 ? 1 : 997) {
+        struct frame frame;
+        struct ends ends;
+        const uint8_t *data;
+        unsigned taken = 0;
+        int result;
+
+        ends_open(&ends);
+        for (size_t at = 0; at < bytes.size; at += piece) {
+            size_t size = piece < bytes.size - at ? piece : bytes.size - at;
+
+            assert_int_equal(write(ends.out, bytes.data + at, size), size);
+            while ((result = link_take(&ends.in, &frame, &data, NULL)) == 1) {
+                taken++;
+                assert_int_equal(frame.type, taken == 2 ? WIRE_PAGES : WIRE_KEEPALIVE);
+                assert_int_equal(frame.data, taken == 2 ? FERRY_PAGE_SIZE : 0);
+                assert_memory_equal(data, page, frame.data);
+            }
+            assert_int_equal(result, 0);
+        }
+        assert_int_equal(taken, 3);
+        assert_false(link_holds_data(&ends.in));
+        close(ends.out);
+        assert_int_equal(link_take(&ends.in, &frame, &data, NULL), -EPIPE);
+        link_close(&ends.in);
+    }
+    buffer_free(&bytes);
+    buffer_free(&body);
+}
+
+/* What the socket does not take at once stays queued, and leaves in order later. */
+static void frames_that_find_no_room_are_kept(void **state)
+{
+    struct link link;
+    struct ends ends;
+    struct frame frame;
+    const uint8_t *data;
+    unsigned sent = 0, taken = 0;
+    int fds[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    link_init(&link, fds[0], -1, UINT64_C(20000000000));
+    link_init(&ends.in, fds[1], -1, UINT64_C(20000000000));
+    do {
+        link_queue(&link, WIRE_KEEPALIVE, 0, NULL);
+        sent++;
+        assert_int_equal(link_flush_ready(&link, NULL), 0);
+    } while (link.out.size == 0);
+    link_queue(&link, WIRE_KEEPALIVE, 0, NULL);
+    sent++;
+    while (taken < sent) {
+        int result = link_take(&ends.in, &frame, &data, NULL);
+
+        assert_true(result >= 0);
+        taken += (unsigned)result;
+        assert_int_equal(link_flush_ready(&link, NULL), 0);
+    }
+    assert_int_equal(link.out.size, 0);
+    link_close(&link);
+    link_close(&ends.in);
+}
+
 static void silence_is_a_timeout(void **state)
 {
     struct ends ends;
@@ -640,6 +720,8 @@ int main(void)
         cmocka_unit_test(frames_cut_at_every_byte_are_an_ended_connection),
         cmocka_unit_test(every_flipped_bit_of_a_frame_is_noticed),
         cmocka_unit_test(lost_or_repeated_frames_are_noticed),
+        cmocka_unit_test(frames_in_pieces_are_taken_whole),
+        cmocka_unit_test(frames_that_find_no_room_are_kept),
         cmocka_unit_test(silence_is_a_timeout),
         cmocka_unit_test(golden_bytes_of_version_1),
     };
