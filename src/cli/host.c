@@ -49,6 +49,16 @@ static void print_certificate(struct fields *fields, const json_t *certificate)
         fields_format(fields, "", "valid until %s", until);
 }
 
+static void print_kvm(struct fields *fields, const json_t *kvm)
+{
+    const char *kind = object_text(kvm, "kind"), *why = object_text(kvm, "why");
+
+    if (strcmp(kind, "para-virtualised") == 0)
+        fields_text(fields, "kvm", "para-virtualised (bare-metal guests only)");
+    else if (*kind)
+        fields_format(fields, "kvm", *why ? "%s (%s)" : "%s", kind, why);
+}
+
 static void print_cpu(struct fields *fields, const json_t *host)
 {
     const json_t *cpu = object_get(host, "cpu");
@@ -114,6 +124,7 @@ void host_print(struct cli *cli, const json_t *host)
                   units_format_size(object_number(host, "memory_available"), available));
     print_hugepages(&fields, object_get(host, "hugepages"));
     print_machines(&fields, object_get(host, "machines"));
+    print_kvm(&fields, object_get(host, "kvm"));
     print_cpu(&fields, host);
     fields_format(&fields, "VMs", "%llu", (unsigned long long)object_number(host, "vms"));
     fields_text(&fields, "migration", object_text(host, "migration"));

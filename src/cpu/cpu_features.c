@@ -288,7 +288,6 @@ static int find(const char *name, unsigned *word, unsigned *bit)
 {
     bool by_place = strncmp(name, "cpuid-", 6) == 0;
 
-
     for (*word = 0; *word < CPU_WORDS; (*word)++) {
         for (*bit = 0; *bit < 32; (*bit)++) {
             char own[CPU_FEATURE_NAME_SIZE];

@@ -6,6 +6,7 @@
 #include "host/cpu_baseline.h"
 #include "host/definition.h"
 #include "host/fields.h"
+#include "host/machines.h"
 #include "host/vms.h"
 
 #include <ferry/ferry.h>
@@ -105,6 +106,21 @@ static int check_enabled_there(const struct check_context *context, struct ferry
     return 0;
 }
 
+/* A guest that this host's KVM runs may be more than the other's can. */
+static int check_kvm_there(const struct check_context *context, const char *machine, struct ferry_error *err)
+{
+    const char *there = text_of(json_object_get(context->there, "kvm"), "kind");
+
+    if (strcmp(machine, "x86_64") != 0 || context->host->kvm != KVM_HARDWARE ||
+        strcmp(there, kvm_kind_name(KVM_PARAVIRTUALISED)) != 0)
+        return 0;
+    return error_set(
+        err, HOST_REFUSED,
+        "VM %s cannot move: the KVM of host %s is para-virtualised and runs bare-metal guests only, "
+        "that of host %s is hardware-assisted; choose a host like this one",
+        context->vm, context->destination, context->source);
+}
+
 static int check_machine_there(const struct check_context *context, struct ferry_error *err)
 {
     const char *machine = definition_machine(context->definition);
@@ -116,7 +132,7 @@ static int check_machine_there(const struct check_context *context, struct ferry
         if (strcmp(text_of(row, "machine"), machine) != 0)
             continue;
         if (json_is_true(json_object_get(row, "available")))
-            return 0;
+            return check_kvm_there(context, machine, err);
         return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s cannot run %s machines: %.128s",
                          context->vm, context->destination, machine, text_of(row, "why"));
     }
@@ -335,7 +351,7 @@ static int check_name_free(const struct check_context *context, struct ferry_err
 static int check_machine(const struct check_context *context, struct ferry_error *err)
 {
     const char *machine = definition_machine(context->definition);
-    const char *missing = host_machine_missing(machine);
+    const char *missing = machines_missing(machine);
 
     if (missing)
         return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s cannot run %s machines: %s",

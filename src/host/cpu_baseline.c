@@ -26,9 +26,9 @@ int cpu_baseline_open(struct host *host, struct ferry_error *err)
         host->cpu.vendor[0] = '\0'; /* GET /v1/host says so */
     if (result == 0)
         result = host->store->ops->setting_get(host->store, SETTING, &text, err);
-    if (result == 0 && text)
+    if (result == 0 && text && text[0])
         host->baseline = fields_parse(text, strlen(text), "the recorded CPU baseline", err);
-    if (result == 0 && text && !host->baseline)
+    if (result == 0 && text && text[0] && !host->baseline)
         result = -EINVAL;
     free(text);
     return result;
@@ -198,7 +198,7 @@ int cpu_baseline_take(struct host *host, const json_t *baseline, bool check_only
         result = check_running(host, name, &cpu, err);
     if (result < 0 || check_only)
         return result;
-    text = baseline ? json_dumps(baseline, JSON_COMPACT) : strdup("null");
+    text = baseline ? json_dumps(baseline, JSON_COMPACT) : strdup("");
     if (!text)
         return error_set(err, -ENOMEM, "out of memory for a baseline");
     result = host->store->ops->setting_put(host->store, SETTING, text, err);
@@ -218,8 +218,8 @@ int cpu_baseline_take(struct host *host, const json_t *baseline, bool check_only
 
 /* What the generation that the definition names comes to on this host; FEATURES has what VMs get otherwise.
  */
-static int apply_generation(struct host *host, const char *vm, const char *name,
-                            struct cpu_features *features, struct ferry_error *err)
+static int apply_generation(struct host *host, const char *name, struct cpu_features *features,
+                            struct ferry_error *err)
 {
     const struct cpu_generation *generation = cpu_generation_find(host->generations, name, err);
     struct cpu_features lacking, allowed;
@@ -230,15 +230,13 @@ static int apply_generation(struct host *host, const char *vm, const char *name,
     lacking = cpu_features_without(&generation->features, &host->cpu.features);
     cpu_features_text(&lacking, names, sizeof(names));
     if (generation->vendor[0] && strcmp(generation->vendor, host->cpu.vendor) != 0)
-        return error_set(err, HOST_REFUSED,
-                         "VM %s cannot start: its CPU is to be %s, and that of host %s is by %s", vm, name,
+        return error_set(err, HOST_REFUSED, "its CPU is to be %s, and that of host %s is by %s", name,
                          host->config->name, host->cpu.vendor);
     if (names[0])
-        return error_set(
-            err, HOST_REFUSED,
-            "VM %s cannot start: its CPU is to be %s, and host %s lacks CPU features %s of it; choose a "
-            "lower one, or another host",
-            vm, name, host->config->name, names);
+        return error_set(err, HOST_REFUSED,
+                         "its CPU is to be %s, and host %s lacks CPU features %s of it; choose a "
+                         "lower one, or another host",
+                         name, host->config->name, names);
     allowed = cpu_features_or(&generation->features, &host->generations->always);
     *features = cpu_features_and(features, &allowed);
     return 0;
@@ -265,7 +263,7 @@ int cpu_baseline_for_vm(struct host *host, const json_t *definition, char **list
         features = cpu_features_and(&features, &cpu.features);
     }
     if (result == 0 && request.generation[0])
-        result = apply_generation(host, definition_name(definition), request.generation, &features, err);
+        result = apply_generation(host, request.generation, &features, err);
     if (result == 0) {
         features = cpu_features_without(&features, &request.without);
         *list = cpu_features_list(&features);

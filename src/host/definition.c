@@ -262,3 +262,8 @@ const char *definition_cpu(const json_t *definition)
 {
     return json_string_value(json_object_get(definition, "cpu"));
 }
+
+const char *definition_kernel(const json_t *definition)
+{
+    return json_string_value(json_object_get(definition, "kernel"));
+}

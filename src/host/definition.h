@@ -34,6 +34,7 @@ uint64_t definition_memory(const json_t *definition);
 uint64_t definition_hugepages(const json_t *definition); /* bytes of one; 0: ordinary memory */
 json_t *definition_disks(const json_t *definition);      /* borrowed arrays */
 json_t *definition_nets(const json_t *definition);
+const char *definition_kernel(const json_t *definition);
 const char *definition_cpu(const json_t *definition); /* NULL: as the host has it */
 
 #endif

@@ -12,6 +12,7 @@
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
+#include "host/machines.h"
 #include "host/migration.h"
 #include "host/peers.h"
 #include "host/probe.h"
@@ -211,56 +212,11 @@ static json_t *hugepages_list(struct host *host)
     return list;
 }
 
-/* Asked anew each time: modules may be loaded, and permissions given, while ferryd runs. */
-static const char *kvm_missing(void)
-{
-#ifdef __x86_64__
-    if (access("/dev/kvm", R_OK | W_OK) == 0)
-        return NULL;
-    if (errno == ENOENT)
-        return "there is no /dev/kvm: KVM is missing or switched off";
-    return "ferryd may not use /dev/kvm";
-#else
-    return "KVM runs x86_64 machines on x86-64 hosts only";
-#endif
-}
-
-static const struct host_machine {
-    const char *machine;
-    const char *accel;
-    const char *(*missing)(void); /* its answer NULL, or itself: it runs here */
-} machines[] = {
-    {"riscv64", "soft", NULL},
-    {"x86_64", "kvm", kvm_missing},
-};
-
-static const char *machine_missing(const struct host_machine *machine)
-{
-    return machine->missing ? machine->missing() : NULL;
-}
-
-const char *host_machine_missing(const char *machine)
-{
-    for (size_t i = 0; i < sizeof(machines) / sizeof(machines[0]); i++) {
-        if (strcmp(machines[i].machine, machine) == 0)
-            return machine_missing(&machines[i]);
-    }
-    return "it is not known";
-}
-
 json_t *host_object(struct host *host)
 {
-    json_t *list = json_array();
     json_t *object;
     bool enabled;
 
-    for (size_t i = 0; i < sizeof(machines) / sizeof(machines[0]); i++) {
-        const char *missing = machine_missing(&machines[i]);
-
-        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:s}", "machine", machines[i].machine, "accel",
-                                              machines[i].accel, "available", !missing, "why",
-                                              missing ? missing : ""));
-    }
     host_lock(host);
     enabled = host->migration_enabled;
     host_unlock(host);
@@ -268,11 +224,12 @@ json_t *host_object(struct host *host)
         "{s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:o, s:i, s:s, s:s, s:o, s:i, s:s, s:o}", "name",
         host->config->name, "version", FERRY_VERSION, "protocol", HOST_PROTOCOL, "address", api_address(host),
         "migrate_address", host->config->migrate_address, "memory_total", (json_int_t)host_memory_total(host),
-        "memory_available", (json_int_t)host_memory_available(host), "machines", list, "vms",
+        "memory_available", (json_int_t)host_memory_available(host), "machines", machines_list(), "vms",
         (int)vms_count(host), "migration", enabled ? "enabled" : "disabled", "migration_status",
         certificate_migration_status(host), "certificate", certificate_object(host), "pid", (int)getpid(),
         "started", host->started, "state_dir", fields_text(host->config->state_dir));
     json_object_set_new(object, "hugepages", hugepages_list(host));
+    json_object_set_new(object, "kvm", machines_kvm(host));
     json_object_set_new(object, "cpu", cpu_baseline_host_object(host));
     json_object_set_new(object, "cpu_baseline", cpu_baseline_get(host));
     json_object_set_new(object, "migrate_max", json_integer((json_int_t)host->config->migrate_max));
@@ -347,6 +304,7 @@ static int open_records(struct host *host, struct ferry_error *err)
 
     if (snprintf(path, sizeof(path), "%s/ferryd.db", host->config->state_dir) >= PATH_MAX)
         return error_set(err, -ENAMETOOLONG, "the path of the state directory is too long");
+    host->kvm = kvm_kind_probe(&host->kvm_why);
     result = store_open_sqlite(&host->store, path, err);
     if (result == 0)
         result = host->store->ops->setting_get(host->store, "migration", &value, err);

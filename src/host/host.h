@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "cpu/cpu.h"
+#include "cpu/kvm_kind.h"
 #include "host/config.h"
 #include "host/store.h"
 
@@ -73,6 +74,8 @@ struct host {
     char boot_id[40];                /* this machine's, to tell whether two hosts share it */
     const char *hugepages_directory; /* as of hugepages_read */
 
+    enum kvm_kind kvm; /* what its KVM is good for, and if not for all, why */
+    struct ferry_error kvm_why;
     struct cpu cpu;                      /* vendor empty: it runs no x86_64 VMs */
     struct cpu_generations *generations; /* CPU baselines by name */
 
@@ -147,8 +150,6 @@ uint64_t host_memory_allowed(struct host *host);
 /* Whether there are the huge pages, not promised to another VM, that a new VM is to have. -EBUSY, or -ENOENT
  * when this host has none of that size, in words with both numbers: "it needs 512 huge pages …". */
 int host_check_hugepages(struct host *host, const json_t *definition, struct ferry_error *err);
-/* NULL when VMs of this machine type run here, else why not. */
-const char *host_machine_missing(const char *machine);
 /* Enables or disables migrations to and from this host; recorded. */
 void host_set_migration(struct host *host, bool enabled);
 

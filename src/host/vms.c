@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/thread.h"
 #include "host/definition.h"
+#include "host/machines.h"
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/migration.h"
@@ -458,17 +459,15 @@ void vm_publish(struct host *host, struct vm *vm, struct vm_process *process, en
 /* What a definition asks for must be possible at all on this host. */
 static int check_possible(struct host *host, const json_t *definition, struct ferry_error *err)
 {
-    const char *missing = host_machine_missing(definition_machine(definition));
     uint64_t memory = definition_memory(definition);
     uint64_t total = host_memory_total(host);
     uint64_t available = definition_hugepages(definition) || !host->config->memory_limit
                              ? host_memory_allowed(host)
                              : host_memory_available(host);
-    int result;
+    int result = machines_check(host, definition, err);
 
-    if (missing)
-        return error_set(err, -EOPNOTSUPP, "host %s cannot run %s machines: %s", host->config->name,
-                         definition_machine(definition), missing);
+    if (result < 0)
+        return result;
     if (memory > total || memory > available)
         return error_set(err, -EBUSY,
                          "VM %s wants %llu MiB of memory, host %s has %llu MiB for it; give it less",
@@ -479,12 +478,26 @@ static int check_possible(struct host *host, const json_t *definition, struct fe
                       : 0;
 }
 
+/* As definition_normalise; when nothing is said of the machine, the kernel tells which one it is for. */
+static int definition_normalise_new(const json_t *input, json_t **definition, struct ferry_error *err)
+{
+    const char *kernel = json_string_value(json_object_get(input, "kernel"));
+    json_t *said = json_copy((json_t *)input);
+    int result;
+
+    if (kernel && json_is_object(said) && !json_object_get(said, "machine"))
+        json_object_set_new(said, "machine", json_string(machines_for_kernel(kernel)));
+    result = definition_normalise(said, definition, err);
+    json_decref(said);
+    return result;
+}
+
 int vms_create(struct host *host, const json_t *input, bool paused, json_t **answer, struct ferry_error *err)
 {
     json_t *definition = NULL;
     struct vm_process *process = NULL;
     struct vm *vm = NULL;
-    int result = definition_normalise(input, &definition, err);
+    int result = definition_normalise_new(input, &definition, err);
 
     if (result == 0)
         result = check_possible(host, definition, err);

@@ -71,6 +71,9 @@ def test_baseline_is_what_all_hosts_have_and_cuts_what_vms_get(hosts):
     # It is on record: a ferryd that comes back knows it.
     b.restart()
     assert b.get("/v1/cluster/baseline")["name"] == "amd-rome"
+    set_baseline(a, None)
+    b.restart()
+    assert b.get("/v1/cluster/baseline")["name"] is None
 
 
 def test_host_below_the_baseline_cannot_join(hosts):
