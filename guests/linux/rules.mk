@@ -17,7 +17,7 @@ LINUX_SOURCES := $(filter-out $(wildcard $(LINUX)/registers_*.c),$(wildcard $(LI
 # guests/fetch, CROSS begins the names of its tools.
 define linux_rules
 $(1)_OUT := $(OUT)/$(1)
-$(1)_OBJ := $(OUT)/.obj/linux-$(1)
+$(1)_OBJ := $(OUT)/.obj/linux/$(1)
 $(1)_ROOT := $$($(1)_OBJ)/root
 $(1)_OBJECTS := $$(LINUX_SOURCES:$(LINUX)/%.c=$$($(1)_OBJ)/%.o) $$($(1)_OBJ)/registers_$(1).o $$($(1)_OBJ)/loops.o
 

@@ -88,7 +88,7 @@ const struct command command_run = {
              .kind = VALUE_CHOICE,
              .value_name = "KIND",
              .choices = machines,
-             .help = "riscv64 or x86_64; the host's own choice unless given"},
+             .help = "riscv64 or x86_64; what the kernel is for unless given"},
             {.name = "memory",
              .kind = VALUE_MEMORY,
              .value_name = "SIZE[,hugepages[=2M|1G]]",

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from hosts import BUILD, KVM, Hosts, wait_until
+from hosts import BUILD, KVM, Hosts, assert_refused, wait_until
 from moving import console, goes_on, passes
 
 STRESS = BUILD / "guest" / "stress-x86_64.elf"
@@ -179,3 +179,23 @@ def test_kernel_without_a_pvh_entry_is_refused(vms):
     vm = vms.make("a", definition("", kernel=str(BUILD / "ferry-vm")))
     assert "ferry-vm" in vm.ready["error"] and "\n" not in vm.ready["error"]
     assert vm.wait()["reason"] == "failed"
+
+
+def test_kernel_says_what_machine_it_is_for(hosts):
+    host = hosts.start("a")
+    words = definition("mem=16M rate=10M")
+    del words["machine"]
+    assert host.run(**words)["definition"]["machine"] == "x86_64"
+    wait_until(lambda: passes(host) >= 1, "the guest to verify its memory")
+
+
+def test_linux_is_refused_at_once_where_kvm_cannot_run_it(hosts):
+    host = hosts.start("a")
+    kvm = host.get("/v1/host")["kvm"]
+    assert kvm["kind"] in ("hardware-assisted", "para-virtualised")
+    if kvm["kind"] == "hardware-assisted":
+        pytest.skip("this host's KVM runs any guest")
+    kernel = host.state_dir / "bzImage"
+    kernel.write_bytes(b"MZ".ljust(0x202, b"\0") + b"HdrS".ljust(4096, b"\0"))
+    assert_refused(lambda: host.run("lin", kernel=str(kernel)), 422, "refused", "lin", "host a", "para-virtualised")
+    assert host.vm("lin") is None

@@ -61,7 +61,7 @@ def make_initramfs(build, to):
             shutil.copy(library, copy)
     for name in ("kernel", "initrd"):
         shutil.copy(build / "guest" / "x86_64" / name, root / "guest")
-    shutil.copy(build / "guest" / ".obj" / "linux-x86_64" / "ferry-work", root / "bin")
+    shutil.copy(build / "guest" / ".obj" / "linux" / "x86_64" / "ferry-work", root / "bin")
     with open(to, "wb") as archive:
         names = subprocess.run(["find", ".", "-mindepth", "1", "-printf", "%P\n"], cwd=root, check=True,
                                capture_output=True).stdout

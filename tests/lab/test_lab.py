@@ -120,6 +120,10 @@ def move(source, destination, vm, before):
     return after
 
 
+def test_kvm_is_told_to_be_genuine(hosts):
+    assert [host.ask("host show")["kvm"] for host in hosts] == [{"kind": "hardware-assisted", "why": ""}] * 2
+
+
 def test_linux_boots_and_moves_there_and_back(hosts):
     a, b = hosts
     run(a, "one", 1, "threads=1,mem=2M,rate=1M,interval=500,tick=5000")
