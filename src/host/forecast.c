@@ -143,6 +143,16 @@ static uint64_t setup_of(const struct ferry_progress *report, const struct migra
     return connecting + (uint64_t)ready;
 }
 
+/* The middle of some moves is better than the one time the probe took, which may have met a busy moment;
+ * unless the way has become much longer since. */
+static uint64_t wire_of(uint64_t probed_ns, const json_t *parts)
+{
+    json_int_t known =
+        json_integer_value(json_object_get(parts, ferry_downtime_part_name(FERRY_DOWNTIME_WIRE)));
+
+    return known > 0 && (uint64_t)known >= probed_ns / 4 ? (uint64_t)known : probed_ns;
+}
+
 /* As they were in the last moves of the VM, or to that host; before there is one, the probe's and a guess. */
 static void fixed_parts(const struct migration_known *known, const struct ferry_progress *report,
                         struct ferry_forecast_input *input)
@@ -153,13 +163,11 @@ static void fixed_parts(const struct migration_known *known, const struct ferry_
         const json_t *part = json_object_get(parts, ferry_downtime_part_name((enum ferry_downtime_part)i));
 
         input->part_ns[i] = report->downtime_part_ns[i] + guest_part_ns[i];
-        if (!json_is_integer(part) || i == FERRY_DOWNTIME_LAST_PAGES)
-            continue;
-        /* The way was measured just now; what the VMs' processes add to it was not. */
-        if (i != FERRY_DOWNTIME_WIRE ||
-            (known->same_way && (uint64_t)json_integer_value(part) > input->part_ns[i]))
+        if (json_is_integer(part) && i != FERRY_DOWNTIME_LAST_PAGES && i != FERRY_DOWNTIME_WIRE)
             input->part_ns[i] = (uint64_t)json_integer_value(part);
     }
+    input->part_ns[FERRY_DOWNTIME_WIRE] =
+        wire_of(report->downtime_part_ns[FERRY_DOWNTIME_WIRE], known->same_way ? parts : NULL);
 }
 
 static const char *const end_words[] = {
@@ -211,7 +219,7 @@ int forecast_make(struct host *host, struct vm *vm, const char *destination, con
         return result;
     input.memory_bytes = looks.used_bytes / 1000 * (1000 - looks.zero_permille);
     input.bandwidth_bytes_per_s = bandwidth_of(&report);
-    migration_known_costs(host, vm->name, destination, &known);
+    migration_known_costs(host, vm->name, destination, input.bandwidth_bytes_per_s, &known);
     input.setup_ns = setup_of(&report, &known, looks.used_bytes);
     input.compressibility = looks.compressibility;
     fixed_parts(&known, &report, &input);

@@ -237,14 +237,15 @@ json_t *migration_offer_body(const struct migration *migration, const json_t *de
 const char *migration_peer_name(const struct migration *migration);
 
 /* What the last moves of VM to DESTINATION, else of VM, else to DESTINATION, tell about the next one; of
- * several the middle value, "wire" without what the last pages needed on it. */
+ * several the middle value, "wire" without what the last pages needed on a link that carries PATH bytes a
+ * second (0: with it). */
 struct migration_known {
     json_t *costs;       /* {downtime_parts, state_bytes}; a reference; NULL: nothing is known */
     bool same_way;       /* they went to DESTINATION */
     uint64_t setup_ns;   /* of VM; 0: not known */
     uint64_t used_bytes; /* of its memory then; 0: not known */
 };
-void migration_known_costs(struct host *host, const char *vm, const char *destination,
+void migration_known_costs(struct host *host, const char *vm, const char *destination, uint64_t path,
                            struct migration_known *known);
 /* What a destination that died while it took over has left here is dropped: the source has the VM. True when
  * there was something. */

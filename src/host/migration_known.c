@@ -42,22 +42,21 @@ static json_int_t number_of(const json_t *row, const char *key)
     return json_integer_value(json_object_get(row, key));
 }
 
-/* What the last pages needed on the link after they had been given to it: it is in "wire", but is no part of
- * what a switchover takes whatever remains. */
-static json_int_t draining(const json_t *row)
+/* What the last pages needed on a link of PATH bytes a second after they had been given to it: it is in
+ * "wire", but is no part of what a switchover takes whatever remains. */
+static json_int_t draining(const json_t *row, uint64_t path)
 {
     const json_t *rounds = json_object_get(row, "rounds");
     const json_t *last = json_array_get(rounds, json_array_size(rounds) - 1);
-    double bandwidth = (double)number_of(row, "bandwidth");
     double ns;
 
-    if (!last || bandwidth <= 0)
+    if (!last || path == 0)
         return 0;
-    ns = (double)number_of(last, "bytes") * NS_PER_S / bandwidth - (double)number_of(last, "duration_ns");
+    ns = (double)number_of(last, "bytes") * NS_PER_S / (double)path - (double)number_of(last, "duration_ns");
     return ns <= 0 ? 0 : ns < 1e15 ? (json_int_t)ns : (json_int_t)1e15;
 }
 
-static json_t *middle_parts(json_t *const *rows, size_t count)
+static json_t *middle_parts(json_t *const *rows, size_t count, uint64_t path)
 {
     json_t *parts = json_object();
 
@@ -70,7 +69,7 @@ static json_t *middle_parts(json_t *const *rows, size_t count)
             json_int_t value = json_integer_value(part);
 
             if (i == FERRY_DOWNTIME_WIRE)
-                value = value > draining(rows[j]) ? value - draining(rows[j]) : 0;
+                value = value > draining(rows[j], path) ? value - draining(rows[j], path) : 0;
             if (json_is_integer(part))
                 values_add(&values, value);
         }
@@ -81,7 +80,8 @@ static json_t *middle_parts(json_t *const *rows, size_t count)
 }
 
 /* ROWS are COUNT of one kind, newest first. */
-static void costs_of(json_t *const *rows, size_t count, const char *vm, struct migration_known *known)
+static void costs_of(json_t *const *rows, size_t count, const char *vm, uint64_t path,
+                     struct migration_known *known)
 {
     struct values setup = {.count = 0}, used = {.count = 0};
 
@@ -90,7 +90,7 @@ static void costs_of(json_t *const *rows, size_t count, const char *vm, struct m
         values_add(&used, number_of(rows[i], "memory_bytes") -
                               number_of(rows[i], "pages_skipped") * FERRY_PAGE_SIZE);
     }
-    known->costs = json_pack("{s:o}", "downtime_parts", middle_parts(rows, count));
+    known->costs = json_pack("{s:o}", "downtime_parts", middle_parts(rows, count, path));
     /* Another VM's devices, console and memory are not this one's. */
     if (!text_is(rows[0], "vm", vm))
         return;
@@ -106,7 +106,7 @@ static bool is_like(const json_t *row)
            !text_is(row, "kind", "upgrade") && json_is_object(json_object_get(row, "downtime_parts"));
 }
 
-void migration_known_costs(struct host *host, const char *vm, const char *destination,
+void migration_known_costs(struct host *host, const char *vm, const char *destination, uint64_t path,
                            struct migration_known *known)
 {
     /* Of the VM and to that host, of the VM, and to that host. */
@@ -131,7 +131,7 @@ void migration_known_costs(struct host *host, const char *vm, const char *destin
     }
     for (int kind = 0; kind < 3 && !known->costs; kind++) {
         if (count[kind] > 0) {
-            costs_of(like[kind], count[kind], vm, known);
+            costs_of(like[kind], count[kind], vm, path, known);
             known->same_way = kind != 1;
         }
     }

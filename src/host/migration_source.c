@@ -94,7 +94,7 @@ static int take_offer(struct migration *migration, const json_t *answer, struct 
     if (json_object_get(migration->options, "quick_resume"))
         set_number(migration->send, "reconnect", host->config->reconnect_ns, 0);
     set_number(migration->send, "delta_cache", host->config->delta_cache, CONFIG_DELTA_CACHE);
-    migration_known_costs(host, migration->vm_name, migration->destination, &known);
+    migration_known_costs(host, migration->vm_name, migration->destination, 0, &known);
     if (known.costs)
         json_object_set_new(migration->send, "known", known.costs);
     return 0;

@@ -70,7 +70,7 @@ static void nothing_is_known_of_the_first(void **state)
     struct fixture *fixture = *state;
     struct migration_known known;
 
-    migration_known_costs(&fixture->host, "web", "b", &known);
+    migration_known_costs(&fixture->host, "web", "b", 0, &known);
     assert_null(known.costs);
     assert_false(known.same_way);
     assert_int_equal(known.setup_ns, 0);
@@ -88,7 +88,7 @@ static void one_bad_move_does_not_count(void **state)
     moved(fixture, "web", "b", 40, 11);
     moved(fixture, "web", "b", 43, 10);
     moved(fixture, "web", "b", 2700, 800);
-    migration_known_costs(&fixture->host, "web", "b", &known);
+    migration_known_costs(&fixture->host, "web", "b", 0, &known);
     assert_int_equal(resume_of(&known), 42 * US);
     assert_int_equal(known.setup_ns, 11 * 1000 * US);
     assert_int_equal(known.used_bytes, 1 << 29);
@@ -103,7 +103,7 @@ static void the_same_vm_and_way_come_before_others(void **state)
     struct migration_known known;
 
     moved(fixture, "db", "b", 10, 1);
-    migration_known_costs(&fixture->host, "web", "b", &known);
+    migration_known_costs(&fixture->host, "web", "b", 0, &known);
     assert_int_equal(resume_of(&known), 10 * US);
     assert_true(known.same_way);
     assert_int_equal(known.setup_ns, 0); /* another VM's memory */
@@ -111,14 +111,14 @@ static void the_same_vm_and_way_come_before_others(void **state)
     json_decref(known.costs);
 
     moved(fixture, "web", "c", 20, 2);
-    migration_known_costs(&fixture->host, "web", "b", &known);
+    migration_known_costs(&fixture->host, "web", "b", 0, &known);
     assert_int_equal(resume_of(&known), 20 * US);
     assert_false(known.same_way);
     json_decref(known.costs);
 
     moved(fixture, "web", "b", 30, 3);
     moved(fixture, "web", "c", 21, 2);
-    migration_known_costs(&fixture->host, "web", "b", &known);
+    migration_known_costs(&fixture->host, "web", "b", 0, &known);
     assert_int_equal(resume_of(&known), 30 * US);
     assert_true(known.same_way);
     json_decref(known.costs);
@@ -130,17 +130,16 @@ static void pages_on_the_wire_are_not_the_switchovers(void **state)
     struct fixture *fixture = *state;
     struct migration_known known;
     struct ferry_error err;
-    json_t *object =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:[{s:i, s:i}, {s:i, s:i}], s:{s:i}}", "id", "id", "vm",
-                  "web", "destination", "b", "outcome", "completed", "side", "source", "bandwidth", 100000000,
-                  "rounds", "bytes", 50000000, "duration_ns", 500000000, "bytes", 1000000, "duration_ns",
-                  2000000, "downtime_parts", "wire", 8300000);
+    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:[{s:i, s:i}, {s:i, s:i}], s:{s:i}}", "id", "id",
+                               "vm", "web", "destination", "b", "outcome", "completed", "side", "source",
+                               "rounds", "bytes", 50000000, "duration_ns", 500000000, "bytes", 1000000,
+                               "duration_ns", 2000000, "downtime_parts", "wire", 8300000);
     struct store_migration row = {
         .id = "id", .vm = "web", .outcome = "completed", .started_ns = 1, .ended_ns = 2, .object = object};
 
     assert_ok(fixture->host.store->ops->migration_put(fixture->host.store, &row, &err), err);
     json_decref(object);
-    migration_known_costs(&fixture->host, "web", "b", &known);
+    migration_known_costs(&fixture->host, "web", "b", 100000000, &known);
     assert_int_equal(
         json_integer_value(json_object_get(json_object_get(known.costs, "downtime_parts"), "wire")), 300000);
     json_decref(known.costs);
