@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -156,8 +157,8 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
     return -1;
 }
 
-/* Its own session, no descriptors but the standard ones and ready_fd, no signals but SIGTERM and deadly ones.
- */
+/* Its own session, no descriptors but the standard ones and ready_fd, no signals but SIGTERM and deadly ones,
+ * and no program that it could start would have more rights than it has. */
 static int become_independent(struct vm_options *options)
 {
     sigset_t set;
@@ -178,6 +179,8 @@ static int become_independent(struct vm_options *options)
     /* Fails for the leader of a process group (started by an interactive shell): then it has a group of its
      * own, and the terminal's signals are ignored below. */
     (void)setsid();
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return -1;
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);

@@ -150,6 +150,7 @@ def test_process_is_small_and_stands_alone(running):
     assert not [target for target in targets if target.startswith("pipe:")]
     for number in (1, 2):
         assert os.readlink(f"/proc/{running.pid}/fd/{number}").endswith("vm.log")
+    assert "NoNewPrivs:\t1" in pathlib.Path(f"/proc/{running.pid}/status").read_text()
 
 
 def test_interrupt_and_hangup_do_not_touch_it(running):
