@@ -188,7 +188,7 @@ static int attach(struct postcopy *postcopy, const struct channel channels[stati
     pthread_mutex_lock(&postcopy->send_lock);
     postcopy->attached = true;
     postcopy->sent_ns = clock_now_ns();
-    postcopy->unsent = false;
+    __atomic_store_n(&postcopy->unsent, false, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&postcopy->send_lock);
     pthread_mutex_lock(&postcopy->lock);
     postcopy->served = true;
