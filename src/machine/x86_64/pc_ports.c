@@ -2,8 +2,10 @@
 
 #include "machine/x86_64/layout.h"
 
-/* ACPI 6.4 §4.8.3.2.1: PM1 control. The sleep type of S5 is 0, as the DSDT says. */
-#define PM1_CONTROL      4 /* offset in the blocks */
+/* ACPI 6.4 §4.8.3.1.2: PM1 enable; §4.8.3.2.1: PM1 control. The sleep type of S5 is 0, as the DSDT says. */
+#define PM1_ENABLE       2 /* offset in the blocks */
+#define PM1_CONTROL      4
+#define PM1_GLOBAL_LOCK  0x0020
 #define PM1_SCI_ENABLE   0x0001
 #define PM1_SLEEP_TYPE   0x1c00
 #define PM1_SLEEP_ENABLE 0x2000
@@ -16,6 +18,8 @@
 
 static uint64_t pm1_read(void *opaque, uint64_t offset, unsigned size)
 {
+    if (offset == PM1_ENABLE)
+        return PM1_GLOBAL_LOCK;
     return offset == PM1_CONTROL ? PM1_SCI_ENABLE : 0;
 }
 

@@ -354,6 +354,10 @@ static void guest_ends_by_acpi_and_keyboard_controller(void **state)
     assert_int_equal(event, ACCEL_EVENT_RESET);
     assert_true(mmio_bus_read(bus, X86_64_PORTS + 0x604, 2, &value));
     assert_int_equal(value, 1);
+    /* Linux enables the global lock's event and reads that it is. */
+    assert_true(mmio_bus_write(bus, X86_64_PORTS + 0x602, 2, 0x0020));
+    assert_true(mmio_bus_read(bus, X86_64_PORTS + 0x602, 2, &value));
+    assert_int_equal(value, 0x20);
     mmio_bus_free(bus);
 }
 
