@@ -20,7 +20,8 @@ static void report(struct work_counters *counters, const char *name, int number,
 
 void *registers_main(void *argument)
 {
-    struct work_counters *counters = argument;
+    struct registers *registers = argument;
+    struct work_counters *counters = registers->counters;
     const struct register_set *set = register_set_of_this_cpu();
     const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
     uint64_t in[REGISTERS_WORDS_MAX], out[REGISTERS_WORDS_MAX], value = 0x0123456789abcdef;
@@ -31,7 +32,7 @@ void *registers_main(void *argument)
 
         for (unsigned i = 0; i < words; i++)
             in[i] = value = value * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        got = registers_hold(set, in, out, control, &pause);
+        got = registers_hold(set, in, out, control, registers->spins, &pause);
         for (unsigned i = 0; i < words; i++)
             if (in[i] != out[i])
                 report(counters, set->name, (int)(i / set->words), in[i], out[i]);

@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <time.h>
 
+struct work_counters;
+
 #define REGISTERS_WORDS_MAX 64 /* of all registers */
 
 /* What this CPU has. */
@@ -23,13 +25,18 @@ struct register_set {
 const struct register_set *register_set_of_this_cpu(void);
 
 /*
- * Loads all registers of SET from IN and the control register with CONTROL, computes, sleeps for PAUSE,
- * computes, stores the registers to OUT and returns the control register.
+ * Loads all registers of SET from IN and the control register with CONTROL, counts SPINS down, sleeps for
+ * PAUSE, counts again, stores the registers to OUT and returns the control register.
  */
 uint64_t registers_hold(const struct register_set *set, const uint64_t *in, uint64_t *out, uint64_t control,
-                        const struct timespec *pause);
+                        uint64_t spins, const struct timespec *pause);
 
-/* Thread body; never returns. The argument is a struct work_counters. */
+struct registers {
+    uint64_t spins; /* Counted down before and after sleeping, with all registers held. */
+    struct work_counters *counters;
+};
+
+/* Thread body; never returns. The argument is a struct registers. */
 void *registers_main(void *argument);
 
 #endif

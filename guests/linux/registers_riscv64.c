@@ -2,8 +2,6 @@
 
 #include <sys/syscall.h>
 
-#define SPINS 2000
-
 /* Rounding mode and flags; modes from 5 on are reserved. */
 static uint64_t control_of(uint64_t round)
 {
@@ -19,7 +17,7 @@ const struct register_set *register_set_of_this_cpu(void)
 
 /* The system call is made in here, as between two pieces of C the compiler may use the registers itself. */
 uint64_t registers_hold(const struct register_set *set, const uint64_t *in, uint64_t *out, uint64_t control,
-                        const struct timespec *pause)
+                        uint64_t spins, const struct timespec *pause)
 {
     uint64_t left;
 
@@ -44,7 +42,7 @@ uint64_t registers_hold(const struct register_set *set, const uint64_t *in, uint
                              "1: addi %[left], %[left], -1\nbnez %[left], 1b\n"
                              "frcsr %[left]\n" EACH("fsd", "%[out]") "fscsr zero\n"
         : [left] "=&r"(left)
-        : [in] "r"(in), [out] "r"(out), [fcsr] "r"(control), [spins] "r"((uint64_t)SPINS), [pause] "r"(pause),
+        : [in] "r"(in), [out] "r"(out), [fcsr] "r"(control), [spins] "r"(spins), [pause] "r"(pause),
           [call] "i"(SYS_clock_nanosleep)
         : "a0", "a1", "a2", "a3", "a7", "memory", "f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9",
           "f10", "f11", "f12", "f13", "f14", "f15", "f16", "f17", "f18", "f19", "f20", "f21", "f22", "f23",

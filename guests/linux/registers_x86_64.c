@@ -2,8 +2,6 @@
 
 #include <sys/syscall.h>
 
-#define SPINS 2000
-
 /* All exceptions masked; rounding mode and flags in turn. */
 static uint64_t control_of(uint64_t round)
 {
@@ -30,20 +28,20 @@ const struct register_set *register_set_of_this_cpu(void)
 #define HOLD(op, reg, size, end)                                                                             \
     __asm__ volatile("stmxcsr %[usual]\nldmxcsr %[control]\n" ALL(                                           \
                          LOAD, op, reg,                                                                      \
-                         size) "mov %[spins], %%ecx\n1: dec %%ecx\njnz 1b\n"                                 \
+                         size) "mov %[spins], %%rcx\n1: dec %%rcx\njnz 1b\n"                                 \
                                "mov %[call], %%eax\nmov $1, %%edi\nxor %%esi, %%esi\nmov %[pause], %%rdx\n"  \
                                "xor %%r10d, %%r10d\nsyscall\n"                                               \
-                               "mov %[spins], %%ecx\n1: dec %%ecx\njnz 1b\n" ALL(                            \
+                               "mov %[spins], %%rcx\n1: dec %%rcx\njnz 1b\n" ALL(                            \
                                    STORE, op, reg, size) "stmxcsr %[left]\nldmxcsr %[usual]\n" end           \
                      : [left] "=m"(left), [usual] "=m"(usual)                                                \
                      : [in] "r"(in), [out] "r"(out), [control] "m"(value), [pause] "r"(pause),               \
-                       [spins] "i"(SPINS), [call] "i"(SYS_clock_nanosleep)                                   \
+                       [spins] "r"(spins), [call] "i"(SYS_clock_nanosleep)                                   \
                      : "rax", "rcx", "rdx", "rsi", "rdi", "r10", "r11", "memory", "cc", "xmm0", "xmm1",      \
                        "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",     \
                        "xmm12", "xmm13", "xmm14", "xmm15")
 
 uint64_t registers_hold(const struct register_set *set, const uint64_t *in, uint64_t *out, uint64_t control,
-                        const struct timespec *pause)
+                        uint64_t spins, const struct timespec *pause)
 {
     uint32_t value = (uint32_t)control, left, usual;
 

@@ -26,6 +26,7 @@ static int work_options_read(const char *text, struct work_options *options)
                                      .memory = 16 << 20,
                                      .rate = 4 << 20,
                                      .registers = 1,
+                                     .spins = 2000,
                                      .tcp_rate = 256 << 10,
                                      .tick_us = 1000,
                                      .interval_ms = 100};
@@ -35,6 +36,7 @@ static int work_options_read(const char *text, struct work_options *options)
         {"mem", &options->memory, PATTERN_PAGE_SIZE, UINT64_C(1) << 40},
         {"rate", &options->rate, 0, UINT64_C(1) << 40},
         {"fp", &options->registers, 0, 1},
+        {"spins", &options->spins, 1, UINT64_C(1) << 32},
         {"tcp", &options->tcp_rate, 0, UINT64_C(1) << 40},
         {"tick", &options->tick_us, 0, 1000000},
         {"interval", &options->interval_ms, 10, 60000},
@@ -63,6 +65,7 @@ static int process_main(const struct work_options *options, struct work_counters
     uint32_t count = (uint32_t)(options->processes * options->threads);
     struct writer *writers = calloc(options->threads, sizeof(*writers));
     pthread_t *threads = calloc(options->threads, sizeof(*threads)), held;
+    struct registers registers = {.spins = options->spins, .counters = counters};
 
     if (!writers || !threads)
         return 1;
@@ -77,7 +80,7 @@ static int process_main(const struct work_options *options, struct work_counters
             return 1;
     }
     close(ready);
-    if (options->registers && !options->once && pthread_create(&held, NULL, registers_main, counters) != 0)
+    if (options->registers && !options->once && pthread_create(&held, NULL, registers_main, &registers) != 0)
         return 1;
     for (uint32_t i = 0; i < options->threads; i++) {
         if (pthread_create(&threads[i], NULL, writer_main, &writers[i]) != 0)

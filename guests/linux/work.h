@@ -19,6 +19,7 @@ struct work_options {
     uint64_t memory;             /* Bytes, over all writers. */
     uint64_t rate;               /* Bytes a second written, over all writers; 0: as fast as possible. */
     uint64_t registers;          /* 1: hold floating-point registers, in each process. */
+    uint64_t spins;              /* How long they compute meanwhile (registers.h). */
     uint64_t tcp_rate;           /* Bytes a second over the connection to itself; 0: none. */
     uint64_t tick_us;            /* The ticker's period; 0: no ticker. */
     uint64_t interval_ms;        /* Between two lines. */

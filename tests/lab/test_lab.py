@@ -150,7 +150,7 @@ def test_kvm_is_told_to_be_genuine(hosts):
 
 def test_linux_boots_and_moves_there_and_back(hosts):
     a, b = hosts
-    run(a, "one", 1, "threads=1,mem=2M,rate=1M,interval=500,tick=5000")
+    run(a, "one", 1, "procs=3,mem=1M,rate=512K,interval=500,tick=5000,spins=2M")
     seen = boots(a, "one")
     assert "kernel=6." in seen.text
     seen = move(a, b, "one", seen)
@@ -162,7 +162,7 @@ def test_linux_boots_and_moves_there_and_back(hosts):
 def test_two_cpus_move_five_times(hosts):
     """While one thread writes as fast as it can."""
     a, b = hosts
-    run(a, "two", 2, "threads=1,mem=2M,rate=0,interval=500,tick=5000")
+    run(a, "two", 2, "procs=2,mem=2M,rate=0,interval=500,tick=5000,spins=2M")
     seen = boots(a, "two")
     for source, destination in ((a, b), (b, a), (a, b), (b, a), (a, b)):
         seen = move(source, destination, "two", seen)
@@ -172,7 +172,7 @@ def test_two_cpus_move_five_times(hosts):
 @pytest.mark.long
 def test_cpu_that_halts_moves_beside_one_that_is_busy(hosts):
     a, b = hosts
-    run(a, "halts", 2, "threads=1,mem=2M,rate=0,interval=500,tick=5000", "isolcpus=1 irqaffinity=0")
+    run(a, "halts", 2, "procs=2,mem=2M,rate=0,interval=500,tick=5000,spins=2M", "isolcpus=1 irqaffinity=0")
     seen = boots(a, "halts")
     for source, destination in ((a, b), (b, a)):
         begin = [cpu_ticks(a.lab, cpu) for cpu in (0, 1)]
@@ -186,7 +186,7 @@ def test_cpu_that_halts_moves_beside_one_that_is_busy(hosts):
 @pytest.mark.long
 def test_linux_goes_on_after_quick_resume_and_an_upgrade(hosts):
     a, b = hosts
-    run(a, "quick", 2, "threads=1,mem=2M,rate=0,interval=500,tick=5000")
+    run(a, "quick", 2, "procs=2,mem=2M,rate=0,interval=500,tick=5000,spins=2M")
     seen = move(a, b, "quick", boots(a, "quick"), "--quick-resume=now")
     b.ferry("upgrade quick")
     after = goes_on(b, "quick", Seen(b, "quick"))
