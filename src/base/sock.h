@@ -30,6 +30,9 @@ int sock_accept(int listen_fd, uint64_t deadline, int cancel_fd, struct ferry_er
 /* TCP_NODELAY, keep-alive and TCP_USER_TIMEOUT so that a silent peer is noticed within TIMEOUT_MS. No-op on
  * Unix. */
 int sock_tune(int fd, unsigned timeout_ms, struct ferry_error *err);
+/* The shortest round trip that the kernel has seen on a TCP connection: the network's alone, whatever the two
+ * programs do meanwhile. 0 on Unix; UINT64_MAX when it is not known. */
+uint64_t sock_shortest_rtt_ns(int fd);
 /* Bytes a second at which TCP lately saw sent data arrive at the other end; when little is sent that is the
  * rate of its bursts, and so tells what the path carries. 0: not known, or no TCP. */
 uint64_t sock_delivery_rate(int fd);

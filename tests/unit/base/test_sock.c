@@ -83,6 +83,7 @@ static void meet(struct fixture *fixture, const char *address)
     assert_ok(sock_write_full(from, "hello", 6, in_time(), fixture->cancel, err), *err);
     assert_ok(sock_read_full(to, text, 6, in_time(), fixture->cancel, err), *err);
     assert_string_equal(text, "hello");
+    assert_in_range(sock_shortest_rtt_ns(to), 0, UNIT_DEADLINE_MS * NS_PER_MS);
     assert_ok(sock_peer_address(from, peer, err), *err);
     assert_string_equal(peer, listening);
     assert_ok(sock_peer_address(to, peer, err), *err);
@@ -388,6 +389,9 @@ static void tuning_sets_the_time_a_silent_peer_has(void **state)
     assert_ok(sock_tune(fd, 1, &fixture->err), fixture->err);
     assert_ok(sock_tune(fixture->pair[0], 10000, &fixture->err), fixture->err);
     assert_int_equal(sock_tune(fixture->cancel, 10000, &fixture->err), -ENOTSOCK);
+    assert_int_equal(sock_shortest_rtt_ns(fixture->pair[0]), 0);
+    assert_int_equal(sock_shortest_rtt_ns(fd), UINT64_MAX); /* not connected */
+    assert_int_equal(sock_shortest_rtt_ns(fixture->cancel), UINT64_MAX);
     close(fd);
 }
 
