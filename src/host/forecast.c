@@ -163,7 +163,7 @@ static void fixed_parts(const struct migration_known *known, const struct ferry_
         const json_t *part = json_object_get(parts, ferry_downtime_part_name((enum ferry_downtime_part)i));
 
         input->part_ns[i] = report->downtime_part_ns[i] + guest_part_ns[i];
-        if (json_is_integer(part) && i != FERRY_DOWNTIME_LAST_PAGES && i != FERRY_DOWNTIME_WIRE)
+        if (json_is_integer(part) && i != FERRY_DOWNTIME_WIRE)
             input->part_ns[i] = (uint64_t)json_integer_value(part);
     }
     input->part_ns[FERRY_DOWNTIME_WIRE] =

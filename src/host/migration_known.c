@@ -56,6 +56,28 @@ static json_int_t draining(const json_t *row, uint64_t path)
     return ns <= 0 ? 0 : ns < 1e15 ? (json_int_t)ns : (json_int_t)1e15;
 }
 
+/* What giving the last pages to that link took: likewise of "last pages". The rest, looking for them and
+ * waking who sends them, is there without any. */
+static json_int_t giving(const json_t *row, uint64_t path)
+{
+    const json_t *rounds = json_object_get(row, "rounds");
+    const json_t *last = json_array_get(rounds, json_array_size(rounds) - 1);
+    double took = (double)number_of(last, "duration_ns");
+    double needed = path ? (double)number_of(last, "bytes") * NS_PER_S / (double)path : took;
+
+    return (json_int_t)(needed < took ? needed : took);
+}
+
+/* Of a part of a move's downtime, what did not come of its last pages. */
+static json_int_t fixed_of(const json_t *row, enum ferry_downtime_part part, json_int_t value, uint64_t path)
+{
+    json_int_t pages = part == FERRY_DOWNTIME_WIRE         ? draining(row, path)
+                       : part == FERRY_DOWNTIME_LAST_PAGES ? giving(row, path)
+                                                           : 0;
+
+    return value > pages ? value - pages : 0;
+}
+
 static json_t *middle_parts(json_t *const *rows, size_t count, uint64_t path)
 {
     json_t *parts = json_object();
@@ -66,12 +88,10 @@ static json_t *middle_parts(json_t *const *rows, size_t count, uint64_t path)
 
         for (size_t j = 0; j < count; j++) {
             const json_t *part = json_object_get(json_object_get(rows[j], "downtime_parts"), name);
-            json_int_t value = json_integer_value(part);
 
-            if (i == FERRY_DOWNTIME_WIRE)
-                value = value > draining(rows[j], path) ? value - draining(rows[j], path) : 0;
             if (json_is_integer(part))
-                values_add(&values, value);
+                values_add(&values,
+                           fixed_of(rows[j], (enum ferry_downtime_part)i, json_integer_value(part), path));
         }
         if (values.count > 0)
             json_object_set_new(parts, name, json_integer(values_middle(&values)));

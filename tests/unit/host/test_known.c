@@ -130,18 +130,21 @@ static void pages_on_the_wire_are_not_the_switchovers(void **state)
     struct fixture *fixture = *state;
     struct migration_known known;
     struct ferry_error err;
-    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:[{s:i, s:i}, {s:i, s:i}], s:{s:i}}", "id", "id",
-                               "vm", "web", "destination", "b", "outcome", "completed", "side", "source",
-                               "rounds", "bytes", 50000000, "duration_ns", 500000000, "bytes", 1000000,
-                               "duration_ns", 2000000, "downtime_parts", "wire", 8300000);
+    const json_t *parts;
+    json_t *object =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:[{s:i, s:i}, {s:i, s:i}], s:{s:i, s:i}}", "id", "id", "vm",
+                  "web", "destination", "b", "outcome", "completed", "side", "source", "rounds", "bytes",
+                  50000000, "duration_ns", 500000000, "bytes", 1000000, "duration_ns", 2000000,
+                  "downtime_parts", "wire", 8300000, "last pages", 2150000);
     struct store_migration row = {
         .id = "id", .vm = "web", .outcome = "completed", .started_ns = 1, .ended_ns = 2, .object = object};
 
     assert_ok(fixture->host.store->ops->migration_put(fixture->host.store, &row, &err), err);
     json_decref(object);
     migration_known_costs(&fixture->host, "web", "b", 100000000, &known);
-    assert_int_equal(
-        json_integer_value(json_object_get(json_object_get(known.costs, "downtime_parts"), "wire")), 300000);
+    parts = json_object_get(known.costs, "downtime_parts");
+    assert_int_equal(json_integer_value(json_object_get(parts, "wire")), 300000);
+    assert_int_equal(json_integer_value(json_object_get(parts, "last pages")), 150000);
     json_decref(known.costs);
 }
 
