@@ -119,15 +119,17 @@ static int read_list(const json_t *input, size_t limit, const char *what,
     return 0;
 }
 
-static int check_numbers(uint64_t memory, uint64_t vcpus, struct ferry_error *err)
+static int check_numbers(const char *machine, uint64_t memory, uint64_t vcpus, struct ferry_error *err)
 {
+    unsigned most = strcmp(machine, "riscv64") == 0 ? DEFINITION_HARTS_MAX : DEFINITION_VCPUS_MAX;
+
     if (memory < DEFINITION_MEMORY_MIN || memory > DEFINITION_MEMORY_MAX || memory % (1 << 20))
         return error_set(err, -EINVAL,
                          "memory of %llu bytes is not possible: whole MiB, from 16 MiB to 16 TiB",
                          (unsigned long long)memory);
-    if (vcpus < 1 || vcpus > DEFINITION_VCPUS_MAX)
-        return error_set(err, -EINVAL, "%llu vCPUs are not possible: 1 to %d", (unsigned long long)vcpus,
-                         DEFINITION_VCPUS_MAX);
+    if (vcpus < 1 || vcpus > most)
+        return error_set(err, -EINVAL, "%llu vCPUs are not possible: a %s machine has 1 to %u",
+                         (unsigned long long)vcpus, machine, most);
     return 0;
 }
 
@@ -196,7 +198,7 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
     if (result == 0 && strlen(cmdline) >= 2048)
         result = error_set(err, -EINVAL, "\"cmdline\" of the definition is longer than 2047 bytes");
     if (result == 0)
-        result = check_numbers(memory, vcpus, err);
+        result = check_numbers(machine, memory, vcpus, err);
     if (result == 0 && hugepages != HUGEPAGES_NOT_SAID)
         result = check_hugepages(name, memory, hugepages, err);
     if (result == 0 && cpu)

@@ -17,7 +17,8 @@
 #define DEFINITION_MEMORY_DEFAULT (256ull << 20)
 #define DEFINITION_MEMORY_MIN     (16ull << 20)
 #define DEFINITION_MEMORY_MAX     (16ull << 40)
-#define DEFINITION_VCPUS_MAX      8
+#define DEFINITION_VCPUS_MAX      64
+#define DEFINITION_HARTS_MAX      8 /* riscv64 */
 #define DEFINITION_DISKS_MAX      8
 #define DEFINITION_NETS_MAX       8
 

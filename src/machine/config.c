@@ -178,7 +178,7 @@ static int parse_vcpus(void *object, const char *where, const json_t *value, str
     json_int_t count = json_integer_value(value);
 
     if (!json_is_integer(value) || count < 1 || count > MACHINE_VCPUS_MAX)
-        return config_refuse(err, where, value, "a whole number from 1 to 8");
+        return config_refuse(err, where, value, "a whole number from 1 to 64");
     config->vcpus = (unsigned)count;
     return 0;
 }
@@ -397,6 +397,9 @@ int machine_config_from_json(struct machine_config *config, const json_t *json, 
         if (!parsed.machine)
             result = error_set(err, -ENOMEM, "out of memory while reading the VM definition");
     }
+    if (!result && strcmp(parsed.machine, "riscv64") == 0 && parsed.vcpus > MACHINE_VCPUS_MAX_RISCV64)
+        result = error_set(err, -EINVAL, "vcpus is %u; a riscv64 machine has 1 to %d", parsed.vcpus,
+                           MACHINE_VCPUS_MAX_RISCV64);
     if (!result && (!parsed.name || !parsed.kernel))
         result = error_set(err, -EINVAL, "the VM definition has no %s", parsed.name ? "kernel" : "name");
     if (!result && parsed.hugepages) {

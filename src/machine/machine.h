@@ -24,7 +24,8 @@
 
 #define MACHINE_DISKS_MAX 8
 #define MACHINE_NETS_MAX  8
-#define MACHINE_VCPUS_MAX 8
+#define MACHINE_VCPUS_MAX         64
+#define MACHINE_VCPUS_MAX_RISCV64 8
 
 struct machine_disk_config {
     char *path;
@@ -44,7 +45,7 @@ struct machine_config {
     uint64_t memory; /* bytes; whole MiB, 16 MiB or more */
     /* Memory is of huge pages of so many bytes, whole ones (base/hugepages.h); 0: ordinary memory. */
     uint64_t hugepages;
-    unsigned vcpus; /* 1 to 8 (riscv64) */
+    unsigned vcpus; /* 1 to 64, of riscv64 to 8 */
     char *kernel;   /* path; not needed by an arriving VM */
     char *initrd;   /* or NULL */
     char *cmdline;  /* or NULL */

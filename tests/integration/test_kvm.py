@@ -181,6 +181,15 @@ def test_kernel_without_a_pvh_entry_is_refused(vms):
     assert vm.wait()["reason"] == "failed"
 
 
+def test_guest_with_many_vcpus_moves(hosts):
+    a, b = hosts.pair()
+    a.run(**definition("mem=16M rate=10M", vcpus=64))
+    wait_until(lambda: passes(a) >= 1, "the guest to verify its memory")
+    assert a.move("web", b)["outcome"] == "completed"
+    seen = passes(b)
+    wait_until(lambda: passes(b) >= seen + 2, "the guest to verify its memory at the destination")
+
+
 def test_kernel_says_what_machine_it_is_for(hosts):
     host = hosts.start("a")
     words = definition("mem=16M rate=10M")

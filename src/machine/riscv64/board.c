@@ -38,7 +38,7 @@
 #define SLOT_BLK     2
 #define SLOT_NET     (SLOT_BLK + MACHINE_DISKS_MAX)
 _Static_assert(SLOT_NET + MACHINE_NETS_MAX <= RISCV64_VIRTIO_SLOTS, "every device needs a slot");
-_Static_assert(MACHINE_VCPUS_MAX <= RISCV64_HARTS_MAX, "every vCPU is a hart");
+_Static_assert(MACHINE_VCPUS_MAX_RISCV64 <= RISCV64_HARTS_MAX, "every vCPU is a hart");
 
 static uint64_t get_u64(const uint8_t *bytes)
 {

@@ -95,6 +95,8 @@ static void nonsense_is_refused_by_name(void **state)
          "VM web: memory of 33 MiB"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"vcpus\": 0}", "vCPU"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"vcpus\": 9}", "vCPU"},
+        {"{\"name\": \"web\", \"kernel\": \"/k\", \"vcpus\": 65, \"machine\": \"x86_64\"}",
+         "x86_64 machine has 1 to 64"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"machine\": \"vax\"}", "vax"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"disks\": {}}", "disks"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"disks\": [{}]}", "path"},

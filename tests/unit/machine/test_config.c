@@ -129,6 +129,7 @@ static void refusals_name_key_and_value(void **state)
         {"{" MINIMAL ", \"hugepages\": 1073741824}", {"VM web", "256 MiB", "1 GiB"}},
         {"{" MINIMAL ", \"vcpus\": 0}", {"vcpus", "0"}},
         {"{" MINIMAL ", \"vcpus\": 9}", {"vcpus", "9", "8"}},
+        {"{" MINIMAL ", \"vcpus\": 65, \"machine\": \"x86_64\"}", {"vcpus", "65", "64"}},
         {"{" MINIMAL ", \"vcpus\": -3}", {"vcpus", "-3"}},
         {"{" MINIMAL ", \"cmdline\": \"a\\u0007\"}", {"cmdline"}},
         {"{" MINIMAL ", \"disks\": {}}", {"disks", "list"}},

@@ -145,7 +145,7 @@ static void largest_machine_fits(void **state)
     memset(cmdline, 'x', 1023);
     cmdline[1023] = '\0';
     config.cmdline = cmdline;
-    config.vcpus = MACHINE_VCPUS_MAX;
+    config.vcpus = MACHINE_VCPUS_MAX_RISCV64;
     config.disk_count = MACHINE_DISKS_MAX;
     config.net_count = MACHINE_NETS_MAX;
     config.memory = UINT64_C(1) << 40;
