@@ -1,16 +1,56 @@
 #include "cli/command.h"
 
+#include "base/error.h"
 #include "cli/migration.h"
 #include "cli/object.h"
 
+#include <errno.h>
 #include <stdlib.h>
+
+static int cancel_by_id(struct cli *cli, const char *id, json_t **migration, struct ferry_error *err)
+{
+    char *path = client_path("/v1/migrations/%s/cancel", id);
+    json_t *body = json_object();
+    int result = client_request(&cli->client, "POST", path, body, migration, err);
+
+    json_decref(body);
+    free(path);
+    return result;
+}
+
+/* The migration of the VM of that name; -ENOENT with no sentence when there is no such VM. */
+static int cancel_by_vm(struct cli *cli, const char *name, json_t **migration, struct ferry_error *err)
+{
+    char *path = client_path("/v1/vms/%s", name);
+    json_t *vm = NULL;
+    int result = client_get(&cli->client, path, &vm, NULL);
+    const char *id = object_text(vm, "migration");
+
+    if (result == 0 && *id)
+        result = cancel_by_id(cli, id, migration, err);
+    else if (result == 0)
+        result = error_set(err, -EBUSY, "%s is not being migrated", name);
+    json_decref(vm);
+    free(path);
+    return result;
+}
 
 static int cancel(struct cli *cli, struct ferry_error *err)
 {
-    char *path = client_path("/v1/migrations/%s/cancel", args_operand(&cli->args, 0));
-    json_t *body = json_object(), *migration = NULL;
-    int result = client_request(&cli->client, "POST", path, body, &migration, err);
+    const char *named = args_operand(&cli->args, 0);
+    json_t *migration = NULL;
+    int result = cancel_by_id(cli, named, &migration, err);
     char id[MIGRATION_SHORT_SIZE];
+
+    if (result == -ENOENT) { /* then err says that there is no such migration, unless there is more to say */
+        struct ferry_error of_vm = {0};
+        int other = cancel_by_vm(cli, named, &migration, &of_vm);
+
+        if (other == 0 || of_vm.text[0])
+            result = other;
+        if (of_vm.text[0] && err)
+            *err = of_vm;
+    }
 
     if (result == 0 && cli->json)
         cli_print_json(cli, migration);
@@ -21,8 +61,6 @@ static int cancel(struct cli *cli, struct ferry_error *err)
                 migration_has_ended(migration) ? "is cancelled" : "is being cancelled",
                 object_text(migration, "vm"), object_text(migration, "source"));
     json_decref(migration);
-    json_decref(body);
-    free(path);
     return result;
 }
 
@@ -35,12 +73,13 @@ const struct command command_cancel = {
         "ferry says so.",
     .operands =
         (const struct operand[]){
-            {.name = "ID", .kind = VALUE_MIGRATION},
+            {.name = "ID|VM", .kind = VALUE_MIGRATION},
             {.name = NULL},
         },
     .examples =
         (const struct example[]){
             {"ferry cancel 1b4e28ba", "the beginning of an id is enough"},
+            {"ferry cancel web", "the migration of web that is in progress"},
             {NULL, NULL},
         },
     .needs_host = true,

@@ -336,12 +336,21 @@ class FakeFerryd:
             return 202, {"id": self.story[0]["id"]}
         return 200, self.change_vm(words[1], words[2], body)
 
+    def cluster_baseline(self, words):
+        cpu = {"name": self.name, "generation": "x86-64-v2"}
+        if words == ["compute"]:
+            return {"generation": "x86-64-v2", "vendor": "AuthenticAMD", "features": ["pni", "ssse3"],
+                    "hosts": [{**cpu, "vendor": "AuthenticAMD", "model": "EPYC", "beyond": ["avx"]}]}
+        return {"name": None, "features": [], "hosts": [{**cpu, "baseline": None, "why": ""}]}
+
     def answer(self, method, path, query, body):
         """The status and object for a request that has one object for an answer."""
         words = [unquote(word) for word in path.split("/")[2:]]
         if method != "GET" and self.fail_next:
             error, self.fail_next = self.fail_next, None
             raise error
+        if words[:2] == ["cluster", "baseline"]:
+            return 200, self.cluster_baseline(words[2:])
         if words[0] in ("host", "hosts"):
             return self.answer_host(method, words, body)
         if words[0] == "vms":

@@ -42,6 +42,7 @@ COMMANDS = {
     "migrations": [],
     "migrations show": [ID[:8]],
     "cancel": [ID[:8]],
+    "cluster baseline compute": [], "cluster baseline set": ["none"], "cluster baseline show": [],
     "recover": ["web"],
     "events": [],
 }
@@ -182,7 +183,7 @@ def test_every_command_refuses_unknown_options_and_one_operand_too_many(name, ru
 def test_every_command_says_what_is_missing(name, run):
     done = run(*name.split())
     assert done.returncode == 2
-    assert re.match(r"ferry: %s: [A-Z:]+ is missing \(see: ferry %s --help\)\n$" % (name, name), done.stderr)
+    assert re.match(r"ferry: %s: [A-Z:|]+ is missing \(see: ferry %s --help\)\n$" % (name, name), done.stderr)
 
 
 @pytest.mark.parametrize(

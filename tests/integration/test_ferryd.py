@@ -515,6 +515,20 @@ def test_states_while_moving_are_shown_on_both(hosts):
     assert [line["round"] for line in lines] == sorted(line["round"] for line in lines)
 
 
+def test_migration_is_cancelled_by_the_name_of_its_vm(hosts):
+    a, b = hosts.pair()
+    ferry = [str(BUILD / "ferry"), "--host", str(a.state_dir), "cancel"]
+    a.run("web", cmdline="slow-move")
+    idle = subprocess.run([*ferry, "web"], capture_output=True, text=True, check=False)
+    assert idle.returncode == 1 and "web is not being migrated" in idle.stderr
+    unknown = subprocess.run([*ferry, "shop"], capture_output=True, text=True, check=False)
+    assert unknown.returncode == 1 and "shop" in unknown.stderr
+    migration = a.migrate("web", b)
+    done = subprocess.run([*ferry, "web"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "web stays on a" in done.stdout, done.stderr
+    assert a.finish(migration)["outcome"] == "cancelled"
+
+
 def test_cancelled_migration_leaves_the_vm_and_a_retry_works_at_once(hosts):
     a, b = hosts.pair()
     pid = a.run("web", cmdline="hang-send")["pid"]
