@@ -270,9 +270,6 @@ static const char *const withheld[] = {
     "ospke",      "perfctr_core", "fdp_excptn_only",    "zero_fcs_fds",
 };
 
-/* AMD repeats these bits of leaf 1 EDX in leaf 0x80000001 EDX (APM volume 3, appendix E.4.2). */
-#define REPEATED 0x0183f3ff
-
 static void name_of(unsigned word, unsigned bit, char name[static CPU_FEATURE_NAME_SIZE])
 {
     const struct cpu_word *at = &cpu_words[word];
@@ -305,7 +302,7 @@ static int find(const char *name, unsigned *word, unsigned *bit)
 uint32_t cpu_features_possible(unsigned word)
 {
     const struct cpu_word *words = &cpu_words[word];
-    uint32_t possible = words->leaf == 0x80000001 && words->reg == CPU_EDX ? ~(uint32_t)REPEATED : UINT32_MAX;
+    uint32_t possible = words->leaf == 0x80000001 && words->reg == CPU_EDX ? ~CPU_AMD_REPEATED : UINT32_MAX;
     unsigned at, bit;
 
     for (size_t i = 0; i < sizeof(withheld) / sizeof(withheld[0]); i++) {

@@ -37,6 +37,10 @@ struct cpu_word {
 #define CPU_WORDS 16
 extern const struct cpu_word cpu_words[CPU_WORDS];
 
+/* AMD repeats these bits of leaf 1 EDX in leaf 0x80000001 EDX (APM volume 3, appendix E.4.2): there they are
+ * no features of their own. */
+#define CPU_AMD_REPEATED UINT32_C(0x0183f3ff)
+
 struct cpu_features {
     uint32_t words[CPU_WORDS]; /* bit b of word w: the feature of that bit of cpu_words[w] */
 };

@@ -2,7 +2,6 @@
  */
 #include "cpu/cpu.h"
 
-#include "base/cleanup.h"
 #include "base/error.h"
 
 #include <errno.h>

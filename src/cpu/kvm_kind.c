@@ -5,7 +5,6 @@
  */
 #include "cpu/kvm_kind.h"
 
-#include "base/cleanup.h"
 #include "base/error.h"
 
 #include <errno.h>

@@ -128,7 +128,7 @@ static json_t *list_running(struct host *host)
     return names;
 }
 
-/* No running VM may have been given more than BASELINE (G6: it would be lowered under them). */
+/* No running VM may have been given more than BASELINE: it would be lowered under them. */
 static int check_running(struct host *host, const char *name, const struct cpu *baseline,
                          struct ferry_error *err)
 {

@@ -129,8 +129,8 @@ def test_baseline_is_raised_under_running_vms_and_not_lowered(hosts):
     wait_until(lambda: a.vm("web")["pid"] is None, "the VM to end")
     a.post("/v1/vms/web/start")
     assert low < given(a)
-    for lower in ("amd-rome", "x86-64-v2"):
-        assert_refused(lambda: set_baseline(b, lower), 422, "refused", "web", "host a", "pku")  # pylint: disable=cell-var-from-loop
+    assert_refused(lambda: set_baseline(b, "amd-rome"), 422, "refused", "web", "host a", "pku")
+    assert_refused(lambda: set_baseline(b, "x86-64-v2"), 422, "refused", "web", "host a", "pku")
     assert b.get("/v1/cluster/baseline")["name"] == "amd-milan"
     assert a.move("web", b)["outcome"] == "completed"
 

@@ -32,8 +32,6 @@
 #define AMD_ECX_SVM         (1u << 2)
 #define AMD_ECX_PERFCTR     (1u << 23)
 
-#define AMD_EDX_REPEATED 0x0183f3ff /* bits of leaf 1 EDX */
-
 #define XSAVE_LEGACY_SIZE 576 /* what is always there, and the header (SDM volume 1, 13.4) */
 
 #define TOPOLOGY_SMT  0x100
@@ -218,7 +216,7 @@ static void cut_features(struct kvm_cpuid2 *table, const struct cpu_features *se
             *register_of(entry, cpu_words[i].reg) &= set->words[i] | ~cpu_features_possible(i);
     }
     if (amd && features) /* the bits that AMD has in both leaves */
-        amd->edx &= features->edx | ~(uint32_t)AMD_EDX_REPEATED;
+        amd->edx &= features->edx | ~CPU_AMD_REPEATED;
     cut_xsave(table, cpu_features_has(set, "xsave") ? xsave_components(set) : 0);
 }
 
