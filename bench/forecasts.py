@@ -17,8 +17,8 @@ GBIT = 10**9
 WARM_UP = 6
 
 
-class _Stress:
-    """A bare-metal guest that writes its memory, goes back and forth between two hosts, with LINK over that."""
+class _Stress(FerryMover):
+    """A bare-metal guest that writes its memory, goes back and forth between two hosts; SHAPED: the link between them (link.py)."""
 
     def __init__(self, build, memory, cmdline, shaped=None):
         self.pair = ferry.Pair(build, shaped)
@@ -30,14 +30,6 @@ class _Stress:
         except BaseException:
             self.close()
             raise
-
-    def move(self, **options):
-        report = self.here.migrate("bench", self.there.name, **options)
-        self.here, self.there = self.there, self.here
-        return report
-
-    def close(self):
-        self.pair.__exit__()
 
 
 def _pairs(mover, count, **options):
