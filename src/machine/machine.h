@@ -22,8 +22,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define MACHINE_DISKS_MAX 8
-#define MACHINE_NETS_MAX  8
+#define MACHINE_DISKS_MAX         8
+#define MACHINE_NETS_MAX          8
 #define MACHINE_VCPUS_MAX         64
 #define MACHINE_VCPUS_MAX_RISCV64 8
 
