@@ -1,4 +1,5 @@
-"""The peer: qemu-system-riscv64 with its software CPU, started, watched on its console, and moved through QMP.
+"""The peer: qemu-system-riscv64 with its software CPU (or another of its programs), started, watched on its console, and
+moved through QMP.
 
 It is the QEMU that bench/fetch-qemu has got from Debian's backports, else the installed one.
 """
@@ -14,6 +15,7 @@ import tempfile
 import time
 
 PROGRAM = "qemu-system-riscv64"
+X86_64 = "qemu-system-x86_64"
 CACHE = pathlib.Path(os.environ.get("FERRY_CACHE")
                      or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ferry")
 
@@ -32,8 +34,8 @@ def available():
     return command() is not None
 
 
-def version():
-    text = subprocess.run([*command(), "--version"], capture_output=True, text=True, check=True).stdout
+def version(program=PROGRAM):
+    text = subprocess.run([*command(program), "--version"], capture_output=True, text=True, check=True).stdout
     return "QEMU " + text.split("version ")[1].split()[0]
 
 
@@ -61,12 +63,15 @@ class Console:
 class Qemu:
     """One QEMU process with a QMP socket."""
 
-    def __init__(self, kernel, initrd=None, append="", memory="512M", smp=1, incoming=None, extra=(), prefix=()):
+    def __init__(self, kernel, initrd=None, append="", memory="512M", smp=1, incoming=None, extra=(), prefix=(),
+                 program=PROGRAM, machine="virt"):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="ferry-bench-qemu-"))
         qmp = self.directory / "qmp"
-        line = [*prefix, *command(), "-M", "virt", "-m", memory, "-smp", str(smp), "-display", "none", "-monitor", "none",
-                   "-serial", "stdio", "-bios", "default", "-kernel", str(kernel), "-append", append,
-                   "-qmp", f"unix:{qmp},server=on,wait=off", *extra]
+        line = [*prefix, *command(program), "-M", machine, "-m", memory, "-smp", str(smp), "-display", "none",
+                "-monitor", "none", "-serial", "stdio", "-kernel", str(kernel), "-append", append,
+                "-qmp", f"unix:{qmp},server=on,wait=off", *extra]
+        if program == PROGRAM:
+            line += ["-bios", "default"]
         if initrd:
             line += ["-initrd", str(initrd)]
         if incoming:
