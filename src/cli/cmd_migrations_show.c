@@ -1,9 +1,12 @@
 #include "cli/command.h"
 
+#include "cli/causes.h"
+#include "cli/chart.h"
 #include "cli/fields.h"
 #include "cli/forecast.h"
 #include "cli/migration.h"
 #include "cli/object.h"
+#include "cli/table.h"
 #include "cli/units.h"
 
 #include <stdlib.h>
@@ -76,6 +79,21 @@ static void print_fetch(struct fields *fields, const json_t *migration)
                       units_format_duration(object_number(fetch, "paused_ns"), text));
 }
 
+/* Why it has not gone well, in its own words, by its class, and what can be done about such. */
+static void print_reason(struct fields *fields, const json_t *migration)
+{
+    const char *cause = object_text(migration, "cause");
+    const char *words = cause_words(cause), *advice = cause_advice(cause);
+
+    if (!*object_text(migration, "error"))
+        return;
+    fields_text(fields, "reason", object_text(migration, "error"));
+    if (*cause)
+        fields_format(fields, "cause", "%s%s%s", cause, words ? ": " : "", words ? words : "");
+    if (advice)
+        fields_text(fields, "", advice);
+}
+
 static void print_what(struct fields *fields, const json_t *migration)
 {
     fields_text(fields, "id", object_text(migration, "id"));
@@ -93,9 +111,7 @@ static void print_what(struct fields *fields, const json_t *migration)
     else
         fields_format(fields, "phase", "%s, %llu %%", object_text(migration, "phase"),
                       (unsigned long long)object_number(migration, "percent"));
-    if (*object_text(migration, "error"))
-        fields_format(fields, "reason", "%s (%s)", object_text(migration, "error"),
-                      object_text(migration, "cause"));
+    print_reason(fields, migration);
     fields_time(fields, "started", object_text(migration, "started"));
     fields_time(fields, "ended", object_text(migration, "ended"));
 }
@@ -132,8 +148,6 @@ static void print_saved(struct fields *fields, const json_t *migration)
 static void print_numbers(struct fields *fields, const json_t *migration)
 {
     char text[UNITS_TEXT_SIZE];
-    const char *name;
-    json_t *part;
 
     fields_text(fields, "total", units_format_duration(object_number(migration, "total_ns"), text));
     fields_size(fields, "memory", object_number(migration, "memory_bytes"));
@@ -150,11 +164,44 @@ static void print_numbers(struct fields *fields, const json_t *migration)
     print_fetch(fields, migration);
     if (object_number(migration, "state_bytes"))
         fields_size(fields, "state", object_number(migration, "state_bytes"));
-    if (!object_number(migration, "downtime_ns"))
-        return;
-    fields_text(fields, "downtime", units_format_duration(object_number(migration, "downtime_ns"), text));
-    json_object_foreach(object_get(migration, "downtime_parts"), name, part) fields_format(
-        fields, "", "%-10s  %s", name, units_format_duration((uint64_t)json_integer_value(part), text));
+    if (object_number(migration, "downtime_ns"))
+        fields_text(fields, "downtime", units_format_duration(object_number(migration, "downtime_ns"), text));
+}
+
+/* Each host's codes in a column of its own: those of the source on the left, of the destination on the right.
+ */
+static void print_events(struct cli *cli, const json_t *migration)
+{
+    const char *source = object_text(migration, "source");
+    bool both = strcmp(source, object_text(migration, "destination")) != 0;
+    char left[96], right[96];
+    struct table table = TABLE_INIT;
+    const json_t *event;
+    size_t index;
+
+    snprintf(left, sizeof(left), both ? "%.80s (source)" : "%.80s", source);
+    snprintf(right, sizeof(right), "%.80s (destination)", object_text(migration, "destination"));
+    table_column(&table, "EVENT AT", TABLE_LEFT);
+    table_column(&table, left, TABLE_LEFT);
+    if (both)
+        table_column(&table, right, TABLE_LEFT);
+    table_column(&table, "WHAT", TABLE_LEFT);
+    json_array_foreach(object_get(migration, "events"), index, event)
+    {
+        bool here = !both || strcmp(object_text(event, "host"), source) == 0;
+        char time[UNITS_TEXT_SIZE];
+
+        table_cell(&table, units_format_time(object_text(event, "time"), true, time));
+        table_cell_format(&table, "%s", here ? object_text(event, "code") : "");
+        if (both)
+            table_cell_format(&table, "%s", here ? "" : object_text(event, "code"));
+        table_cell(&table, object_text(event, "text"));
+    }
+    if (table_rows(&table) > 0) {
+        fputc('\n', cli->out);
+        table_print(&table, cli->out, cli->term.bold, cli->term.reset);
+    }
+    table_free(&table);
 }
 
 static void print_log(struct cli *cli, const json_t *migration)
@@ -200,6 +247,9 @@ static int migrations_show(struct cli *cli, struct ferry_error *err)
         if (json_array_size(object_get(migration, "rounds")) > 0)
             fputc('\n', cli->out);
         migration_print_rounds(cli, migration);
+        chart_print_rounds(cli, migration);
+        chart_print_downtime(cli, migration);
+        print_events(cli, migration);
         print_log(cli, migration);
     }
     json_decref(migration);
@@ -209,7 +259,11 @@ static int migrations_show(struct cli *cli, struct ferry_error *err)
 const struct command command_migrations_show = {
     .name = "migrations show",
     .group = "Moving",
-    .summary = "Show all about one migration: numbers, rounds, downtime, log",
+    .summary = "Show all about one migration: numbers, rounds, downtime, events, log",
+    .text =
+        "With what was foretold beside what came of it, the class of a failure and what can be done about "
+        "it, and the events and log lines of both hosts in order of time. The chart is as wide as the "
+        "terminal, and of ASCII characters where the output is none or not of UTF-8.",
     .operands =
         (const struct operand[]){
             {.name = "ID", .kind = VALUE_MIGRATION},

@@ -52,6 +52,7 @@ static const struct api_route routes[] = {
     {"GET", "/v1/vms/*/console", api_console},
     {"GET", "/v1/vms/*/console/log", api_console_log},
     {"GET", "/v1/migrations", api_migrations_list},
+    {"GET", "/v1/migrations/statistics", api_migrations_statistics},
     {"GET", "/v1/migrations/*", api_migration_show},
     {"GET", "/v1/migrations/*/watch", api_migration_watch},
     {"POST", "/v1/migrations/*/cancel", api_migration_cancel},

@@ -132,6 +132,7 @@ api_handler api_vm_upgrade;
 api_handler api_vm_check;
 api_handler api_probe;
 api_handler api_migrations_list;
+api_handler api_migrations_statistics;
 api_handler api_migration_show;
 api_handler api_migration_watch;
 api_handler api_migration_cancel;

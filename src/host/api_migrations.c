@@ -6,6 +6,7 @@
 #include "host/upgrade.h"
 #include "host/migration_fetch.h"
 #include "host/probe.h"
+#include "host/statistics.h"
 
 #include <ferry/ferry.h>
 
@@ -135,6 +136,11 @@ int api_migrations_list(struct api_request *request)
             return api_answer(request, MHD_HTTP_OK, migrations_list(request->host, views[i].view));
     }
     return error_set(&request->err, HOST_USAGE, "?view= is active, history or failed, not \"%.32s\"", name);
+}
+
+int api_migrations_statistics(struct api_request *request)
+{
+    return api_answer(request, MHD_HTTP_OK, statistics_of_host(request->host));
 }
 
 int api_migration_show(struct api_request *request)

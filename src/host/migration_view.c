@@ -7,7 +7,8 @@
 
 #include <string.h>
 
-#define LIST_MAX 1000
+#define LIST_MAX   1000
+#define EVENTS_MAX 256
 
 static bool in_view(enum store_view view, const json_t *object)
 {
@@ -220,6 +221,37 @@ static json_t *their_lines(struct host *host, const json_t *object)
     return lines;
 }
 
+static uint64_t event_time(const json_t *event)
+{
+    const char *time = json_string_value(json_object_get(event, "time"));
+
+    return time ? migration_parse_time(time) : 0;
+}
+
+/* Both hosts' events of it in order of time, as far as they are here: a migration's hosts tell each other
+ * theirs. */
+static json_t *events_of(struct host *host, const char *id)
+{
+    struct ferry_error err;
+    json_t *rows = NULL;
+    json_t *events = json_array();
+    json_t *event;
+    size_t i;
+
+    if (host->store->ops->event_list_of(host->store, id, EVENTS_MAX, &rows, &err) < 0)
+        host_record_failed(host, &err);
+    json_array_foreach(rows, i, event)
+    {
+        size_t place = json_array_size(events);
+
+        while (place > 0 && event_time(json_array_get(events, place - 1)) > event_time(event))
+            place--;
+        json_array_insert(events, place, event);
+    }
+    json_decref(rows);
+    return events;
+}
+
 int migration_show(struct host *host, const char *prefix, bool local_only, json_t **answer,
                    struct ferry_error *err)
 {
@@ -252,6 +284,7 @@ int migration_show(struct host *host, const char *prefix, bool local_only, json_
     }
     json_decref(lines);
     strip(object);
+    json_object_set_new(object, "events", events_of(host, id));
     json_object_set_new(object, "log", log);
     *answer = object;
     return 0;

@@ -62,6 +62,9 @@ struct store_ops {
     /* *out: new array of migration objects, newest first, at most LIMIT. */
     int (*migration_list)(struct store *store, enum store_view view, unsigned limit, json_t **out,
                           struct ferry_error *err);
+    /* *out: new array of {kind, outcome, cause, total_ns, downtime_ns, wire_bytes} of those that have ended,
+     * newest first, at most LIMIT; what a record does not have is null. */
+    int (*migration_numbers)(struct store *store, unsigned limit, json_t **out, struct ferry_error *err);
     /* *out: new array of the objects whose id begins with PREFIX, at most 2: enough to tell "not unique". */
     int (*migration_find)(struct store *store, const char *prefix, json_t **out, struct ferry_error *err);
 
@@ -74,6 +77,9 @@ struct store_ops {
     /* *out: new array of events with a number above SINCE, oldest first, at most LIMIT. */
     int (*event_list)(struct store *store, uint64_t since, unsigned limit, json_t **out,
                       struct ferry_error *err);
+    /* *out: new array of MIGRATION's events, oldest first, at most LIMIT. */
+    int (*event_list_of)(struct store *store, const char *migration, unsigned limit, json_t **out,
+                         struct ferry_error *err);
     int (*event_last)(struct store *store, uint64_t *number, struct ferry_error *err);
 };
 

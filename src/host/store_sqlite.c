@@ -223,6 +223,39 @@ static int migration_list(struct store *store, enum store_view view, unsigned li
     return run(sqlite_of(store), err, take_object, *out, queries[view], "i", (int64_t)limit);
 }
 
+static json_t *text_or_null(sqlite3_stmt *row, int column)
+{
+    json_t *text = json_string((const char *)sqlite3_column_text(row, column));
+
+    return text ? text : json_null();
+}
+
+static json_t *number_or_null(sqlite3_stmt *row, int column)
+{
+    return sqlite3_column_type(row, column) == SQLITE_INTEGER
+               ? json_integer(sqlite3_column_int64(row, column))
+               : json_null();
+}
+
+static void take_numbers(void *opaque, sqlite3_stmt *row)
+{
+    json_array_append_new(opaque, json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "kind", text_or_null(row, 0),
+                                            "outcome", text_or_null(row, 1), "cause", text_or_null(row, 2),
+                                            "total_ns", number_or_null(row, 3), "downtime_ns",
+                                            number_or_null(row, 4), "wire_bytes", number_or_null(row, 5)));
+}
+
+static int migration_numbers(struct store *store, unsigned limit, json_t **out, struct ferry_error *err)
+{
+    *out = json_array();
+    return run(sqlite_of(store), err, take_numbers, *out,
+               "SELECT json_extract(object, '$.kind'), outcome, json_extract(object, '$.cause'),"
+               " json_extract(object, '$.total_ns'), json_extract(object, '$.downtime_ns'),"
+               " json_extract(object, '$.wire_bytes') FROM migrations"
+               " WHERE ended_ns != 0 AND json_valid(object) ORDER BY started_ns DESC, rowid DESC LIMIT ?",
+               "i", (int64_t)limit);
+}
+
 static int migration_find(struct store *store, const char *prefix, json_t **out, struct ferry_error *err)
 {
     *out = json_array();
@@ -299,6 +332,16 @@ static int event_list(struct store *store, uint64_t since, unsigned limit, json_
                "ii", since > INT64_MAX ? INT64_MAX : (int64_t)since, (int64_t)limit);
 }
 
+static int event_list_of(struct store *store, const char *migration, unsigned limit, json_t **out,
+                         struct ferry_error *err)
+{
+    *out = json_array();
+    return run(sqlite_of(store), err, take_event, *out,
+               "SELECT number, time, host, code, level, vm, migration, text FROM events"
+               " WHERE migration = ? ORDER BY number LIMIT ?",
+               "si", migration, (int64_t)limit);
+}
+
 static void take_number(void *opaque, sqlite3_stmt *row)
 {
     *(uint64_t *)opaque = (uint64_t)sqlite3_column_int64(row, 0);
@@ -320,11 +363,13 @@ static const struct store_ops sqlite_ops = {
     .host_list = host_list,
     .migration_put = migration_put,
     .migration_list = migration_list,
+    .migration_numbers = migration_numbers,
     .migration_find = migration_find,
     .line_put = line_put,
     .line_list = line_list,
     .event_put = event_put,
     .event_list = event_list,
+    .event_list_of = event_list_of,
     .event_last = event_last,
 };
 

@@ -82,6 +82,7 @@ def make_migration(**changes):
         "downtime_parts": {part: 0 for part in PARTS},
         "round": 0,
         "rounds": [],
+        "events": [],
         "log": [],
     }
     migration.update(changes)
@@ -112,6 +113,10 @@ COMPLETED = {
     "downtime_parts": {"pause": 100_000, "quiesce": 0, "last pages": 1_000_000, "wire": 1_000_000},
     "round": 2,
     "rounds": ROUNDS,
+    "events": [
+        {"time": "2026-11-21T03:31:40.1+01:00", "host": "a", "code": "VMS2450", "text": "web leaves"},
+        {"time": "2026-11-21T02:31:40.2+00:00", "host": "b", "code": "VMS2430", "text": "web arrives"},
+    ],
     "log": [
         {
             "time": "2026-11-21T03:31:40.5+01:00",
@@ -148,6 +153,7 @@ class FakeFerryd:
         self.vms = {}
         self.hosts = {}
         self.migrations = []
+        self.statistics = None  # as of a ferryd that has none
         self.events = []
         self.story = migration_story()
         self.story_gate = None  # an Event that watch waits for before the last object
@@ -357,6 +363,10 @@ class FakeFerryd:
             return self.answer_vms(method, words, body)
         if words[0] == "incoming":
             return (204, None) if method == "DELETE" else (201, self.offer(body))
+        if words == ["migrations", "statistics"] and self.statistics is None:
+            raise ApiError("not_found", "there is no migration statistics")
+        if words == ["migrations", "statistics"]:
+            return 200, self.statistics
         if words == ["migrations"]:
             return 200, self.migration_list(query.get("view", [""])[0])
         if words[0] == "migrations":

@@ -533,10 +533,84 @@ def test_migrate_on_a_terminal_redraws_four_phases(terminal):
 
 def test_migrations_show_has_numbers_rounds_parts_and_log(run):
     text = run("migrations", "show", ID[:8]).stdout
-    for wanted in ("completed", "2.1 ms", "last pages  1 ms", "65536", "312 pages", "(last = -1)", "VM continued",
+    for wanted in ("completed", "2.1 ms", "last pages", "65536", "312 pages", "(last = -1)", "VM continued",
                    "208 MiB   53248 pages are zero", "3 MiB     1000 pages compressed by lz4", "12 pages written in every"):
         assert wanted in text
     assert "2026-11-21 02:31:40.500 +00:00  a  Another" in text
+
+
+def test_migrations_show_has_each_host_s_events_in_its_own_column(run):
+    lines = run("migrations", "show", ID[:8]).stdout.splitlines()
+    head = next(line for line in lines if "EVENT AT" in line)
+    left, right = head.index("a (source)"), head.index("b (destination)")
+    assert next(line for line in lines if "web leaves" in line).index("VMS2450") == left
+    assert next(line for line in lines if "web arrives" in line).index("VMS2430") == right
+    assert "2026-11-21 02:31:40.200 +00:00" in next(line for line in lines if "VMS2430" in line)
+
+
+def test_migrations_show_charts_rounds_in_ascii_when_it_is_no_terminal(run):
+    text = run("migrations", "show", ID[:8]).stdout
+    assert re.search(r"^round 1 +#{30,}  256 MiB\n +={15,}  1.2 MiB changed meanwhile$", text, re.M), text
+    assert re.search(r"^round 2 +#{15,25}  1.2 MiB\n +=+  28 KiB changed meanwhile$", text, re.M)
+    assert re.search(r"^last pages  #+  1 ms$", text, re.M) and re.search(r"^quiesce +0", text, re.M)
+    assert text.isascii() and "\033" not in text
+
+
+def test_migrations_show_on_a_terminal_draws_blocks_no_wider_than_it(terminal):
+    on = terminal("migrations", "show", ID[:8])
+    assert on.wait() == 0
+    text = re.sub("\033[^m]*m", "", on.text.decode()).replace("\r", "")
+    bars = [line for line in text.splitlines() if "█" in line or "▒" in line]
+    assert len(bars) >= 4 + 3
+    assert 80 < max(len(line) for line in bars) <= 100
+
+
+def test_migrations_show_draws_no_blocks_where_the_locale_has_none(fake):
+    text = ferry("migrations", "show", ID[:8], host=fake.state_dir, env={"LC_ALL": "C"}).stdout
+    assert text.isascii() and "####" in text
+
+
+def test_migrations_show_says_what_a_cause_means_and_what_can_be_done(run, fake):
+    fake.migrations[0].update(outcome="failed", error="no answer of b", cause="network", rounds=[], downtime_ns=0)
+    text = run("migrations", "show", ID[:8]).stdout
+    assert re.search(r"^reason +no answer of b$", text, re.M)
+    assert re.search(r"^cause +network: the network between the hosts was slow or gone", text, re.M)
+    assert "ferry check measures the way there" in text
+    assert "Downtime" not in text and "meanwhile" not in text
+
+
+STATISTICS = {"active": 1, "kinds": {
+    "hot": {"count": 5, "completed": 3, "failed": 1, "cancelled": 1, "lost": 0, "unknown": 0, "success_permille": 750,
+            "total_ns": {"median": 312_000_000, "p99": 900_000_000, "most": 900_000_000},
+            "downtime_ns": {"median": 2_100_000, "p99": 12_000_000, "most": 12_000_000},
+            "wire_bytes": 3 << 30, "causes": {"network": 1}},
+    "upgrade": {"count": 1, "completed": 0, "failed": 1, "cancelled": 0, "lost": 0, "unknown": 0,
+                "success_permille": 0, "total_ns": None, "downtime_ns": None, "wire_bytes": 0,
+                "causes": {"network": 1}}}}  # fmt: skip
+
+
+def test_migrations_end_with_statistics_by_kind(run, fake):
+    fake.statistics = STATISTICS
+    for view in ([], ["history"]):
+        text = run("migrations", *view).stdout
+        assert re.search(r"^hot +5 +3 +1 +1 +75\.0 % +312 ms +900 ms +2\.1 ms +12 ms +3 GiB$", text, re.M), text
+        assert re.search(r"^upgrade +1 +0 +1 +0\.0 % +- +- +- +- +0 B$", text, re.M), text
+    assert "SUCCESS" not in run("migrations", "active").stdout
+    assert json.loads(run("migrations", "--json").stdout) == fake.migrations
+
+
+def test_migrations_statistics_alone_have_causes(run, fake):
+    fake.statistics = STATISTICS
+    text = run("migrations", "statistics").stdout
+    assert text.startswith("1 in progress or queued\n")
+    assert re.search(r"^network +2 +the network between the hosts", text, re.M)
+    assert json.loads(run("migrations", "statistics", "--json").stdout) == STATISTICS
+
+
+def test_migrations_failed_ends_with_the_causes(run, fake):
+    fake.statistics = STATISTICS
+    fake.migrations.append(make_migration(id="2" + ID[1:], outcome="failed", ended="x", cause="network"))
+    assert re.search(r"^network +2 +the network", run("migrations", "failed").stdout, re.M)
 
 
 def test_migrations_failed_shows_the_reason(run, fake):
@@ -805,7 +879,7 @@ def test_console_without_a_terminal_copies(fake):
         (["migrate", "w"], ["web"]),
         (["migrate", "web", ""], ["a", "b"]),
         (["migrate", "web", "b", "--d"], ["--detach", "--downtime"]),
-        (["migrations", "s"], ["show"]),
+        (["migrations", "s"], ["statistics", "show"]),
         (["migrations", "a"], ["active"]),
         (["cancel", ""], [ID]),
         (["run", "x", "--kernel", ""], [":files"]),

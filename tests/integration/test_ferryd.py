@@ -480,6 +480,38 @@ def test_vm_moves_and_both_hosts_know_all_about_it(hosts):
     assert a.vm("web")["state"] == "RUNNING" and a.vm("web")["not_runnable"] is None and b.has_left("web", a)
 
 
+SOURCE_CODES = {"VMS2450", "VMS2452", "VMS4024", "VMS2451"}
+DESTINATION_CODES = {"VMS2430", "VMS3050", "VMS2432", "VMS2431"}
+
+
+def test_record_has_the_events_of_both_hosts_on_their_sides(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    record = a.move("web", b)
+    for host in (a, b):
+        def codes(side):
+            events = host.get(f"/v1/migrations/{record['id']}")["events"]
+            return {event["code"] for event in events if event["host"] == side}
+
+        times = [event["time"] for event in host.get(f"/v1/migrations/{record['id']}")["events"]]
+        assert times == sorted(times)
+        wait_until(lambda: codes("a") == SOURCE_CODES and codes("b") == DESTINATION_CODES, f"all events on {host.name}")
+
+
+def test_statistics_count_every_migration_once_by_its_end(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    a.run("bad", cmdline="fail-move=the_network_is_gone")
+    assert a.get("/v1/migrations/statistics") == {"active": 0, "kinds": {}}
+    assert a.move("web", b)["outcome"] == b.move("web", a)["outcome"] == "completed"
+    assert a.move("bad", b)["outcome"] == "failed"
+    for host in (a, b):
+        hot = host.get("/v1/migrations/statistics")["kinds"]["hot"]
+        assert (hot["count"], hot["completed"], hot["failed"], hot["success_permille"]) == (3, 2, 1, 666)
+        assert hot["causes"] == {"network": 1}
+        assert 0 < hot["downtime_ns"]["median"] <= hot["downtime_ns"]["p99"] == hot["downtime_ns"]["most"]
+
+
 def test_log_lines_of_both_hosts_are_merged(hosts):
     a, b = hosts.pair()
     a.run("web")

@@ -233,6 +233,57 @@ static void events_come_back_whole_from_a_number_on(void **state)
     json_decref(events);
 }
 
+static void put_event(struct store *store, int number, const char *migration)
+{
+    struct ferry_error err;
+    json_t *event =
+        json_pack("{s:i, s:s, s:s, s:s, s:s, s:n, s:s?, s:s}", "number", number, "time", "t", "host", "a",
+                  "code", "VMS2450", "level", "info", "vm", "migration", migration, "text", "w");
+
+    assert_ok(store->ops->event_put(store, event, &err), err);
+    json_decref(event);
+}
+
+static void events_of_one_migration_come_in_their_order(void **state)
+{
+    struct fixture *fixture = *state;
+    struct ferry_error err;
+    json_t *events = NULL;
+
+    put_event(fixture->store, 1, "aa1");
+    put_event(fixture->store, 2, "aa2");
+    put_event(fixture->store, 3, NULL);
+    put_event(fixture->store, 4, "aa1");
+    assert_ok(fixture->store->ops->event_list_of(fixture->store, "aa1", 10, &events, &err), err);
+    assert_int_equal(json_array_size(events), 2);
+    assert_int_equal(json_integer_value(json_object_get(json_array_get(events, 1), "number")), 4);
+    json_decref(events);
+}
+
+static void numbers_are_those_of_migrations_that_have_ended(void **state)
+{
+    struct fixture *fixture = *state;
+    struct ferry_error err;
+    json_t *object = json_pack("{s:s, s:s, s:I, s:I}", "kind", "hot", "cause", "network", "total_ns",
+                               (json_int_t)5000000000, "wire_bytes", (json_int_t)7);
+    struct store_migration row = {
+        .id = "aa1", .vm = "web", .outcome = "failed", .started_ns = 1, .ended_ns = 2, .object = object};
+    json_t *rows = NULL;
+
+    assert_ok(fixture->store->ops->migration_put(fixture->store, &row, &err), err);
+    row.id = "aa2";
+    row.ended_ns = 0;
+    assert_ok(fixture->store->ops->migration_put(fixture->store, &row, &err), err);
+    json_decref(object);
+    assert_ok(fixture->store->ops->migration_numbers(fixture->store, 10, &rows, &err), err);
+    assert_int_equal(json_array_size(rows), 1);
+    object = json_pack("{s:s, s:s, s:s, s:I, s:n, s:i}", "kind", "hot", "outcome", "failed", "cause",
+                       "network", "total_ns", (json_int_t)5000000000, "downtime_ns", "wire_bytes", 7);
+    assert_true(json_equal(json_array_get(rows, 0), object));
+    json_decref(object);
+    json_decref(rows);
+}
+
 static void run_sql(const char *path, const char *sql)
 {
     sqlite3 *db = NULL;
@@ -305,6 +356,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(migration_is_found_by_prefix, set_up, tear_down),
         cmocka_unit_test_setup_teardown(lines_keep_their_order, set_up, tear_down),
         cmocka_unit_test_setup_teardown(events_come_back_whole_from_a_number_on, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(events_of_one_migration_come_in_their_order, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(numbers_are_those_of_migrations_that_have_ended, set_up, tear_down),
         cmocka_unit_test_setup_teardown(newer_database_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(file_that_is_no_database_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(database_of_something_else_is_refused, set_up, tear_down),
