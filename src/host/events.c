@@ -134,27 +134,44 @@ static void publish(struct host *host, json_t *event)
     json_decref(event);
 }
 
-void events_emit(struct host *host, enum event_kind kind, const char *vm, const char *machine,
-                 const char *migration, const char *format, ...)
+static void emit(struct host *host, uint64_t time_ns, enum event_kind kind, const char *vm,
+                 const char *machine, const char *migration, const char *format, va_list args)
 {
     const struct event_row *row = &event_table[kind];
     bool kvm = machine && strcmp(machine, "x86_64") == 0;
     char time_text[CLOCK_TEXT_SIZE];
     char text[1024];
     json_t *event;
-    va_list args;
 
-    va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
-    va_end(args);
     event = json_pack("{s:I, s:s, s:s, s:s, s:s, s:s?, s:s?, s:o}", "number", (json_int_t)0, "time",
-                      clock_format(clock_realtime_ns(), time_text), "host", host->config->name, "code",
-                      kvm && row->kvm_code ? row->kvm_code : row->code, "level", level_text(row->level), "vm",
-                      vm, "migration", migration, "text", fields_text(text));
+                      clock_format(time_ns ? time_ns : clock_realtime_ns(), time_text), "host",
+                      host->config->name, "code", kvm && row->kvm_code ? row->kvm_code : row->code, "level",
+                      level_text(row->level), "vm", vm, "migration", migration, "text", fields_text(text));
     if (event)
         publish(host, event);
     else
         log_error(host->log, "out of memory: an event could not be kept: %s", text);
+}
+
+void events_emit(struct host *host, enum event_kind kind, const char *vm, const char *machine,
+                 const char *migration, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    emit(host, 0, kind, vm, machine, migration, format, args);
+    va_end(args);
+}
+
+void events_emit_at(struct host *host, uint64_t time_ns, enum event_kind kind, const char *vm,
+                    const char *machine, const char *migration, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    emit(host, time_ns, kind, vm, machine, migration, format, args);
+    va_end(args);
 }
 
 int events_import(struct host *host, const json_t *event, struct ferry_error *err)

@@ -39,6 +39,11 @@ void events_free(struct events *events);
 void events_emit(struct host *host, enum event_kind kind, const char *vm, const char *machine,
                  const char *migration, const char *format, ...) __attribute__((format(printf, 6, 7)));
 
+/* The same of something that happened at TIME_NS (real time; 0: now) and is only told now. */
+void events_emit_at(struct host *host, uint64_t time_ns, enum event_kind kind, const char *vm,
+                    const char *machine, const char *migration, const char *format, ...)
+    __attribute__((format(printf, 7, 8)));
+
 /* Takes over an event of another host (checked: object with host, code, level, text); numbered anew. */
 int events_import(struct host *host, const json_t *event, struct ferry_error *err);
 

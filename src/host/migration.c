@@ -207,6 +207,24 @@ void migration_log(struct migration *migration, enum log_level level, const char
     add_line(migration, clock_realtime_ns(), level, text);
 }
 
+uint64_t migration_state_time(struct migration *migration, const char *state)
+{
+    uint64_t time_ns = 0;
+    json_t *line;
+    size_t i;
+
+    host_lock(migration->host);
+    json_array_foreach(migration->lines, i, line)
+    {
+        const char *text = json_string_value(json_object_get(line, "text"));
+
+        if (strncmp(text, state, strlen(state)) == 0 && text[strlen(state)] == ' ')
+            time_ns = (uint64_t)json_integer_value(json_object_get(line, "time_ns"));
+    }
+    host_unlock(migration->host);
+    return time_ns;
+}
+
 uint64_t migration_parse_time(const char *text)
 {
     struct tm fields = {0};

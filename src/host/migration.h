@@ -198,6 +198,9 @@ void migration_unregister(struct migration *migration);
 void migration_record(struct migration *migration); /* writes the record and the lines so far */
 void migration_log(struct migration *migration, enum log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* When this host's process entered STATE (its name, "MIGRATE_TO_VMX_CHECKPT"), the last time it did; 0 when
+ * that is not known: a former ferryd was told. */
+uint64_t migration_state_time(struct migration *migration, const char *state);
 /* Counts a change, for who waits for one. Under the lock. */
 void migration_touch(struct migration *migration);
 /* Asks the VM's process how its migration is, as if it had told. For when its words were lost. */

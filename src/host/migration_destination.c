@@ -355,8 +355,9 @@ static void finish_completed(struct migration *migration)
         vms_refresh(host, vm);
     }
     if (!migration->fetched) /* else it has been told long ago */
-        events_emit(host, EVENT_VM_CONTINUED, migration->vm_name, migration->machine, migration->id,
-                    "VM %s continued on host %s", migration->vm_name, migration->destination);
+        events_emit_at(host, migration_state_time(migration, "MIGRATE_FROM_VMX_FINISHED"), EVENT_VM_CONTINUED,
+                       migration->vm_name, migration->machine, migration->id, "VM %s continued on host %s",
+                       migration->vm_name, migration->destination);
     events_emit(host, EVENT_MIGRATION_IN_COMPLETED, migration->vm_name, migration->machine, migration->id,
                 "migration of VM %s from host %s to host %s completed", migration->vm_name, migration->source,
                 migration->destination);

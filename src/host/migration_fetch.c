@@ -57,9 +57,10 @@ bool fetch_has_news(const struct migration *migration)
 static void tell_begin(struct migration *migration, unsigned long long left)
 {
     if (migration->outgoing)
-        events_emit(migration->host, EVENT_VM_STOPPED, migration->vm_name, migration->machine, migration->id,
-                    "VM %s stopped on host %s, which keeps %llu MiB of its memory for host %s",
-                    migration->vm_name, migration->source, left, migration->destination);
+        events_emit_at(migration->host, migration_state_time(migration, "MIGRATE_TO_VMX_CHECKPT"),
+                       EVENT_VM_STOPPED, migration->vm_name, migration->machine, migration->id,
+                       "VM %s stopped on host %s, which keeps %llu MiB of its memory for host %s",
+                       migration->vm_name, migration->source, left, migration->destination);
     else
         events_emit(migration->host, EVENT_VM_CONTINUED, migration->vm_name, migration->machine,
                     migration->id, "VM %s continued on host %s; %llu MiB of its memory are still on host %s",

@@ -314,8 +314,9 @@ static void finish_completed(struct migration *migration)
             vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)));
         }
         if (!migration->fetched) /* else it has been told long ago */
-            events_emit(host, EVENT_VM_STOPPED, vm->name, migration->machine, migration->id,
-                        "VM %s stopped on host %s", vm->name, migration->source);
+            events_emit_at(host, migration_state_time(migration, "MIGRATE_TO_VMX_CHECKPT"), EVENT_VM_STOPPED,
+                           vm->name, migration->machine, migration->id, "VM %s stopped on host %s", vm->name,
+                           migration->source);
         make_ban(migration, "completed", &ban);
         vm_retire(host, vm, &ban);
         migration_release_vm(migration);

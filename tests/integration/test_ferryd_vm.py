@@ -46,6 +46,15 @@ def wait_for_copying(host, migration):
     wait_until(lambda: host.get(f"/v1/migrations/{migration}")["wire_bytes"] > 0, "the first bytes")
 
 
+def assert_told_in_order(host, migration):
+    """Stopped there before it went on here, whoever learnt of it when."""
+    def codes():
+        return [event["code"] for event in host.get(f"/v1/migrations/{migration}")["events"]]
+
+    wait_until(lambda: {"VMS2452", "VMS2432"} <= set(codes()), "both hosts' events")
+    assert codes().index("VMS2452") < codes().index("VMS2432")
+
+
 def test_guest_goes_on_through_moves_and_its_console_goes_with_it(hosts):
     a, b = hosts.pair()
     run(a)
@@ -57,6 +66,7 @@ def test_guest_goes_on_through_moves_and_its_console_goes_with_it(hosts):
         assert record["downtime_ns"] == sum(record["downtime_parts"].values())
         assert source.has_left("web", destination)
         assert destination.vm("web")["state"] == "RUNNING"
+        assert_told_in_order(destination, record["id"])
         wait_for_ticks(destination)
     numbers = ticks(b)
     assert numbers == list(range(numbers[0], numbers[-1] + 1)), "a line of the console is missing or double"
