@@ -54,10 +54,14 @@ static void print_vm(struct cli *cli, const json_t *vm)
         fields_text(&fields, "Not Runnable Reason", object_text(vm, "not_runnable.reason"));
     } else {
         fields_text(&fields, "state", object_text(vm, "state"));
-        fields_text(&fields, "why", object_text(vm, "why"));
+        if (!json_is_object(object_get(vm, "suspended")))
+            fields_text(&fields, "why", object_text(vm, "why"));
     }
     fields_text(&fields, "host", object_text(vm, "host"));
     fields_text(&fields, "migration", object_text(vm, "migration"));
+    fields_text(&fields, "being saved", object_text(vm, "saving"));
+    fields_text(&fields, "suspended in", object_text(vm, "suspended.file"));
+    fields_time(&fields, "suspended since", object_text(vm, "suspended.since"));
     fields_text(&fields, "machine", object_text(vm, "definition.machine"));
     fields_text(&fields, "CPU", object_text(vm, "definition.cpu"));
     if (json_is_object(object_get(vm, "cpu")))

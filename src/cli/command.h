@@ -127,7 +127,9 @@ extern const struct command command_rm;
 extern const struct command command_run;
 extern const struct command command_runnable;
 extern const struct command command_show;
+extern const struct command command_snapshot;
 extern const struct command command_stop;
+extern const struct command command_suspend;
 extern const struct command command_unpause;
 extern const struct command command_upgrade;
 

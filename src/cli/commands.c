@@ -26,6 +26,8 @@ const struct command *const commands[] = {
     &command_migrations_show,
     &command_cancel,
     &command_recover,
+    &command_snapshot,
+    &command_suspend,
     &command_host_show,
     &command_host_list,
     &command_host_add,

@@ -57,13 +57,12 @@ static int look_at_wake(void *opaque, struct ferry_error *err)
     return poll(&wake, 1, 0) > 0;
 }
 
-int migration_watch(struct client *client, const char *id, const struct migration_watch *watch, json_t **last,
-                    struct ferry_error *err)
+int migration_watch_path(struct client *client, const char *path, const struct migration_watch *watch,
+                         json_t **last, struct ferry_error *err)
 {
     struct watching watching = {.watch = watch};
     struct client_stream stream = {
         .opaque = &watching, .object = keep_last, .step = look_at_wake, .wake_fd = watch->wake_fd};
-    char *path = client_path("/v1/migrations/%s/watch", id);
     uint64_t deadline = clock_deadline(3 * (int64_t)client->timeout_ms);
     int result;
 
@@ -83,8 +82,8 @@ int migration_watch(struct client *client, const char *id, const struct migratio
          * migration goes on meanwhile. */
         if (clock_left_ms(deadline) == 0) {
             if (result == 0)
-                result = error_set(err, -EPIPE, "ferryd at %s stopped telling about the migration",
-                                   client->target);
+                result =
+                    error_set(err, -EPIPE, "ferryd at %s stopped telling how it goes on", client->target);
             break;
         }
         if (poll(&wake, 1, RETRY_PAUSE_MS) > 0) {
@@ -92,12 +91,21 @@ int migration_watch(struct client *client, const char *id, const struct migratio
             break;
         }
     }
-    free(path);
     if (watching.last && migration_has_ended(watching.last) && result != 1) {
         *last = watching.last;
         return 0;
     }
     json_decref(watching.last);
+    return result;
+}
+
+int migration_watch(struct client *client, const char *id, const struct migration_watch *watch, json_t **last,
+                    struct ferry_error *err)
+{
+    char *path = client_path("/v1/migrations/%s/watch", id);
+    int result = migration_watch_path(client, path, watch, last, err);
+
+    free(path);
     return result;
 }
 

@@ -26,6 +26,9 @@ struct migration_watch {
 };
 int migration_watch(struct client *client, const char *id, const struct migration_watch *watch, json_t **last,
                     struct ferry_error *err);
+/* The same of whatever is told of at PATH until it has `ended`. */
+int migration_watch_path(struct client *client, const char *path, const struct migration_watch *watch,
+                         json_t **last, struct ferry_error *err);
 
 /* "ID: web moved from a to b: total 312 ms, downtime 2.1 ms, 44.1 MiB in 3 rounds"; for an upgrade
  * "web goes on in process 2 (ferry-vm 0.2.0), before: process 1 (ferry-vm 0.1.0); 31 ms, downtime 4.1 ms" */

@@ -50,6 +50,14 @@ typedef size_t api_fill(void *opaque, char *buffer, size_t size);
 int api_answer_stream(struct api_request *request, const char *content_type, api_fill *fill, void *opaque,
                       void (*free_opaque)(void *opaque));
 
+/*
+ * An object that changes, one JSON line a change. WATCH waits for a newer one than *seen (which begins with
+ * 0) until the deadline: *answer is the object, or NULL when nothing changed; *ended: it is the last one.
+ */
+typedef int api_watch(struct host *host, const char *id, unsigned *seen, uint64_t deadline, json_t **answer,
+                      bool *ended, struct ferry_error *err);
+int api_answer_watch(struct api_request *request, const char *id, api_watch *watch);
+
 /* The reader of a stream may be a person who has stopped the pager: what is not taken for long does not end
  * the connection. A client that is gone without a word is noticed by keep-alive, or, while something is on
  * its way, after the kernel's own time. */
@@ -140,6 +148,12 @@ api_handler api_migration_end;
 api_handler api_migration_reconnect;
 api_handler api_incoming;
 api_handler api_incoming_withdraw;
+/* api_checkpoints.c */
+api_handler api_vm_checkpoint;
+api_handler api_checkpoints_list;
+api_handler api_checkpoint_show;
+api_handler api_checkpoint_watch;
+api_handler api_checkpoint_cancel;
 /* api_events.c */
 api_handler api_events;
 api_handler api_events_take;

@@ -8,6 +8,7 @@
 #include "host/agreement.h"
 #include "host/api.h"
 #include "host/certificate.h"
+#include "host/checkpoint.h"
 #include "host/cpu_baseline.h"
 #include "host/definition.h"
 #include "host/events.h"
@@ -383,6 +384,7 @@ int host_new(struct host **out, const struct config *config, struct loop *loop, 
         migrations_adopt(host);
         upgrades_adopt(host);
         vms_drop_leftovers(host);
+        checkpoints_adopt(host);
         result = api_serve(host, err);
     }
     if (result == 0)
@@ -420,6 +422,7 @@ void host_free(struct host *host)
     api_free(host);
     agreement_stop(host);
     migrations_reap(host, true);
+    checkpoints_reap(host, true);
     probe_free(host->probe);
     vms_free(host);
     peers_free(host);

@@ -51,6 +51,7 @@ struct vm;
 struct vm_process;
 struct peer;
 struct migration;
+struct saving;
 struct events;
 struct api;
 struct agreement_thread;
@@ -88,6 +89,7 @@ struct host {
     struct vm_process *leaving;            /* replaced by an upgrade, not gone yet; references */
     struct peer *peers;                    /* by name */
     struct migration *migrations;          /* newest first */
+    struct saving *savings;                /* newest first (checkpoint.h) */
     json_t *baseline;         /* the CPU baseline in force (cpu_baseline.h); immutable; NULL: none */
     struct probe_door *probe; /* constant */
 };

@@ -194,6 +194,81 @@ void vm_directory_arrived(const struct vm *vm)
         unlink(path);
 }
 
+int vm_directory_mark_saving(const struct vm *vm, const char *id, const char *kind, const char *file,
+                             struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    char started[CLOCK_TEXT_SIZE];
+    json_t *json = json_pack("{s:s, s:s, s:o, s:s}", "id", id, "kind", kind, "file", fields_text(file),
+                             "started", clock_format(clock_realtime_ns(), started));
+    char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
+    int result = -ENAMETOOLONG;
+
+    if (!text)
+        result = error_set(err, -ENOMEM, "out of memory");
+    else if (file_path(vm, "saving.json", path) < 0)
+        error_set(err, result, "the path of VM %s is too long", vm->name);
+    else
+        result = host_write_file(path, text, err);
+    free(text);
+    json_decref(json);
+    return result;
+}
+
+static json_t *read_file(const struct vm *vm, const char *file)
+{
+    char path[PATH_MAX];
+    json_t *json = NULL;
+
+    if (file_path(vm, file, path) == 0)
+        host_read_json(path, &json, NULL);
+    return json;
+}
+
+json_t *vm_directory_saving(const struct vm *vm)
+{
+    return read_file(vm, "saving.json");
+}
+
+void vm_directory_saved(const struct vm *vm)
+{
+    char path[PATH_MAX];
+
+    if (file_path(vm, "saving.json", path) == 0)
+        unlink(path);
+}
+
+json_t *vm_directory_suspended(const struct vm *vm)
+{
+    return read_file(vm, "suspended.json");
+}
+
+void vm_directory_write_suspended(struct host *host, const struct vm *vm, const json_t *suspended)
+{
+    char path[PATH_MAX];
+    struct ferry_error err = {0};
+    char *text = suspended ? json_dumps(suspended, JSON_INDENT(2)) : NULL;
+    int result = file_path(vm, "suspended.json", path);
+
+    if (result == 0 && suspended)
+        result = text ? host_write_file(path, text, &err) : -ENOMEM;
+    else if (result == 0 && unlink(path) < 0 && errno != ENOENT)
+        result = error_set_errno(&err, -errno, "cannot remove %s", path);
+    if (result < 0)
+        log_error(host->log, "VM %s: whether it is suspended could not be recorded: %s", vm->name, err.text);
+    free(text);
+}
+
+bool vm_directory_has_ended(const struct vm *vm)
+{
+    json_t *left[2] = {read_file(vm, "exit.json"), read_file(vm, "suspended.json")};
+    bool ended = left[0] || left[1];
+
+    json_decref(left[0]);
+    json_decref(left[1]);
+    return ended;
+}
+
 /* The process makes the file with a "0" when it starts. What cannot be read may say anything. */
 static bool says_handed_over(const char *path)
 {

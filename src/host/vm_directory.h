@@ -33,6 +33,19 @@ int vm_directory_mark_incoming(const struct vm *vm, const char *id, const char *
 json_t *vm_directory_incoming(const struct vm *vm); /* NULL when it is not arriving */
 void vm_directory_arrived(const struct vm *vm);
 
+/* saving.json: {"id", "kind", "file", "started"}. */
+int vm_directory_mark_saving(const struct vm *vm, const char *id, const char *kind, const char *file,
+                             struct ferry_error *err);
+json_t *vm_directory_saving(const struct vm *vm); /* NULL when it is not being saved */
+void vm_directory_saved(const struct vm *vm);
+
+/* suspended.json (vm_suspended.h); NULL: there is none, and takes it away. A failure to write is logged. */
+json_t *vm_directory_suspended(const struct vm *vm);
+void vm_directory_write_suspended(struct host *host, const struct vm *vm, const json_t *suspended);
+
+/* There is what a VM leaves that has ended, so that it was started once. */
+bool vm_directory_has_ended(const struct vm *vm);
+
 /* The process that is gone had come so far in a migration that the VM may be the other host's (or, arriving,
  * have run here): it left its file `handover`, or the machine was started anew since, and what was not
  * synchronised is lost. */

@@ -10,6 +10,7 @@
 #include "host/upgrade.h"
 #include "host/vm_directory.h"
 #include "host/vm_runnable.h"
+#include "host/vm_suspended.h"
 
 #include <dirent.h>
 #include <stdlib.h>
@@ -29,6 +30,11 @@ static void set_ended(struct vm *vm, const json_t *word, const char *last_words)
     const char *reason = text_of(word, "reason");
     const char *why = text_of(word, "why");
 
+    if (vm->suspended) {
+        vm->state = VM_STATE_SUSPENDED;
+        snprintf(vm->why, sizeof(vm->why), "in %s", text_of(vm->suspended, "file"));
+        return;
+    }
     if (strcmp(reason, "powered-off") == 0 || strcmp(reason, "killed") == 0 ||
         strcmp(reason, "migrated") == 0 || (!word && vm->killed)) {
         vm->state = VM_STATE_STOPPED;
@@ -89,6 +95,7 @@ void vms_process_ended(struct vm_process *process)
     bool current;
     bool newcomer;
 
+    vm_suspended_settle(host, vm, word);
     vm_process_last_words(process, last_words, sizeof(last_words));
     host_lock(host);
     current = vm->process == process;
@@ -107,7 +114,7 @@ void vms_process_ended(struct vm_process *process)
         json_decref(vm->exit);
         vm->exit = json_incref(word);
     }
-    moving = vm->migration != NULL;
+    moving = vm->migration != NULL || vm->state == VM_STATE_SUSPENDED;
     crashed = vm->state == VM_STATE_CRASHED;
     snprintf(why, sizeof(why), "%s", vm->why);
     host_changed(host);
@@ -153,6 +160,7 @@ static void adopt_running(struct host *host, struct vm *vm, struct vm_process *p
     json_t *incoming = vm_directory_incoming(vm);
     json_t *status = NULL;
 
+    vm_suspended_read(host, vm);
     vm_publish(host, vm, process, incoming ? VM_STATE_SETUP : VM_STATE_RUNNING);
     json_decref(incoming);
     if (vm_process_call(process, "status", NULL, host_vm_ms(host), &status, &err) == 0) {
@@ -173,6 +181,8 @@ static void adopt_ended(struct host *host, struct vm *vm)
 {
     json_t *word = vm_directory_exit(vm);
 
+    vm_suspended_read(host, vm);
+    vm_suspended_settle(host, vm, word);
     host_lock(host);
     set_ended(vm, word, "ferry-vm is gone without a word");
     vm->exit = word;
@@ -209,7 +219,7 @@ static int adopt_directory(struct host *host, const char *name, struct ferry_err
         adopt_running(host, vm, process);
     } else if (result == -ENOENT && vm->ban.by[0]) {
         vm_retire(host, vm, NULL);
-    } else if (result == -ENOENT) {
+    } else if (result == -ENOENT && !vm_directory_has_ended(vm)) {
         log_warn(host->log, "VM %s was never started: removing its directory", name);
         vm_drop(host, vm);
     } else {

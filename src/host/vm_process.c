@@ -2,6 +2,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "host/checkpoint.h"
 #include "host/cpu_baseline.h"
 #include "base/thread.h"
 #include "host/fields.h"
@@ -140,6 +141,8 @@ static void hear(void *opaque, const char *method, json_t *params)
         vms_state_told(process, params);
     } else if (strncmp(method, "migration.", 10) == 0) {
         migration_told(process, method, params);
+    } else if (strncmp(method, "checkpoint", 10) == 0) {
+        checkpoint_told(process, params);
     }
 }
 

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/thread.h"
+#include "host/checkpoint.h"
 #include "host/definition.h"
 #include "host/machines.h"
 #include "host/events.h"
@@ -11,6 +12,7 @@
 #include "host/migration_fetch.h"
 #include "host/vm_directory.h"
 #include "host/vm_runnable.h"
+#include "host/vm_suspended.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +32,8 @@ static const char *base_state(enum vm_state state)
         return "STOPPED";
     case VM_STATE_CRASHED:
         return "CRASHED";
+    case VM_STATE_SUSPENDED:
+        return "SUSPENDED";
     case VM_STATE_NOT_RUNNABLE:
         return "NOT_RUNNABLE";
     }
@@ -100,6 +104,7 @@ void vm_unref(struct host *host, struct vm *vm)
         return;
     json_decref(vm->definition);
     json_decref(vm->exit);
+    json_decref(vm->suspended);
     json_decref(vm->forecast);
     json_decref(vm->cpu);
     free(vm);
@@ -128,6 +133,8 @@ static int claim(struct host *host, const char *name, const char *what, bool mov
         result =
             error_set(err, -EBUSY, "VM %s has a migration in progress (%s); wait for it, or cancel it first",
                       name, migration_id(vm->migration));
+    } else if (!moving && checkpoint_check_idle(vm, err) < 0) {
+        result = -EBUSY;
     } else {
         vm->busy = what;
         vm->refs++;
@@ -205,6 +212,11 @@ static json_t *vm_object(struct host *host, const struct vm *vm)
     json_object_set_new(object, "started", vm->started[0] ? json_string(vm->started) : json_null());
     json_object_set_new(object, "migration",
                         vm->migration ? json_string(migration_id(vm->migration)) : json_null());
+    json_object_set_new(object, "saving", vm->saving ? json_string(vm->saving->id) : json_null());
+    json_object_set_new(object, "suspended",
+                        vm->state == VM_STATE_SUSPENDED && !banned && vm->suspended
+                            ? json_incref(vm->suspended)
+                            : json_null());
     return object;
 }
 
@@ -327,7 +339,8 @@ json_t *vms_list(struct host *host)
 
 bool vm_may_be_replaced(const struct vm *vm)
 {
-    return vm->listed && !vm->process && !vm->migration && !vm->busy && strcmp(vm->ban.by, "Migrate") == 0;
+    return vm->listed && !vm->process && !vm->migration && !vm->saving && !vm->busy &&
+           strcmp(vm->ban.by, "Migrate") == 0;
 }
 
 static int name_taken(struct host *host, const struct vm *vm, struct ferry_error *err)
@@ -556,6 +569,8 @@ static int start_again(struct host *host, struct vm *vm, bool paused, struct fer
     if (!vm_settle(host, vm))
         return error_set(err, HOST_CONFLICT, "VM %s runs already", vm->name);
     result = vm_check_runnable(host, vm, err);
+    if (result == 0)
+        result = vm_check_not_suspended(host, vm, err);
     if (result == 0)
         result = check_possible(host, vm->definition, err);
     if (result == 0)

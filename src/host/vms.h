@@ -3,7 +3,8 @@
  *
  * The directory is the record of a VM: definition.json (what it is), process.json (which process runs it),
  * exit.json (how that ended, written by ferry-vm), incoming.json (it is arriving: migration and source; taken
- * away when it runs here), not-runnable.json (it must not be started here, and why: vm_runnable.h). The
+ * away when it runs here), not-runnable.json (it must not be started here, and why: vm_runnable.h),
+ * saving.json (it is being saved: checkpoint.h), suspended.json (its guest is in a file: vm_suspended.h). The
  * inventory is made from the directories when ferryd starts.
  *
  * Two threads never do something slow to one VM at once: the one that begins claims it (`busy` says what is
@@ -22,6 +23,7 @@ enum vm_state {
     VM_STATE_PAUSED,
     VM_STATE_STOPPED,
     VM_STATE_CRASHED,
+    VM_STATE_SUSPENDED,    /* its guest is in a checkpoint file */
     VM_STATE_NOT_RUNNABLE, /* its process keeps it stopped: nobody can say where it runs */
 };
 
@@ -57,8 +59,10 @@ struct vm {
     bool killed;                   /* that one, by a person's wish, as it did not end by itself */
     struct vm_process *newcomer;   /* is to take it over, by an upgrade; NULL: none */
     struct migration *migration;   /* in progress; a reference */
+    struct saving *saving;         /* the same of a snapshot or suspend */
     struct vm_ban ban;
-    json_t *exit; /* exit.json of the process that ended last, or NULL */
+    json_t *exit;      /* exit.json of the process that ended last, or NULL */
+    json_t *suspended; /* {file, checkpoint, since}; immutable; NULL: it is not */
     /* What a migration to a host was last said to be like; NULL: not asked. */
     json_t *forecast;
     char forecast_for[HOST_NAME_SIZE];

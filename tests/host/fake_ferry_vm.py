@@ -14,7 +14,12 @@ ferryd's tests use it to reach what a real VM does not do on demand. The VM's cm
     die-restored       the destination dies after Restore-OK, without having run
     lost-move          the destination runs, but its RUNNING does not reach the source
     hang-send          migrate.send is never answered by progress; only cancel ends it
+    slow-save          a save into a checkpoint file takes a second or two
+    fail-save=TEXT     it fails
+    die-save           the process dies in the middle of it
+    die-saved          the process dies when the file is complete, without a word
 """
+import contextlib
 import json
 import os
 import signal
@@ -44,6 +49,8 @@ class FakeVm:
         self.state = "SETUP" if incoming else "PAUSED" if paused else "RUNNING"
         self.started = now()
         self.migration = None
+        self.checkpoint = None
+        self.save_cancelled = threading.Event()
         self.cancelled = threading.Event()
         self.too_late = False
         self.lock = threading.RLock()
@@ -229,13 +236,55 @@ class FakeVm:
         stream.flush()
         self.console_write("arrived\n")
 
+    # --- checkpoints ---
+
+    def save_progress(self, **changes):
+        self.checkpoint.update(changes)
+        self.notify("checkpoint", self.checkpoint)
+
+    def save(self, params):
+        try:
+            self.write_checkpoint(params)
+        except Exception as error:  # the guest runs on
+            outcome = "cancelled" if self.save_cancelled.is_set() else "failed"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(params["path"] + ".partial")
+            self.set_state("RUNNING")
+            self.save_progress(outcome=outcome, error=str(error))
+            return
+        self.save_progress(outcome="completed", total_ns=40000000)
+        if params["kind"] == "suspend":
+            self.end("suspended", "", file=params["path"], checkpoint=params["id"])
+
+    def write_checkpoint(self, params):
+        if "fail-save" in self.directives:
+            raise RuntimeError(self.directives["fail-save"].replace("_", " "))
+        with open(params["path"] + ".partial", "w", encoding="utf-8") as file:
+            json.dump(params, file)
+        steps = 10 if "slow-save" in self.directives else 2
+        for step in range(steps):
+            if self.save_cancelled.wait(0.15 if "slow-save" in self.directives else 0.02):
+                raise RuntimeError("cancelled")
+            size = self.definition["memory"]
+            self.save_progress(percent=step * 100 // steps, bytes=size * step // steps, rounds=step,
+                               remaining_bytes=size - size * step // steps)
+            if "die-save" in self.directives:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if params["kind"] == "suspend":
+            self.set_state("PAUSED")
+        os.rename(params["path"] + ".partial", params["path"])
+        if "die-saved" in self.directives:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.checkpoint.update(percent=100, bytes=size, remaining_bytes=0, stopped_ns=4200000)
+
     # --- control socket ---
 
     def call(self, method, params, client):
         if method == "status":
             return {"name": self.name, "state": self.state, "why": "", "pid": os.getpid(),
                     "started": self.started, "definition": self.definition, "memory_resident": 4096000,
-                    "migration": self.migration if self.active() else None, "cpu": self.cpu}
+                    "migration": self.migration if self.active() else None, "cpu": self.cpu,
+                    "checkpoint": self.checkpoint}
         if method == "subscribe":
             self.subscribers.append(client)
             return {}
@@ -247,6 +296,19 @@ class FakeVm:
             return {}
         if method == "quit":
             threading.Timer(0.01, self.end, ("killed", "it was killed on request")).start()
+            return {}
+        if method == "checkpoint-save":
+            if os.path.exists(params["path"]) and not params.get("overwrite"):
+                raise OSError(17, f"{params['path']} exists already")
+            self.checkpoint = {"id": params["id"], "kind": params["kind"], "path": params["path"], "outcome": "none",
+                               "error": "", "memory_bytes": self.definition["memory"]}
+            self.save_cancelled.clear()
+            threading.Thread(target=self.save, args=(params,), daemon=True).start()
+            return {"id": params["id"]}
+        if method == "checkpoint-cancel":
+            if not self.checkpoint or self.checkpoint["id"] != params["id"] or self.checkpoint["outcome"] != "none":
+                raise OSError(114, "too late")
+            self.save_cancelled.set()
             return {}
         if method == "migrate.prepare":
             if self.active():

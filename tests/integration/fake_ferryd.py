@@ -337,6 +337,12 @@ class FakeFerryd:
             errors = [] if words[1] == "web" else [{"check": "state", "severity": "error", "message": "it is off"}]
             return 200, {"vm": words[1], "source": "a", "destination": body["destination"], "possible": not errors,
                          "checks": [{"check": "connections", "severity": "warning", "message": "they end"}] + errors}
+        if words[2] == "checkpoint":
+            self.checkpoint = {"id": ID, "vm": words[1], "host": self.name, "kind": body["kind"], "file": body["file"],
+                               "outcome": "completed", "error": "", "bytes": 44 * MIB, "stopped_ns": 4200000,
+                               "total_ns": 312000000, "started": "2026-11-21T03:31:40+01:00",
+                               "ended": "2026-11-21T03:31:41+01:00"}
+            return 202, {"id": ID}
         if words[2] == "migrate":
             self.migrations.insert(0, copy.deepcopy(self.story[0]))
             return 202, {"id": self.story[0]["id"]}
@@ -412,7 +418,11 @@ class FakeHandler(BaseHTTPRequestHandler):
         body = json.loads(raw) if raw else None
         self.owner.requests.append((self.command, self.path, body))
         try:
-            if url.path.endswith("/watch"):
+            if url.path == f"/v1/checkpoints/{ID}/watch":
+                self.begin_chunks()
+                self.chunk(json.dumps(self.owner.checkpoint).encode() + b"\n")
+                self.end_chunks()
+            elif url.path.endswith("/watch"):
                 self.watch(self.owner.migration(url.path.split("/")[3]))
             elif url.path == "/v1/events":
                 self.follow_events(query)

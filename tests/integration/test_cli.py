@@ -44,6 +44,8 @@ COMMANDS = {
     "cancel": [ID[:8]],
     "cluster baseline compute": [], "cluster baseline set": ["none"], "cluster baseline show": [],
     "recover": ["web"],
+    "snapshot": ["web", "web.ckpt"],
+    "suspend": ["web", "web.ckpt"],
     "events": [],
 }
 

@@ -1,0 +1,125 @@
+"""Snapshots and suspends as ferryd's callers see them, with VM processes that only pretend (tests/host/fake_ferry_vm.py)."""
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from hosts import BUILD, DEADLINE, Hosts, assert_refused, wait_until
+
+
+@pytest.fixture
+def hosts():
+    with Hosts() as made:
+        yield made
+
+
+@pytest.fixture
+def host(hosts):
+    return hosts.start("a")
+
+
+def save(host, name, file, kind="suspend", **options):
+    return host.post(f"/v1/vms/{name}/checkpoint", {"file": str(file), "kind": kind, **options})["id"]
+
+
+def finish(host, saving):
+    return host.lines(f"/v1/checkpoints/{saving}/watch")[-1]
+
+
+def ferry(host, *arguments, **more):
+    return subprocess.run([str(BUILD / "ferry"), "--host", str(host.state_dir), *arguments], capture_output=True, text=True,
+                          timeout=DEADLINE, **more)
+
+
+def codes(host):
+    return [event["code"] for event in host.lines("/v1/events")]
+
+
+def vm_process(host, name):
+    return json.loads((host.state_dir / "vms" / name / "process.json").read_text())["pid"]
+
+
+def test_snapshot_leaves_the_vm_running(hosts, host):
+    host.run("web")
+    told = ferry(host, "snapshot", "web", "web.ckpt", cwd=hosts.directory)
+    assert told.returncode == 0, told.stderr
+    last = told.stdout.splitlines()[-1]
+    assert f"snapshot of web in {hosts.directory}/web.ckpt: 256 MiB, stopped for 4.2 ms" in last, told.stdout
+    assert (hosts.directory / "web.ckpt").exists()
+    vm = host.vm("web")
+    assert (vm["state"], vm["saving"], vm["suspended"]) == ("RUNNING", None, None)
+    assert codes(host)[-2:] == ["checkpoint-started", "checkpoint-completed"]
+    assert not (host.state_dir / "vms" / "web" / "saving.json").exists()
+
+
+def test_suspended_vm_is_listed_so_until_it_is_removed(hosts, host):
+    host.run("web")
+    told = ferry(host, "suspend", "web", "web.ckpt", cwd=hosts.directory)
+    assert told.returncode == 0, told.stderr
+    assert f"web is suspended in {hosts.directory}/web.ckpt" in told.stdout
+    for _ in range(2):
+        vm = host.vm("web")
+        assert (vm["state"], vm["pid"]) == ("SUSPENDED", None)
+        assert vm["suspended"]["file"] == str(hosts.directory / "web.ckpt")
+        assert "SUSPENDED" in ferry(host, "list").stdout
+        assert f"{hosts.directory}/web.ckpt" in ferry(host, "show", "web").stdout
+        refused = ferry(host, "run", "web")
+        assert refused.returncode == 1 and "ferry resume" in refused.stderr and "web.ckpt" in refused.stderr
+        host.restart(signal.SIGKILL)
+    assert "vm-suspended" in codes(host)
+    assert ferry(host, "rm", "web").returncode == 0
+    assert host.vm("web") is None and (hosts.directory / "web.ckpt").exists()
+
+
+def test_save_that_fails_leaves_the_vm_running_and_nothing_else(hosts, host):
+    host.run("web", cmdline="fail-save=the_disk_is_full")
+    told = ferry(host, "suspend", "web", str(hosts.directory / "web.ckpt"))
+    assert told.returncode == 1 and "the disk is full" in told.stderr
+    assert host.vm("web")["state"] == "RUNNING"
+    assert "checkpoint-failed" in codes(host)
+
+
+def test_what_makes_no_sense_is_refused(hosts, host):
+    host.run("web")
+    (hosts.directory / "there").write_text("mine")
+    assert_refused(lambda: save(host, "web", "relative"), 400, "usage", "absolute")
+    assert_refused(lambda: save(host, "web", hosts.directory / "f", kind="backup"), 400, "usage", "snapshot")
+    assert_refused(lambda: save(host, "nobody", hosts.directory / "f"), 404, "not_found", "nobody")
+    told = ferry(host, "snapshot", "web", str(hosts.directory / "there"))
+    assert told.returncode == 1 and "exists already" in told.stderr
+    assert (hosts.directory / "there").read_text() == "mine" and host.vm("web")["saving"] is None
+    host.post("/v1/vms/web/kill")
+    assert_refused(lambda: save(host, "web", hosts.directory / "f"), 409, "conflict", "STOPPED")
+
+
+def test_cancelled_save_leaves_the_vm_running(hosts, host):
+    host.run("web", cmdline="slow-save")
+    saving = save(host, "web", hosts.directory / "web.ckpt")
+    assert host.vm("web")["saving"] == saving
+    assert_refused(lambda: save(host, "web", hosts.directory / "other"), 409, "conflict", "ferry cancel web")
+    told = ferry(host, "cancel", "web")
+    assert told.returncode == 0 and "web runs on" in told.stdout, told.stderr
+    assert finish(host, saving)["outcome"] == "cancelled"
+    assert host.vm("web")["state"] == "RUNNING"
+    assert os.listdir(hosts.directory) == ["a"]
+
+
+@pytest.mark.parametrize("kind, state", [("snapshot", "RUNNING"), ("suspend", "SUSPENDED")])
+def test_ferryd_killed_meanwhile_learns_how_it_ended(hosts, host, kind, state):
+    host.run("web", cmdline="slow-save")
+    saving = save(host, "web", hosts.directory / "web.ckpt", kind)
+    wait_until(lambda: (hosts.directory / "web.ckpt.partial").exists(), "the save to begin")
+    host.stop(signal.SIGKILL)
+    wait_until(lambda: (hosts.directory / "web.ckpt").exists(), "the save to end")
+    host.start()
+    assert finish(host, saving)["outcome"] == "completed"
+    wait_until(lambda: host.vm("web")["state"] == state, f"web to be {state}")
+
+
+def test_process_that_dies_while_it_saves_ends_the_save(hosts, host):
+    host.run("web", cmdline="die-save")
+    ended = finish(host, save(host, "web", hosts.directory / "web.ckpt"))
+    assert ended["outcome"] == "failed" and "signal 9" in ended["error"], ended
+    assert host.vm("web")["state"] == "CRASHED"
