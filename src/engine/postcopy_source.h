@@ -1,16 +1,17 @@
 /*
  * Quick resume at the source: telling which pages are missing, and giving them away until all are there.
  *
- *     postcopy_source_begin      FETCH; the fetch connections are made, READY comes         guest runs
- *     postcopy_source_missing    MISSING in the place of the last pages                     guest stands
- * still postcopy_source_push       after Restore-OK: everything leaves, what is asked for first
- *     postcopy_source_serve      after RUNNING: until the destination has all               guest runs there
+ *     postcopy_source_begin      FETCH; the fetch connections are made, READY comes
+ *                                                                             the guest is stopped
+ *     postcopy_source_missing    MISSING in the place of the last pages
+ *     postcopy_source_push       after Restore-OK: everything leaves, what is asked for first
+ *                                                                             the guest runs there
+ *     postcopy_source_serve      after RUNNING: until the destination has all
  *
- * Threads beside the session's, one a fetch connection: the first ("ferry-serve") answers requests, the
- * others
- * ("ferry-push") send what nobody has asked for yet, near the last request first. A page is sent once:
- * whoever takes its bit out of the set sends it. What was lost with a connection is in the set again when the
- * destination has said what it lacks.
+ * Threads beside the session's, one a fetch connection (postcopy_serve.c): the first ("ferry-serve") answers
+ * requests, the others ("ferry-push") send what nobody has asked for yet, near the last request first. A page
+ * is sent once: whoever takes its bit out of the set sends it. What was lost with a connection is in the set
+ * again when the destination has said what it lacks.
  *
  * The memory here is that of the moment at which the guest was stopped: nobody writes it, and once the guest
  * has run there it is never run here again.
