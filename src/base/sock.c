@@ -455,3 +455,24 @@ uint64_t sock_delivery_rate(int fd)
         return 0;
     return info.tcpi_delivery_rate;
 }
+
+static bool same_address(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
+{
+    if (a->ss_family != b->ss_family)
+        return false;
+    if (a->ss_family == AF_INET)
+        return ((const struct sockaddr_in *)a)->sin_addr.s_addr ==
+               ((const struct sockaddr_in *)b)->sin_addr.s_addr;
+    return a->ss_family == AF_INET6 &&
+           memcmp(&((const struct sockaddr_in6 *)a)->sin6_addr, &((const struct sockaddr_in6 *)b)->sin6_addr,
+                  sizeof(struct in6_addr)) == 0;
+}
+
+bool sock_is_within_host(int fd)
+{
+    struct sockaddr_storage here, there;
+    socklen_t here_size = sizeof(here), there_size = sizeof(there);
+
+    return getsockname(fd, (struct sockaddr *)&here, &here_size) == 0 &&
+           getpeername(fd, (struct sockaddr *)&there, &there_size) == 0 && same_address(&here, &there);
+}

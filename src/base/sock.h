@@ -36,6 +36,8 @@ uint64_t sock_shortest_rtt_ns(int fd);
 /* Bytes a second at which TCP lately saw sent data arrive at the other end; when little is sent that is the
  * rate of its bursts, and so tells what the path carries. 0: not known, or no TCP. */
 uint64_t sock_delivery_rate(int fd);
+/* Whether a TCP connection's two ends are one address: then no link is between them. False when not known. */
+bool sock_is_within_host(int fd);
 bool sock_address_is_loopback(const char *address); /* Unix paths count as loopback */
 
 /* All of it or an error; -EPIPE with "the peer closed the connection" when it ends early; -ETIMEDOUT;

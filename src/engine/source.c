@@ -23,6 +23,9 @@
 /* Pages left out of the rounds may take so much of the downtime's limit. */
 #define POSTPONED_SHARE 0.25
 
+/* Bytes that a page connection within a host may have on the way (the kernel takes twice as many). */
+#define HOST_SOCKET_BUFFER (128 << 10)
+
 static uint64_t connect_deadline(const struct ferry_session *session)
 {
     return clock_now_ns() + session->settings.peer_timeout_ns;
@@ -271,6 +274,16 @@ static int source_hear(struct source *source, struct ferry_error *err)
     return 0;
 }
 
+/* Within a host nothing is ever under way: what the socket holds only falls out of the cores' caches before
+ * it is read. */
+static void source_keep_in_cache(int fd)
+{
+    int bytes = HOST_SOCKET_BUFFER;
+
+    if (sock_is_within_host(fd))
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+}
+
 /* Until the destination takes a connection it may find that it cannot go on, and say so by the control
  * connection: then nobody will ever answer on this one. */
 static int source_open_page_stream(struct source *source, unsigned index, struct link *link,
@@ -289,7 +302,10 @@ static int source_open_page_stream(struct source *source, unsigned index, struct
     } while (result == -ECANCELED && session_check(session, NULL) == 0 && clock_now_ns() < deadline);
     if (result == -ECANCELED)
         return source_failed(session, FERRY_CAUSE_NETWORK, result, err);
-    return result < 0 ? session_fail_network(session, result, err) : 0;
+    if (result < 0)
+        return session_fail_network(session, result, err);
+    source_keep_in_cache(link->channel.fd);
+    return 0;
 }
 
 static int source_watch(struct source *source, struct ferry_error *err)

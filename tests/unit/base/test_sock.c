@@ -86,6 +86,7 @@ static void meet(struct fixture *fixture, const char *address)
     assert_in_range(sock_shortest_rtt_ns(to), 0, UNIT_DEADLINE_MS * NS_PER_MS);
     assert_ok(sock_peer_address(from, peer, err), *err);
     assert_string_equal(peer, listening);
+    assert_int_equal(sock_is_within_host(from), strchr(listening, '/') == NULL);
     assert_ok(sock_peer_address(to, peer, err), *err);
     assert_int_equal(fcntl(server, F_GETFD), FD_CLOEXEC);
     assert_int_equal(fcntl(from, F_GETFD), FD_CLOEXEC);
