@@ -15,6 +15,7 @@
 #include "host/fields.h"
 #include "host/machines.h"
 #include "host/migration.h"
+#include "host/migration_files.h"
 #include "host/peers.h"
 #include "host/probe.h"
 #include "host/upgrade.h"
@@ -389,6 +390,8 @@ int host_new(struct host **out, const struct config *config, struct loop *loop, 
     }
     if (result == 0)
         result = agreement_start(host, err);
+    if (result == 0)
+        result = migration_files_start(host, err);
     if (result < 0) {
         host_free(host);
         return result;
@@ -423,6 +426,7 @@ void host_free(struct host *host)
     agreement_stop(host);
     migrations_reap(host, true);
     checkpoints_reap(host, true);
+    migration_files_stop(host);
     probe_free(host->probe);
     vms_free(host);
     peers_free(host);

@@ -55,6 +55,7 @@ struct saving;
 struct events;
 struct api;
 struct agreement_thread;
+struct migration_files;
 struct ferry_credentials;
 struct probe_door;
 struct cpu_generations;
@@ -68,6 +69,7 @@ struct host {
     struct events *events;
     struct api *api;
     struct agreement_thread *agreement;
+    struct migration_files *files;
     int stop_fd;
     int pid_fd; /* locked: one ferryd a state directory */
     char started[CLOCK_TEXT_SIZE];
@@ -90,6 +92,7 @@ struct host {
     struct peer *peers;                    /* by name */
     struct migration *migrations;          /* newest first */
     struct saving *savings;                /* newest first (checkpoint.h) */
+    unsigned records_version;              /* counts what is recorded of migrations */
     json_t *baseline;         /* the CPU baseline in force (cpu_baseline.h); immutable; NULL: none */
     struct probe_door *probe; /* constant */
 };

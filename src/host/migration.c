@@ -485,11 +485,12 @@ void migration_record(struct migration *migration)
     if (result < 0)
         host_record_failed(host, &err);
     json_array_foreach(lines, i, line) store_line(host, migration->id, line);
-    if (result == 0 && row.ended_ns) {
-        host_lock(host);
+    host_lock(host);
+    if (result == 0 && row.ended_ns)
         migration->final_recorded = true;
-        host_unlock(host);
-    }
+    host->records_version++;
+    host_changed(host);
+    host_unlock(host);
     json_decref(lines);
     json_decref(row.object);
 }

@@ -512,6 +512,70 @@ def test_statistics_count_every_migration_once_by_its_end(hosts):
         assert 0 < hot["downtime_ns"]["median"] <= hot["downtime_ns"]["p99"] == hot["downtime_ns"]["most"]
 
 
+def file_text(host, name):
+    path = host.state_dir / "migration" / name
+    return path.read_text() if path.exists() else None
+
+
+def view_file(host, name):
+    """The lines about migrations of STATE_DIR/migration/NAME."""
+    return [line for line in (file_text(host, name) or "").splitlines() if not line.startswith("#")]
+
+
+def test_views_are_files_too(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    a.run("bad", cmdline="fail-move=the_network_is_gone")
+    a.run("slow", cmdline="hang-send")
+    done, failed = a.move("web", b), a.move("bad", b)
+    migration = a.migrate("slow", b)
+    for host in (a, b):
+        wait_until(lambda: f" id={migration} vm=slow from=a to=b " in "".join(view_file(host, "active")),
+                   f"slow in {host.name}'s active")
+    a.post(f"/v1/migrations/{migration}/cancel")
+    for host in (a, b):
+        wait_until(lambda: len(view_file(host, "history")) == 3, f"all in {host.name}'s history")
+        wait_until(lambda: view_file(host, "active") == [], f"none in {host.name}'s active")
+        line, = (line for line in view_file(host, "history") if done["id"] in line)
+        assert " outcome=completed " in line and line.startswith(host.get(f"/v1/migrations/{done['id']}")["ended"])
+        wait_until(lambda: len(view_file(host, "failed")) == 2, f"both in {host.name}'s failed")
+        line, = (line for line in view_file(host, "failed") if failed["id"] in line)
+        assert " cause=network " in line and 'the network is gone"' in line
+        assert "# kind=hot count=3 completed=1 failed=1 cancelled=1 " in file_text(host, "history")
+        assert "# kind=hot cause=network count=1\n" in file_text(host, "failed")
+
+
+def test_views_are_right_after_ferryd_was_killed(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="hang-send")
+    migration = a.migrate("web", b)
+    wait_until(lambda: view_file(a, "active"), "web in a's active")
+    a.stop(signal.SIGKILL)
+    (a.state_dir / "migration" / "history").write_text("torn")
+    a.start()
+    wait_until(lambda: file_text(a, "history") == "", "a's history")
+    assert len(view_file(a, "active")) == 1
+    a.post(f"/v1/migrations/{migration}/cancel")
+    wait_until(lambda: any(migration in line for line in view_file(a, "history")), "web in a's history")
+    wait_until(lambda: view_file(a, "active") == [], "none in a's active")
+
+
+def test_views_that_cannot_be_written_are_no_reason_to_fail(hosts):
+    a, b = hosts.pair()
+    for name in ("active", "history", "failed"):
+        wait_until((a.state_dir / "migration" / name).exists, name)
+        (a.state_dir / "migration" / f".{name}.new").mkdir()
+    a.run("web")
+    migration = a.move("web", b)
+    assert migration["outcome"] == "completed"
+    wait_until(lambda: "is left as it was, and ferry migrations has what it does not" in a.log(), "a word about it")
+    assert view_file(a, "history") == []
+    for name in ("active", "history", "failed"):
+        (a.state_dir / "migration" / f".{name}.new").rmdir()
+    a.stop()
+    assert migration["id"] in view_file(a, "history")[0]
+
+
 def test_log_lines_of_both_hosts_are_merged(hosts):
     a, b = hosts.pair()
     a.run("web")
