@@ -24,7 +24,7 @@
 static const char usage[] =
     "usage: ferry-vm --dir DIR [--incoming | --upgrade DIR] [--paused] [--ready-fd N] [--insecure] [--host "
     "NAME]\n"
-    "                [--lock-dir DIR] [--lock-wait SECONDS] [--cpu-features NAMES]\n"
+    "                [--lock-dir DIR] [--lock-wait SECONDS] [--lock-generation N] [--cpu-features NAMES]\n"
     "\n"
     "Runs one virtual machine, described by DIR/definition.json, and answers JSON-RPC on DIR/control.sock.\n"
     "\n"
@@ -39,6 +39,8 @@ static const char usage[] =
     "  --lock-dir DIR  where the lock of a VM without a writable disk file is, shared with the other hosts\n"
     "  --lock-wait SECONDS\n"
     "                  how long to try for the lock when a destination does not answer any more (120)\n"
+    "  --lock-generation N\n"
+    "                  start only if the lock says this generation: nobody has had the VM since\n"
     "  --cpu-features NAMES\n"
     "                  of the host's CPU features give the guest only these (x86_64), with commas between\n"
     "  --help          this text\n"
@@ -89,6 +91,7 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         {"host", required_argument, NULL, 'H'},
         {"lock-dir", required_argument, NULL, 'l'},
         {"lock-wait", required_argument, NULL, 'w'},
+        {"lock-generation", required_argument, NULL, 'g'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
         {"cpu-features", required_argument, NULL, 'c'},
@@ -129,6 +132,11 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         case 'w':
             if (parse_seconds(optarg, &options->lock_wait_ns) < 0)
                 return bad_usage("--lock-wait %s is not a number of seconds, at most 86400", optarg);
+            break;
+        case 'g':
+            options->lock_generation = strtoull(optarg, NULL, 10);
+            if (optarg[0] < '1' || optarg[0] > '9' || strspn(optarg, "0123456789") != strlen(optarg))
+                return bad_usage("--lock-generation %s is not a number from 1", optarg);
             break;
         case 'c':
             options->cpu_features = optarg;

@@ -24,9 +24,10 @@ struct ownership {
     char host[VM_LOCK_NAME_SIZE];
     char *disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
-    struct vm_lock *lock;     /* NULL: nothing shared */
-    struct vm_lock *own_lock; /* of the last move between two processes of this host; NULL: none */
-    char *former;             /* NULL: none */
+    struct vm_lock *lock;         /* NULL: nothing shared */
+    struct vm_lock *own_lock;     /* of the last move between two processes of this host; NULL: none */
+    char *former;                 /* NULL: none */
+    struct vm_lock_record before; /* what the lock said when it was taken for a start */
     int interrupt_fd;
     struct fault_plan faults;
 };
@@ -224,11 +225,32 @@ static int check_startable(const struct vm_lock_record *record, struct ferry_err
     return 0;
 }
 
+/* Memory that was saved goes on only with disks that nobody has written to since: every owner makes the
+ * generation grow. */
+static int check_generation(const struct ownership *ownership, const struct vm_lock_record *record,
+                            struct ferry_error *err)
+{
+    uint64_t wanted = ownership->options.generation;
+
+    if (!wanted || record->generation == wanted)
+        return 0;
+    if (record->state == VM_LOCK_NEW)
+        return error_set(err, -ESTALE, "the lock file %s is empty: it is not the one that %s had",
+                         vm_lock_path(ownership->lock), ownership->vm);
+    return error_set(err, -ESTALE,
+                     "host %s has run %s since (generation %" PRIu64 " of its lock, then %" PRIu64
+                     "): its disks are ahead of this memory",
+                     record->holder, ownership->vm, record->generation, wanted);
+}
+
 int ownership_take(struct ownership *ownership, struct ferry_error *err)
 {
     struct vm_lock_record record;
     int result;
 
+    if (!ownership->lock && ownership->options.generation)
+        return error_set(err, -ENOLCK, "there is no lock that could tell whether somebody has run %s since",
+                         ownership->vm);
     if (!ownership->lock)
         return take_images(ownership, err);
     result = vm_lock_take(ownership->lock, err);
@@ -238,7 +260,10 @@ int ownership_take(struct ownership *ownership, struct ferry_error *err)
     if (!result)
         result = check_startable(&record, err);
     if (!result)
+        result = check_generation(ownership, &record, err);
+    if (!result)
         result = take_images(ownership, err);
+    ownership->before = record;
     if (!result) {
         result =
             write_record(ownership, ownership->lock, &record, VM_LOCK_HELD, record.generation + 1, NULL, err);
@@ -248,6 +273,21 @@ int ownership_take(struct ownership *ownership, struct ferry_error *err)
     if (result)
         vm_lock_drop(ownership->lock);
     return result;
+}
+
+void ownership_put_back(struct ownership *ownership)
+{
+    struct ferry_error err = {0};
+
+    drop_images(ownership);
+    if (!ownership->lock || !vm_lock_is_taken(ownership->lock))
+        return;
+    /* An empty file cannot be written again; who finds it held by nobody may take it. */
+    if (ownership->before.state != VM_LOCK_NEW &&
+        vm_lock_write(ownership->lock, &ownership->before, &err) < 0)
+        log_error(ownership->options.log, "ownership: nothing ran here, but the lock cannot say so: %s",
+                  err.text);
+    vm_lock_drop(ownership->lock);
 }
 
 /* ---- source ---- */

@@ -32,6 +32,8 @@ struct ownership_options {
     const struct machine_config *config; /* borrowed for the call */
     const char *lock_dir;                /* NULL: none */
     const char *host;                    /* this host's name */
+    uint64_t
+        generation;     /* a start takes the lock only if it says this: nobody has had the VM since; 0: any */
     const char *former; /* directory of the process of this host that the VM comes from; NULL: none */
     struct log *log;
     /* The locks on the disks' images: machine_acquire, machine_release. */
@@ -53,6 +55,8 @@ const char *ownership_path(const struct ownership *ownership);
 
 /* -EBUSY in words when somebody else has the VM or one of its disks, or it is being moved. */
 int ownership_take(struct ownership *ownership, struct ferry_error *err);
+/* After ownership_take, with not one instruction executed: the lock says what it said before, and is free. */
+void ownership_put_back(struct ownership *ownership);
 /* On failure this side still owns it. */
 int ownership_release(struct ownership *ownership, const struct ferry_handover *handover,
                       struct ferry_error *err);

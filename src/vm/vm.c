@@ -747,6 +747,7 @@ static int vm_make_ownership(struct vm *vm, struct ferry_error *err)
     struct ownership_options options = {
         .config = &vm->config,
         .lock_dir = vm->options.lock_dir,
+        .generation = vm->options.lock_generation,
         .former = vm->options.former_fd < 0 ? NULL : former,
         .host = vm->options.host,
         .log = vm->log,
@@ -850,6 +851,9 @@ int vm_main(const struct vm_options *options)
         result = vm_make_machine(&vm, &err);
     if (!result)
         result = options->incoming ? vm_await(&vm, &err) : vm_boot(&vm, &err);
+    /* What a file of its memory says of its lock is true as before. */
+    if (result && vm.ownership && options->lock_generation)
+        ownership_put_back(vm.ownership);
     files_tell_ready(options->ready_fd, result ? &err : NULL);
     if (!result) {
         result = files_leave_terminal(vm.log_fd, &err);

@@ -39,6 +39,7 @@ struct vm_options {
     const char *host;         /* this host's name; NULL: the machine's */
     const char *lock_dir;     /* NULL: none */
     uint64_t lock_wait_ns;    /* for the lock, when a destination does not answer */
+    uint64_t lock_generation; /* starts only if the lock says it: nobody has had the VM since; 0: any */
     const char *cpu_features; /* names with commas: the guest gets of the host's only those; NULL: all */
     bool incoming;
     int former_fd; /* incoming, memory passed: the directory of the process that has the VM now; -1: not so */

@@ -41,6 +41,7 @@ struct fixture {
     struct machine_config config;
     const char *images_owner;
     unsigned drops;      /* how often connections were lost */
+    uint64_t generation; /* what the lock must say, for sides that are opened from now on; 0: anything */
     struct side a, b, c; /* source, destination, a third host */
 };
 
@@ -81,6 +82,7 @@ static int make_next(struct fixture *fixture, struct side *side, const char *hos
     struct ownership_options options = {
         .config = &fixture->config,
         .lock_dir = lock_dir,
+        .generation = fixture->generation,
         .former = former,
         .host = host,
         .log = fixture->log,
@@ -256,6 +258,51 @@ static void start_in_every_state_that_a_dead_owner_left(void **state)
         assert_int_equal(ownership_take(fixture->a.ownership, &err), -EBUSY);
         assert_says(&err, "is being moved");
     }
+}
+
+static void saved_memory_goes_on_only_where_nobody_had_the_vm_since(void **state)
+{
+    struct fixture *fixture = *state;
+    struct ferry_error err;
+
+    fixture->generation = 4;
+    leave_record(fixture, VM_LOCK_HELD, 4, "a", "");
+    open_sides(fixture, NULL);
+    assert_int_equal(ownership_take(fixture->b.ownership, NULL), 0);
+    assert_record(fixture, VM_LOCK_HELD, 5, "b");
+    assert_int_equal(ownership_take(fixture->c.ownership, &err), -EBUSY);
+    end(&fixture->b);
+    /* It is free again, and too late. */
+    assert_int_equal(ownership_take(fixture->c.ownership, &err), -ESTALE);
+    assert_says(&err, "host b has run web since (generation 5 of its lock, then 4)");
+    assert_record(fixture, VM_LOCK_HELD, 5, "b");
+    fixture->generation = 0;
+}
+
+static void resume_that_failed_leaves_the_lock_as_it_was(void **state)
+{
+    struct fixture *fixture = *state;
+
+    fixture->generation = 4;
+    leave_record(fixture, VM_LOCK_HELD, 4, "a", "");
+    open_sides(fixture, NULL);
+    assert_int_equal(ownership_take(fixture->b.ownership, NULL), 0);
+    ownership_put_back(fixture->b.ownership);
+    assert_record(fixture, VM_LOCK_HELD, 4, "a");
+    assert_null(fixture->images_owner);
+    assert_int_equal(ownership_take(fixture->c.ownership, NULL), 0);
+}
+
+static void without_a_lock_nothing_tells_who_had_the_vm_since(void **state)
+{
+    struct fixture *fixture = *state;
+    struct ferry_error err;
+
+    fixture->generation = 4;
+    fixture->config.disk_count = 0;
+    open_sides(fixture, NULL);
+    assert_int_equal(ownership_take(fixture->a.ownership, &err), -ENOLCK);
+    fixture->config.disk_count = 1;
 }
 
 static void garbage_in_the_lock_file_is_refused(void **state)
@@ -751,6 +798,9 @@ int main(void)
         TEST(cold_start_holds_the_lock_on_a_new_generation),
         TEST(second_start_is_refused_naming_the_holder),
         TEST(start_in_every_state_that_a_dead_owner_left),
+        TEST_CLOSED(saved_memory_goes_on_only_where_nobody_had_the_vm_since),
+        TEST_CLOSED(resume_that_failed_leaves_the_lock_as_it_was),
+        TEST_CLOSED(without_a_lock_nothing_tells_who_had_the_vm_since),
         TEST(garbage_in_the_lock_file_is_refused),
         TEST(disk_in_use_by_another_vm_leaves_the_record_alone),
         TEST(refusal_of_an_image_names_its_holder),
