@@ -123,6 +123,7 @@ extern const struct command command_migrations;
 extern const struct command command_migrations_show;
 extern const struct command command_pause;
 extern const struct command command_recover;
+extern const struct command command_resume;
 extern const struct command command_rm;
 extern const struct command command_run;
 extern const struct command command_runnable;

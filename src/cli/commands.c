@@ -28,6 +28,7 @@ const struct command *const commands[] = {
     &command_recover,
     &command_snapshot,
     &command_suspend,
+    &command_resume,
     &command_host_show,
     &command_host_list,
     &command_host_add,

@@ -52,6 +52,8 @@ static const struct api_route routes[] = {
     {"GET", "/v1/vms/*/console", api_console},
     {"GET", "/v1/vms/*/console/log", api_console_log},
     {"POST", "/v1/vms/*/checkpoint", api_vm_checkpoint},
+    {"POST", "/v1/vms/*/resumed", api_vm_resumed},
+    {"POST", "/v1/resume", api_resume},
     {"GET", "/v1/checkpoints", api_checkpoints_list},
     {"GET", "/v1/checkpoints/*", api_checkpoint_show},
     {"GET", "/v1/checkpoints/*/watch", api_checkpoint_watch},

@@ -154,6 +154,8 @@ api_handler api_checkpoints_list;
 api_handler api_checkpoint_show;
 api_handler api_checkpoint_watch;
 api_handler api_checkpoint_cancel;
+api_handler api_resume;
+api_handler api_vm_resumed;
 /* api_events.c */
 api_handler api_events;
 api_handler api_events_take;

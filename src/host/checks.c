@@ -348,14 +348,19 @@ static int check_name_free(const struct check_context *context, struct ferry_err
     return 0;
 }
 
+static const char *cannot(const struct check_context *context)
+{
+    return context->resumes ? "cannot be resumed" : "cannot move";
+}
+
 static int check_machine(const struct check_context *context, struct ferry_error *err)
 {
     const char *machine = definition_machine(context->definition);
     const char *missing = machines_missing(machine);
 
     if (missing)
-        return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s cannot run %s machines: %s",
-                         context->vm, context->destination, machine, missing);
+        return error_set(err, HOST_REFUSED, "VM %s %s: host %s cannot run %s machines: %s", context->vm,
+                         cannot(context), context->destination, machine, missing);
     return 0;
 }
 
@@ -367,9 +372,9 @@ static int check_memory(const struct check_context *context, struct ferry_error 
 
     if (wanted > available)
         return error_set(err, HOST_REFUSED,
-                         "VM %s cannot move: it needs %llu MiB of memory, host %s has %llu MiB to give; free "
+                         "VM %s %s: it needs %llu MiB of memory, host %s has %llu MiB to give; free "
                          "memory there or choose another host",
-                         context->vm, mib(wanted), context->destination, mib(available));
+                         context->vm, cannot(context), mib(wanted), context->destination, mib(available));
     return 0;
 }
 
@@ -377,7 +382,7 @@ static int check_hugepages(const struct check_context *context, struct ferry_err
 {
     if (host_check_hugepages(context->host, context->definition, err) == 0)
         return 0;
-    return error_prefix(err, HOST_REFUSED, "VM %s cannot move", context->vm);
+    return error_prefix(err, HOST_REFUSED, "VM %s %s", context->vm, cannot(context));
 }
 
 static int check_disk(const struct check_context *context, const json_t *disk, struct ferry_error *err)
@@ -387,20 +392,19 @@ static int check_disk(const struct check_context *context, const json_t *disk, s
     struct stat status;
 
     if (stat(path, &status) < 0)
-        return error_set(
-            err, HOST_REFUSED,
-            "VM %s cannot move: its disk %.200s cannot be reached on host %s (%s); share it under "
-            "the same path",
-            context->vm, path, context->destination, strerror(errno));
+        return error_set(err, HOST_REFUSED,
+                         "VM %s %s: its disk %.200s cannot be reached on host %s (%s); share it under "
+                         "the same path",
+                         context->vm, cannot(context), path, context->destination, strerror(errno));
     if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
         return error_set(err, HOST_REFUSED,
-                         "VM %s cannot move: its disk %.200s is neither a file nor a block device on host %s",
-                         context->vm, path, context->destination);
+                         "VM %s %s: its disk %.200s is neither a file nor a block device on host %s",
+                         context->vm, cannot(context), path, context->destination);
     if (access(path, readonly ? R_OK : R_OK | W_OK) < 0)
         return error_set(err, HOST_REFUSED,
-                         "VM %s cannot move: its disk %.200s cannot be %s on host %s (%s); check permissions",
-                         context->vm, path, readonly ? "read" : "written", context->destination,
-                         strerror(errno));
+                         "VM %s %s: its disk %.200s cannot be %s on host %s (%s); check permissions",
+                         context->vm, cannot(context), path, readonly ? "read" : "written",
+                         context->destination, strerror(errno));
     return 0;
 }
 
@@ -429,8 +433,8 @@ static int check_networks(const struct check_context *context, struct ferry_erro
         const char *backend = text_of(net, "backend");
 
         if (strncmp(backend, "user", 4) != 0 || (backend[4] && backend[4] != ','))
-            return error_set(err, HOST_REFUSED, "VM %s cannot move: host %s has no network \"%.64s\"",
-                             context->vm, context->destination, backend);
+            return error_set(err, HOST_REFUSED, "VM %s %s: host %s has no network \"%.64s\"", context->vm,
+                             cannot(context), context->destination, backend);
     }
     return 0;
 }
@@ -515,6 +519,12 @@ static const struct check {
     {"quick-resume", CHECK_DESTINATION, CHECK_ERROR, check_quick_resume_now},
     {"quick-resume", CHECK_DESTINATION, CHECK_WARNING, check_quick_resume_allowed},
     {"connections", CHECK_DESTINATION, CHECK_WARNING, check_network_connections},
+
+    {"machine", CHECK_RESUME, CHECK_ERROR, check_machine},
+    {"memory", CHECK_RESUME, CHECK_ERROR, check_memory},
+    {"hugepages", CHECK_RESUME, CHECK_ERROR, check_hugepages},
+    {"disks", CHECK_RESUME, CHECK_ERROR, check_disks},
+    {"networks", CHECK_RESUME, CHECK_ERROR, check_networks},
 };
 
 int checks_run(enum check_stage stage, const struct check_context *context, json_t *results,

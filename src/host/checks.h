@@ -19,6 +19,7 @@ struct check_context {
     const char *quick_resume; /* destination: "allowed" or "now"; NULL: not wanted */
     bool must_encrypt;        /* or not at all */
     bool encrypted;           /* destination: it will be */
+    bool resumes;             /* from a file here; nothing moves */
 
     /* source */
     const json_t *there;        /* destination's host object */
@@ -30,6 +31,7 @@ enum check_stage {
     CHECK_SOURCE_PEER,      /* needs `there` */
     CHECK_SOURCE_ANSWER,    /* needs `there_answer` */
     CHECK_DESTINATION,
+    CHECK_RESUME, /* of those, what a guest needs that goes on from a file here */
 };
 
 /* 0, or the code of the first check that found an error (HOST_REFUSED mostly). RESULTS may be NULL. */

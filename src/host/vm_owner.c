@@ -19,16 +19,16 @@ static const char *first_writable_disk(const json_t *definition)
     return NULL;
 }
 
-int vm_owner_read(const struct host *host, const struct vm *vm, struct vm_owner *owner,
-                  struct ferry_error *err)
+int vm_owner_read_of(const struct host *host, const json_t *definition, struct vm_owner *owner,
+                     struct ferry_error *err)
 {
     struct vm_lock_record record;
     struct vm_lock *lock = NULL;
     int result;
 
     memset(owner, 0, sizeof(*owner));
-    result = vm_lock_place(owner->path, first_writable_disk(vm->definition), host->config->lock_dir, vm->name,
-                           err);
+    result = vm_lock_place(owner->path, first_writable_disk(definition), host->config->lock_dir,
+                           definition_name(definition), err);
     if (result <= 0 || access(owner->path, F_OK) < 0) {
         owner->path[0] = '\0';
         return result < 0 ? result : 0;
@@ -40,6 +40,12 @@ int vm_owner_read(const struct host *host, const struct vm *vm, struct vm_owner 
         owner->record = record;
     vm_lock_close(lock);
     return result;
+}
+
+int vm_owner_read(const struct host *host, const struct vm *vm, struct vm_owner *owner,
+                  struct ferry_error *err)
+{
+    return vm_owner_read_of(host, vm->definition, owner, err);
 }
 
 bool vm_owner_is_moving(const struct vm_lock_record *record)

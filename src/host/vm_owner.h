@@ -17,6 +17,9 @@ struct vm_owner {
     struct vm_lock_record record;
 };
 
+/* Of a VM that need not be here: by its definition. */
+int vm_owner_read_of(const struct host *host, const json_t *definition, struct vm_owner *owner,
+                     struct ferry_error *err);
 /* state VM_LOCK_NEW when there is no lock. */
 int vm_owner_read(const struct host *host, const struct vm *vm, struct vm_owner *owner,
                   struct ferry_error *err);

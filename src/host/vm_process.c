@@ -278,7 +278,8 @@ struct start {
     const char *former; /* of the process that has the VM; NULL: none */
     unsigned flags;     /* enum vm_process_flags */
     int64_t timeout_ms;
-    const char *cpu_features; /* as ferry-vm has it; NULL: all */
+    const char *cpu_features;               /* as ferry-vm has it; NULL: all */
+    const struct vm_process_resume *resume; /* NULL: it boots */
 };
 
 /* The child's descriptors: no input, its words into the VM's log, the ready pipe as READY_FD, nothing else.
@@ -287,7 +288,8 @@ static int spawn(const struct config *config, const struct start *start, int rea
                  struct ferry_error *err)
 {
     char log_path[PATH_MAX];
-    char *argv[20] = {"ferry-vm", "--dir",  (char *)start->directory, "--ready-fd",
+    char generation[24];
+    char *argv[24] = {"ferry-vm", "--dir",  (char *)start->directory, "--ready-fd",
                       "3",        "--host", (char *)config->name};
     size_t argc = 7;
     posix_spawn_file_actions_t actions;
@@ -303,6 +305,16 @@ static int spawn(const struct config *config, const struct start *start, int rea
         argv[argc++] = "--incoming";
     if (start->flags & VM_PROCESS_PAUSED)
         argv[argc++] = "--paused";
+    if (start->resume) {
+        argv[argc++] = "--resume";
+        argv[argc++] = (char *)start->resume->file;
+        argv[argc++] = start->resume->eager ? "--eager" : "--lazy";
+    }
+    if (start->resume && start->resume->generation) {
+        snprintf(generation, sizeof(generation), "%llu", (unsigned long long)start->resume->generation);
+        argv[argc++] = "--lock-generation";
+        argv[argc++] = generation;
+    }
     if (config->insecure)
         argv[argc++] = "--insecure";
     if (config->lock_dir[0]) {
@@ -450,6 +462,15 @@ int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, 
         result = process_start(out, host, vm, &start, err);
     free(cpu_features);
     return result;
+}
+
+int vm_process_resume(struct vm_process **out, struct host *host, struct vm *vm, unsigned flags,
+                      const struct vm_process_resume *resume, int64_t timeout_ms, struct ferry_error *err)
+{
+    const struct start start = {
+        .directory = vm->directory, .flags = flags, .timeout_ms = timeout_ms, .resume = resume};
+
+    return process_start(out, host, vm, &start, err);
 }
 
 int vm_process_start_next(struct vm_process **out, struct host *host, struct vm *vm, const char *directory,

@@ -55,6 +55,16 @@ enum vm_process_flags {
 int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, unsigned flags,
                      int64_t timeout_ms, struct ferry_error *err);
 
+/* Instead of a boot the guest goes on from a checkpoint file. */
+struct vm_process_resume {
+    const char *file;
+    bool eager;          /* all of its memory is read before it runs */
+    uint64_t generation; /* what its lock must say: nobody has had the VM since; 0: anything */
+};
+
+int vm_process_resume(struct vm_process **out, struct host *host, struct vm *vm, unsigned flags,
+                      const struct vm_process_resume *resume, int64_t timeout_ms, struct ferry_error *err);
+
 /* The same for the process that is to take the VM over from the one that runs in the VM's directory; it gets
  * DIRECTORY. */
 int vm_process_start_next(struct vm_process **out, struct host *host, struct vm *vm, const char *directory,

@@ -95,7 +95,7 @@ void vm_suspended_read(struct host *host, struct vm *vm)
 void vm_suspended_settle(struct host *host, struct vm *vm, const json_t *word)
 {
     json_int_t generation = 0;
-    bool suspended;
+    bool suspended, ran;
 
     if (strcmp(text_of(word, "reason"), "suspended") == 0) {
         record(host, vm, text_of(word, "file"), text_of(word, "checkpoint"));
@@ -106,7 +106,8 @@ void vm_suspended_settle(struct host *host, struct vm *vm, const json_t *word)
     if (suspended)
         generation = json_integer_value(json_object_get(vm->suspended, "generation"));
     host_unlock(host);
-    /* A process that should have resumed it, and left no word: every owner makes the generation grow. */
-    if (suspended && (word || generation_of(host, vm) != generation))
+    ran = word && strcmp(text_of(word, "reason"), "failed") != 0;
+    /* Had a process come further in resuming it than to fail: every owner makes the generation grow. */
+    if (suspended && (ran || generation_of(host, vm) != generation))
         vm_clear_suspended(host, vm);
 }

@@ -17,18 +17,22 @@ ferryd's tests use it to reach what a real VM does not do on demand. The VM's cm
     slow-save          a save into a checkpoint file takes a second or two
     fail-save=TEXT     it fails
     die-save           the process dies in the middle of it
+    fail-resume=TEXT   it does not go on from a file
     die-saved          the process dies when the file is complete, without a word
 """
 import contextlib
 import json
 import os
+import pathlib
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from datetime import datetime
 
+BUILD = pathlib.Path(os.environ.get("FERRY_BUILD", pathlib.Path(__file__).parent.parent.parent / "build"))
 PARTS = ["pause", "quiesce", "last pages", "state save", "wire", "state load", "lock", "resume", "announce"]
 
 
@@ -272,7 +276,9 @@ class FakeVm:
                 os.kill(os.getpid(), signal.SIGKILL)
         if params["kind"] == "suspend":
             self.set_state("PAUSED")
-        os.rename(params["path"] + ".partial", params["path"])
+        os.unlink(params["path"] + ".partial")
+        subprocess.run([BUILD / "tests" / "host" / "make_checkpoint", params["path"], params["kind"], params["id"], self.name,
+                        json.dumps(params["definition"])], check=True)
         if "die-saved" in self.directives:
             os.kill(os.getpid(), signal.SIGKILL)
         self.checkpoint.update(percent=100, bytes=size, remaining_bytes=0, stopped_ns=4200000)
@@ -389,6 +395,9 @@ def main():
     if "fail-start" in vm.directives:
         ready(fd, {"error": vm.directives["fail-start"].replace("_", " "), "errno": 5})
         sys.exit(1)
+    if "--resume" in arguments and "fail-resume" in vm.directives:
+        ready(fd, {"error": vm.directives["fail-resume"].replace("_", " "), "errno": 5})
+        sys.exit(1)
     time.sleep(float(vm.directives.get("slow-arrive" if vm.incoming else "slow-start", 0)))
     if "die-start" in vm.directives:
         print("something went very wrong", flush=True)
@@ -399,7 +408,7 @@ def main():
     vm.listen("control.sock", vm.serve)
     vm.listen("console.sock", vm.serve_console)
     if not vm.incoming:
-        vm.console_write("booted\n")
+        vm.console_write("resumed\n" if "--resume" in arguments else "booted\n")
     ready(fd, {"ok": True})
     while True:
         signal.pause()

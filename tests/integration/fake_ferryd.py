@@ -367,6 +367,8 @@ class FakeFerryd:
             return self.answer_host(method, words, body)
         if words[0] == "vms":
             return self.answer_vms(method, words, body)
+        if words == ["resume"]:
+            return 201, make_vm("web", self.name)
         if words[0] == "incoming":
             return (204, None) if method == "DELETE" else (201, self.offer(body))
         if words == ["migrations", "statistics"] and self.statistics is None:

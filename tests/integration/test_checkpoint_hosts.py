@@ -123,3 +123,89 @@ def test_process_that_dies_while_it_saves_ends_the_save(hosts, host):
     ended = finish(host, save(host, "web", hosts.directory / "web.ckpt"))
     assert ended["outcome"] == "failed" and "signal 9" in ended["error"], ended
     assert host.vm("web")["state"] == "CRASHED"
+
+
+# --- resuming ---
+
+
+def resume(host, file, **options):
+    return host.post("/v1/resume", {"file": str(file), **options})
+
+
+def suspended(host, name, file, **definition):
+    host.run(name, **definition)
+    assert finish(host, save(host, name, file))["outcome"] == "completed"
+    return file
+
+
+def test_suspended_vm_goes_on(hosts, host):
+    file = suspended(host, "web", hosts.directory / "web.ckpt")
+    told = ferry(host, "resume", "web.ckpt", cwd=hosts.directory)
+    assert told.returncode == 0 and told.stdout.startswith("web is running on a"), told.stderr
+    vm = host.vm("web")
+    assert (vm["state"], vm["suspended"]) == ("RUNNING", None)
+    assert codes(host)[-1] == "vm-resumed"
+    told = ferry(host, "resume", str(file))
+    assert told.returncode == 1 and "still runs on host a" in told.stderr, told.stderr
+    host.restart(signal.SIGKILL)
+    host.post("/v1/vms/web/kill")
+    assert host.vm("web")["state"] == "STOPPED"
+
+
+def test_resume_that_fails_leaves_the_vm_suspended(hosts, host):
+    file = suspended(host, "web", hosts.directory / "web.ckpt", cmdline="fail-resume=the_disk_is_slow")
+    assert_refused(lambda: resume(host, file), 500, "failed", "the disk is slow", str(file))
+    for _ in range(2):
+        assert host.vm("web")["state"] == "SUSPENDED"
+        host.restart(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint " * 1000])
+def test_what_is_no_checkpoint_is_refused(hosts, host, content):
+    file = hosts.directory / "web.ckpt"
+    if content is not None:
+        file.write_bytes(content)
+    assert_refused(lambda: resume(host, file), 500, "failed", str(file))
+    assert host.get("/v1/vms") == []
+
+
+def test_vm_resumed_on_another_host_is_not_runnable_on_the_first(hosts):
+    a, b = hosts.pair()
+    file = suspended(a, "web", hosts.directory / "web.ckpt")
+    assert resume(b, file)["state"] == "RUNNING"
+    vm = a.vm("web")
+    assert (vm["state"], vm["not_runnable"]["reason"]) == ("NOT_RUNNABLE", "the guest was resumed on host b")
+    assert_refused(lambda: resume(a, file), 409, "conflict", "still runs on host b")
+    b.post("/v1/vms/web/kill")
+
+
+def test_original_that_nobody_can_ask_about_is_not_resumed(hosts):
+    a, b = hosts.start("a"), hosts.start("b")
+    file = suspended(a, "web", hosts.directory / "web.ckpt")
+    assert_refused(lambda: resume(b, file), 422, "refused", "host a", "ferry host add")
+    assert resume(b, file, name="web2")["name"] == "web2"
+
+
+def test_snapshot_goes_on_beside_its_vm_under_another_name_only(hosts, host):
+    host.run("web", nets=[{"backend": "user"}])
+    file = hosts.directory / "web.ckpt"
+    assert finish(host, save(host, "web", file, "snapshot"))["outcome"] == "completed"
+    assert_refused(lambda: resume(host, file), 409, "conflict", "still runs on host a", "NEW_NAME")
+    other = resume(host, file, name="web2")
+    assert other["definition"]["nets"][0]["mac"] != host.vm("web")["definition"]["nets"][0]["mac"]
+    assert_refused(lambda: resume(host, file, name="web2"), 409, "conflict", "web2")
+
+
+def test_memory_older_than_its_disk_does_not_go_on(hosts, host):
+    disk = hosts.directory / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    definition = {"disks": [{"path": str(disk)}]}
+    host.run("web", **definition)
+    file = hosts.directory / "web.ckpt"
+    assert finish(host, save(host, "web", file, "snapshot"))["outcome"] == "completed"
+    host.post("/v1/vms/web/kill")
+    told = ferry(host, "resume", str(file))
+    assert told.returncode == 3 and "snapshot" in told.stderr and "--disks-restored" in told.stderr
+    assert_refused(lambda: resume(host, file, name="web2"), 422, "refused", str(disk), "VM web's")
+    assert host.vm("web")["state"] == "STOPPED"
+    assert ferry(host, "resume", str(file), "--disks-restored").returncode == 0

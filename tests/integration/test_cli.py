@@ -46,6 +46,7 @@ COMMANDS = {
     "recover": ["web"],
     "snapshot": ["web", "web.ckpt"],
     "suspend": ["web", "web.ckpt"],
+    "resume": ["web.ckpt", "web2"],
     "events": [],
 }
 
@@ -209,7 +210,7 @@ def test_unknown_command_names_the_closest():
     assert ferry("host", "lits").stderr == "ferry: there is no command 'host lits'; did you mean 'host list'?\n"
 
 
-@pytest.mark.parametrize("later", ["check", "suspend", "resume", "snapshot", "checkpoint"])
+@pytest.mark.parametrize("later", ["checkpoint"])
 def test_commands_that_are_not_there_yet_are_refused(later):
     done = ferry(later, "web")
     assert done.returncode == 2
