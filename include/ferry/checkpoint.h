@@ -82,8 +82,8 @@ struct ferry_checkpoint_progress {
 
 struct ferry_checkpoint_writer;
 
-/* Options are copied but for the blobs' data and path, which are borrowed for the writer's life; of the
- * observer only `log` is called. Looks at the place already: -EEXIST when there is a file that is not to be
+/* Options are copied but for the blobs' data, which is borrowed for the writer's life; of the observer only
+ * `log` is called. Looks at the place already: -EEXIST when there is a file that is not to be
  * replaced. */
 int ferry_checkpoint_writer_new(struct ferry_checkpoint_writer **out,
                                 const struct ferry_checkpoint_options *options,

@@ -218,9 +218,13 @@ int output_publish(struct output *output, struct ferry_error *err)
                    ? error_set(err, -EEXIST, "%s exists: somebody has made it meanwhile", output->path)
                    : error_set_errno(err, -errno, "cannot give checkpoint %s its name", output->path);
     if (fsync(output->directory_fd) < 0) {
+        static const char nothing[512];
         int code = -errno;
 
-        /* Nobody knows whether it would be there after a power failure. */
+        /* Nobody knows whether it would be there after a power failure: then it must not be a checkpoint. If
+         * that cannot be had either, it is one. */
+        if (pwrite(output->fd, nothing, sizeof(nothing), 0) != sizeof(nothing) || fsync(output->fd) < 0)
+            return 0;
         unlinkat(output->directory_fd, output->name, 0);
         return error_set_errno(err, code, "cannot synchronise the directory of checkpoint %s", output->path);
     }

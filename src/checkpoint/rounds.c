@@ -12,6 +12,8 @@
 
 /* So many writes are under way at a time. */
 #define WORKERS_MAX 4
+/* Of a limited rate. */
+#define PIECES_PER_S 20
 /* The fastest level: a disk is not slow enough for more. */
 #define ZSTD_LEVEL 1
 
@@ -123,19 +125,35 @@ int rounds_fetch(struct ferry_checkpoint_writer *writer, uint64_t *pages, struct
 
 /* ---- one range of pages ---- */
 
+/* With a limit in pieces that do not take long, so that all workers get their turn. */
+static size_t piece_of(const struct ferry_checkpoint_writer *writer, size_t size)
+{
+    uint64_t piece = pace_limit(&writer->pace) / PIECES_PER_S / FERRY_PAGE_SIZE * FERRY_PAGE_SIZE;
+
+    if (piece < FERRY_PAGE_SIZE)
+        piece = pace_limit(&writer->pace) ? FERRY_PAGE_SIZE : size;
+    return piece < size ? (size_t)piece : size;
+}
+
 static int write_paced(struct worker *worker, const uint8_t *data, size_t size, uint64_t offset,
                        struct ferry_error *err)
 {
     struct ferry_checkpoint_writer *writer = worker->writer;
+    int result = 0;
 
-    for (size_t paid = 0; paid < size;) {
-        size_t taken;
+    while (size > 0 && result == 0) {
+        size_t piece = piece_of(writer, size);
 
-        if (pace_take(&writer->pace, size - paid, &taken, err) < 0)
-            return writer_check(writer, err) < 0 ? -ECANCELED : -EINTR;
-        paid += taken;
+        for (size_t paid = 0, taken; paid < piece; paid += taken) {
+            if (pace_take(&writer->pace, piece - paid, &taken, err) < 0)
+                return writer_check(writer, err) < 0 ? writer_check(writer, NULL) : -EINTR;
+        }
+        result = output_write(&writer->output, data, piece, offset, err);
+        data += piece;
+        offset += piece;
+        size -= piece;
     }
-    return output_write(&writer->output, data, size, offset, err);
+    return result;
 }
 
 static int write_plain(struct worker *worker, size_t region, size_t first, size_t count, const uint8_t *data,

@@ -166,6 +166,10 @@ int ferry_checkpoint_writer_new(struct ferry_checkpoint_writer **out,
     if (!writer)
         return error_set(err, -ENOMEM, "out of memory for a checkpoint");
     writer->options = *options;
+    if (options->blob_count)
+        memcpy(writer->blobs, options->blobs, options->blob_count * sizeof(writer->blobs[0]));
+    writer->options.blobs = writer->blobs;
+    writer->options.path = writer->path;
     snprintf(writer->path, sizeof(writer->path), "%s", options->path);
     if (!writer->options.quiesce_timeout_ns)
         writer->options.quiesce_timeout_ns = QUIESCE_NS;

@@ -37,6 +37,7 @@ struct writer_copy {
 
 struct ferry_checkpoint_writer {
     struct ferry_checkpoint_options options; /* defaults filled in */
+    struct ferry_checkpoint_blob blobs[FERRY_CHECKPOINT_BLOBS_MAX];
     char path[PATH_MAX];
     const struct ferry_guest_ops *ops;
     void *guest;

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "bus/state.h"
+#include "vm/checkpoint.h"
 #include "vm/migrate.h"
 #include "vm/params.h"
 #include "vm/sample.h"
@@ -94,6 +95,11 @@ static int control_migration_status(struct vm *vm, json_t *params, json_t **resu
     return 0;
 }
 
+static int control_checkpoint_cancel(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
+{
+    return vm_checkpoint_cancel(vm, params, err);
+}
+
 static const struct control_method methods[] = {
     {"status", false, control_status},
     {"pause", false, control_pause},
@@ -108,6 +114,8 @@ static const struct control_method methods[] = {
     {"migrate.cancel", true, control_cancel},
     {"migrate.reconnect", true, control_reconnect},
     {"migrate.end_fetch", true, control_end_fetch},
+    {"checkpoint-save", true, vm_checkpoint_save},
+    {"checkpoint-cancel", true, control_checkpoint_cancel},
     {"migrate.status", false, control_migration_status},
 };
 

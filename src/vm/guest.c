@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "vm/checkpoint.h"
 #include "vm/files.h"
 #include "vm/migrate.h"
 #include "vm/ownership.h"
@@ -66,7 +67,10 @@ static int guest_settle_event(struct vm *vm, struct ferry_error *err)
     }
     if (!event)
         return 0;
-    migration_abort(vm->migration, FERRY_CAUSE_GUEST, vm_event_words(event));
+    if (vm_checkpoint_active(vm->checkpoint))
+        vm_checkpoint_abort(vm->checkpoint, vm_event_words(event));
+    else
+        migration_abort(vm->migration, FERRY_CAUSE_GUEST, vm_event_words(event));
     return error_set(err, -ECANCELED, "%s", vm_event_words(event));
 }
 
@@ -125,7 +129,7 @@ static int guest_save_own(struct vm *vm, struct ferry_sink *sink, struct ferry_e
     int result = 0;
 
     /* The process that comes next reads on in the log. */
-    if (migration_stays(vm->migration))
+    if (migration_active(vm->migration) && migration_stays(vm->migration))
         console_flush(vm->console);
     console_save(vm->console, &buffer);
     if (buffer_failed(&buffer))
@@ -191,7 +195,10 @@ static int guest_load_finish(void *guest, struct ferry_error *err)
 
     int result = machine_load_finish(vm->machine, err);
 
-    return result ? result : files_mark_handover(vm->handover_fd, true, err);
+    /* A guest from a file is given by nobody. */
+    if (result || vm->options.resume)
+        return result;
+    return files_mark_handover(vm->handover_fd, true, err);
 }
 
 static void guest_advance_clock(void *guest, uint64_t nanoseconds)

@@ -22,7 +22,8 @@
 #define EXIT_USAGE 2
 
 static const char usage[] =
-    "usage: ferry-vm --dir DIR [--incoming | --upgrade DIR] [--paused] [--ready-fd N] [--insecure] [--host "
+    "usage: ferry-vm --dir DIR [--incoming | --upgrade DIR | --resume FILE [--lazy | --eager]] [--paused] "
+    "[--ready-fd N] [--insecure] [--host "
     "NAME]\n"
     "                [--lock-dir DIR] [--lock-wait SECONDS] [--lock-generation N] [--cpu-features NAMES]\n"
     "\n"
@@ -32,6 +33,9 @@ static const char usage[] =
     "  --incoming      do not start the VM but wait for it to arrive from another host\n"
     "  --upgrade DIR   wait for the VM to come, with its memory, from the process of this host that runs in "
     "DIR\n"
+    "  --resume FILE   go on with the guest that is in a checkpoint file\n"
+    "  --lazy          at once; its memory comes when it is needed (the default, where it can be)\n"
+    "  --eager         when all of its memory is there\n"
     "  --paused        do not let it run until it is resumed\n"
     "  --ready-fd N    write one line of JSON to descriptor N when the VM runs or cannot\n"
     "  --insecure      a migration may arrive on addresses other than loopback unencrypted, too\n"
@@ -85,6 +89,9 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         {"dir", required_argument, NULL, 'd'},
         {"incoming", no_argument, NULL, 'i'},
         {"upgrade", required_argument, NULL, 'u'},
+        {"resume", required_argument, NULL, 'R'},
+        {"lazy", no_argument, NULL, 'L'},
+        {"eager", no_argument, NULL, 'E'},
         {"paused", no_argument, NULL, 'p'},
         {"ready-fd", required_argument, NULL, 'r'},
         {"insecure", no_argument, NULL, 'I'},
@@ -111,6 +118,15 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         case 'u':
             options->incoming = true;
             *former = optarg;
+            break;
+        case 'R':
+            options->resume = optarg;
+            break;
+        case 'L':
+            options->eager = false;
+            break;
+        case 'E':
+            options->eager = true;
             break;
         case 'p':
             options->paused = true;
@@ -159,6 +175,10 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         return bad_usage("%s is missing", "--dir");
     if (options->host && strlen(options->host) >= FERRY_NAME_SIZE)
         return bad_usage("--host %s is too long", options->host);
+    if (options->resume && options->incoming)
+        return bad_usage("%s has no meaning with --incoming or --upgrade", "--resume");
+    if (options->resume && options->resume[0] != '/')
+        return bad_usage("--resume %s is not an absolute name", options->resume);
     if (options->incoming && options->paused)
         return bad_usage("%s has no meaning with --incoming or --upgrade: the VM arrives running or paused",
                          "--paused");

@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "engine/fault.h"
+#include "vm/checkpoint.h"
 #include "vm/files.h"
 #include "vm/guest.h"
 #include "vm/params.h"
@@ -316,6 +317,9 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     if (migration_active(vm->migration))
         return error_set(err, -EBUSY, "%s is being migrated already (to %s, migration %s)", vm->config.name,
                          vm->migration->destination, vm->migration->id);
+    if (vm_checkpoint_active(vm->checkpoint))
+        return error_set(err, -EBUSY, "%s is being saved into %s", vm->config.name,
+                         vm_checkpoint_path(vm->checkpoint));
     if (vm->setup || vm->away || vm->exit)
         return error_set(err, -EBUSY, "%s is not running here", vm->config.name);
     result = migration_new(&migration, vm, params, true, err);

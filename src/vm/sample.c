@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/sparse.h"
+#include "vm/checkpoint.h"
 #include "vm/migrate.h"
 #include "vm/params.h"
 #include "vm/vm.h"
@@ -214,7 +215,7 @@ int sample_begin(struct vm *vm, const json_t *params, struct jsonrpc_request *re
         result = params_number(params, "window_ns", WINDOW_MAX_NS, &window_ns, err);
     if (!result && window_ns < WINDOW_MIN_NS)
         result = error_set(err, -EINVAL, "parameter \"window_ns\" must be 10 ms to 10 s");
-    if (!result && (vm->sample || migration_active(vm->migration)))
+    if (!result && (vm->sample || migration_active(vm->migration) || vm_checkpoint_active(vm->checkpoint)))
         result = error_set(err, -EBUSY, "%s's memory is being watched already", vm->config.name);
     if (!result && (vm->setup || vm->away || vm->exit))
         result = error_set(err, -EBUSY, "%s is not running here", vm->config.name);

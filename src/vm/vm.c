@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/sock.h"
+#include "vm/checkpoint.h"
 #include "vm/files.h"
 #include "vm/migrate.h"
 #include "vm/ownership.h"
@@ -89,6 +90,8 @@ static void vm_take_event(struct vm *vm, enum machine_event event, const char *w
         snprintf(text, sizeof(text), "%s", vm_event_words(event));
     if (migration_active(vm->migration) && !migration_waiting(vm->migration))
         migration_abort(vm->migration, FERRY_CAUSE_GUEST, text);
+    if (vm_checkpoint_active(vm->checkpoint))
+        vm_checkpoint_abort(vm->checkpoint, text);
     vm_end(vm, event == MACHINE_EVENT_POWER_OFF ? VM_EXIT_POWERED_OFF : VM_EXIT_CRASHED, text);
 }
 
@@ -202,6 +205,9 @@ static int vm_check_free(struct vm *vm, struct ferry_error *err)
         return error_set(err, -EBUSY, "%s may not run here: %s", name, vm->why);
     if (vm_serves(vm))
         return vm_say_serving(vm, err);
+    if (vm->frozen && vm_checkpoint_active(vm->checkpoint))
+        return error_set(err, -EBUSY, "%s is just being saved into %s", name,
+                         vm_checkpoint_path(vm->checkpoint));
     if (vm->frozen)
         return error_set(err, -EBUSY, "%s is just being handed over to %s", name,
                          migration_destination(vm->migration));
@@ -395,10 +401,11 @@ json_t *vm_status_json(struct vm *vm)
     json_t *json;
 
     pthread_mutex_lock(&vm->lock);
-    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:O, s:I, s:o, s:o}", "name", vm->config.name, "state",
-                     vm_state_name(vm), "why", vm_state_why(vm, why), "pid", (int)getpid(), "version",
-                     FERRY_VERSION, "started", vm->started, "definition", vm->definition, "memory_resident",
-                     (json_int_t)vm_memory_resident(vm), "migration", migration, "cpu", vm_cpu_json(vm));
+    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:O, s:I, s:o, s:o, s:o}", "name", vm->config.name,
+                     "state", vm_state_name(vm), "why", vm_state_why(vm, why), "pid", (int)getpid(),
+                     "version", FERRY_VERSION, "started", vm->started, "definition", vm->definition,
+                     "memory_resident", (json_int_t)vm_memory_resident(vm), "migration", migration,
+                     "checkpoint", vm_checkpoint_json(vm->checkpoint), "cpu", vm_cpu_json(vm));
     pthread_mutex_unlock(&vm->lock);
     return json;
 }
@@ -431,6 +438,13 @@ void vm_end(struct vm *vm, enum vm_exit exit, const char *why)
     vm_set_exit(vm, exit, why);
     log_info(vm->log, "the VM ends: %s", why);
     vm_notify_state(vm);
+    if (vm_checkpoint_active(vm->checkpoint)) {
+        if (exit == VM_EXIT_KILLED) {
+            vm_checkpoint_give_up(vm->checkpoint);
+            loop_timer_arm(vm->patience, SESSION_PATIENCE_NS);
+        }
+        return;
+    }
     if (!migration_active(vm->migration)) {
         loop_stop(vm->loop);
         return;
@@ -584,17 +598,45 @@ void vm_migration_ended(struct vm *vm)
         vm_handle_event(vm); /* that has waited */
 }
 
+void vm_checkpoint_ended(struct vm *vm)
+{
+    if (vm_checkpoint_suspended(vm->checkpoint)) {
+        vm_set_exit(vm, VM_EXIT_SUSPENDED, "");
+        log_info(vm->log, "the VM ends: it is in %s", vm_checkpoint_path(vm->checkpoint));
+    } else {
+        vm_thaw(vm);
+    }
+    vm_notify_state(vm);
+    if (vm->exit)
+        loop_stop(vm->loop);
+}
+
+/* How it ended: the words for a record. */
+static json_t *vm_exit_json(const struct vm *vm, const char *reason)
+{
+    /* The last one, whatever became of the VM since: its ferryd may not have heard how it ended. */
+    const struct migration *last = vm->migration;
+    json_t *json =
+        json_pack("{s:s, s:s, s:s?, s:s?, s:o, s:o}", "reason", reason, "why", vm->exit_why, "migration",
+                  last ? migration_id(last) : NULL, "destination", last ? migration_destination(last) : NULL,
+                  "report", migration_json(last, true), "save", vm_checkpoint_json(vm->checkpoint));
+
+    if (json && vm->exit == VM_EXIT_SUSPENDED) {
+        json_object_set_new(json, "file", json_string(vm_checkpoint_path(vm->checkpoint)));
+        json_object_set_new(json, "checkpoint", json_string(vm_checkpoint_id(vm->checkpoint)));
+    }
+    return json;
+}
+
 static int vm_write_exit(struct vm *vm)
 {
     static const char *const reasons[] = {
-        [VM_EXIT_NONE] = "failed",   [VM_EXIT_POWERED_OFF] = "powered-off", [VM_EXIT_CRASHED] = "crashed",
-        [VM_EXIT_KILLED] = "killed", [VM_EXIT_MIGRATED] = "migrated",       [VM_EXIT_FAILED] = "failed",
+        [VM_EXIT_NONE] = "failed",         [VM_EXIT_POWERED_OFF] = "powered-off",
+        [VM_EXIT_CRASHED] = "crashed",     [VM_EXIT_KILLED] = "killed",
+        [VM_EXIT_MIGRATED] = "migrated",   [VM_EXIT_FAILED] = "failed",
+        [VM_EXIT_SUSPENDED] = "suspended",
     };
-    /* The last one, whatever became of the VM since: its ferryd may not have heard how it ended. */
-    const struct migration *last = vm->migration;
-    json_t *json = json_pack("{s:s, s:s, s:s?, s:s?, s:o}", "reason", reasons[vm->exit], "why", vm->exit_why,
-                             "migration", last ? migration_id(last) : NULL, "destination",
-                             last ? migration_destination(last) : NULL, "report", migration_json(last, true));
+    json_t *json = vm_exit_json(vm, reasons[vm->exit]);
     struct ferry_error err = {0};
     int result = files_write_json("exit.json", json, &err);
 
@@ -612,6 +654,7 @@ static int vm_finish(struct vm *vm)
     /* What cannot be waited for dies with the process, as it would by a signal: vCPUs may wait for ever for
      * memory that never came. */
     if (migration_active(vm->migration) || migration_left_torn(vm->migration) ||
+        vm_checkpoint_active(vm->checkpoint) ||
         (vm->machine && (machine_pause(vm->machine, NULL) ||
                          machine_quiesce(vm->machine, clock_now_ns() + QUIESCE_PATIENCE_NS, NULL)))) {
         console_flush(vm->console);
@@ -626,6 +669,7 @@ static int vm_finish(struct vm *vm)
     /* Before the control socket ends: whoever sees that looks for the reason. */
     status = vm_write_exit(vm);
     migration_free(vm->migration);
+    vm_checkpoint_free(vm->checkpoint);
     if (vm->control) {
         jsonrpc_server_free(vm->control);
         unlink("control.sock");
@@ -836,6 +880,38 @@ static int vm_boot(struct vm *vm, struct ferry_error *err)
     return 0;
 }
 
+/* As vm_boot, with the guest that is in a file. */
+static int vm_go_on_from_file(struct vm *vm, struct ferry_error *err)
+{
+    uint64_t start = clock_now_ns();
+    bool run = false;
+    int result = vm->config.hugepages ? memory_reserve(machine_memory(vm->machine), err) : 0;
+
+    if (!result)
+        result = ownership_take(vm->ownership, err);
+    if (!result)
+        result = vm_checkpoint_restore(vm, &run, err);
+    run = run && !vm->options.paused;
+    if (!result && run)
+        result = machine_resume(vm->machine, err);
+    if (result)
+        return result;
+    vm->running = run;
+    log_info(vm->log,
+             "%s goes on%s after %.1f ms: machine %s, %" PRIu64 " MiB, %u vCPUs, ferry-vm %s, process %d",
+             vm->config.name, run ? "" : " paused", (double)(clock_now_ns() - start) / NS_PER_MS,
+             vm->config.machine, vm->config.memory >> 20, vm->config.vcpus, FERRY_VERSION, (int)getpid());
+    vm_went_on(vm);
+    return 0;
+}
+
+static int vm_begin(struct vm *vm, struct ferry_error *err)
+{
+    if (vm->options.incoming)
+        return vm_await(vm, err);
+    return vm->options.resume ? vm_go_on_from_file(vm, err) : vm_boot(vm, err);
+}
+
 int vm_main(const struct vm_options *options)
 {
     struct vm vm = {.options = *options, .signal_fd = -1, .log_fd = -1, .handover_fd = -1};
@@ -850,7 +926,7 @@ int vm_main(const struct vm_options *options)
     if (!result)
         result = vm_make_machine(&vm, &err);
     if (!result)
-        result = options->incoming ? vm_await(&vm, &err) : vm_boot(&vm, &err);
+        result = vm_begin(&vm, &err);
     /* What a file of its memory says of its lock is true as before. */
     if (result && vm.ownership && options->lock_generation)
         ownership_put_back(vm.ownership);

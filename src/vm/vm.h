@@ -33,6 +33,7 @@
 
 struct migration;
 struct ownership;
+struct vm_checkpoint;
 
 struct vm_options {
     const char *dir;
@@ -42,6 +43,8 @@ struct vm_options {
     uint64_t lock_generation; /* starts only if the lock says it: nobody has had the VM since; 0: any */
     const char *cpu_features; /* names with commas: the guest gets of the host's only those; NULL: all */
     bool incoming;
+    const char *resume; /* the checkpoint file that it goes on from; NULL: none */
+    bool eager;         /* with all of its memory there before it does */
     int former_fd; /* incoming, memory passed: the directory of the process that has the VM now; -1: not so */
     bool paused;
     bool insecure; /* migration may listen on addresses other than loopback */
@@ -55,6 +58,7 @@ enum vm_exit {
     VM_EXIT_KILLED,
     VM_EXIT_MIGRATED,
     VM_EXIT_FAILED,
+    VM_EXIT_SUSPENDED,
 };
 
 struct vm {
@@ -91,8 +95,9 @@ struct vm {
     char held_why[FERRY_ERROR_TEXT_SIZE];
 
     /* Loop thread's. */
-    struct migration *migration; /* the one in progress or the last one; NULL: never one */
-    struct sample *sample;       /* the guest's memory is being watched; see sample.h */
+    struct migration *migration;      /* the one in progress or the last one; NULL: never one */
+    struct vm_checkpoint *checkpoint; /* being written, or the last one; NULL: never one */
+    struct sample *sample;            /* the guest's memory is being watched; see sample.h */
     int signal_fd;
     struct loop_watch *signal_watch;
     struct loop_timer *patience; /* a prepared thing was not used; a session does not end */
@@ -120,6 +125,8 @@ json_t *vm_status_json(struct vm *vm);
 void vm_notify_state(struct vm *vm);
 /* From migrate.c, when vm->migration has ended. */
 void vm_migration_ended(struct vm *vm);
+/* From checkpoint.c, when vm->checkpoint has ended. */
+void vm_checkpoint_ended(struct vm *vm);
 /* From the guest seam, any thread: quick resume, the connection is lost or back. */
 void vm_set_held(struct vm *vm, bool held, const char *why);
 /* From the guest seam, any thread: an arriving VM, or one that a migration had stopped, goes on here. */
