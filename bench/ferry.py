@@ -80,13 +80,15 @@ class Host:
             connection.close()
 
     def wait_console(self, vm, words, timeout=120):
-        """Follows the console until it says the words; returns what was said up to then."""
+        """Follows the console until it says the words, or until a function of all that was said is content; returns what
+        was said up to then."""
+        content = words if callable(words) else lambda text: words in text
         connection = Connection(self.directory / "ferryd.sock", timeout)
         try:
             connection.request("GET", f"/v1/vms/{vm}/console/log?follow=1")
             answer = connection.getresponse()
             text = ""
-            while words not in text:
+            while not content(text):
                 chunk = answer.read1(65536)
                 if not chunk:
                     raise EOFError(f"{vm}'s console ended without {words!r}: {text[-400:]!r}")

@@ -28,6 +28,13 @@
 #define MEMORY_PAGE_SHIFT  12
 #define MEMORY_REGIONS_MAX 8
 
+/* How an accelerator finds out which pages the guest writes, where it has a choice. */
+enum memory_tracking {
+    MEMORY_TRACKING_AUTO = 0, /* what is best on this host */
+    MEMORY_TRACKING_RING,     /* a ring of each vCPU with the pages it wrote */
+    MEMORY_TRACKING_LOG,      /* a bitmap for all of them */
+};
+
 struct memory_region {
     char name[16];       /* "ram0" */
     uint64_t guest_addr; /* page-aligned */

@@ -23,6 +23,8 @@ static void print_rates(struct fields *fields, const json_t *migration)
     if (object_number(migration, "dirty_rate"))
         fields_format(fields, "memory changed", "%s by the guest",
                       units_format_rate(object_number(migration, "dirty_rate"), text));
+    if (*object_text(migration, "dirty_tracking"))
+        fields_text(fields, "dirty tracking", object_text(migration, "dirty_tracking"));
 }
 
 static void print_throttle(struct fields *fields, const json_t *migration)

@@ -520,16 +520,16 @@ static enum ferry_outcome source_restore(struct source *source, enum ferry_outco
         outcome = switchover_retake(source);
     else if (outcome == FERRY_OUTCOME_NONE)
         outcome = FERRY_OUTCOME_FAILED;
-    if (source->dirty_tracking)
+    if (outcome == FERRY_OUTCOME_FAILED && source->paused) {
+        if (session->ops->resume(session->guest, source->was_running, &why) < 0)
+            session_log(session, FERRY_LOG_ERROR, "Cannot resume the guest after the failed migration: %s",
+                        why.text);
+        else
+            session_log(session, FERRY_LOG_INFO, "The guest goes on here%s",
+                        source->was_running ? "" : ", paused as it was");
+    }
+    if (source->dirty_tracking) /* takes a while: not before the guest runs */
         session->ops->dirty_stop(session->guest);
-    if (outcome != FERRY_OUTCOME_FAILED || !source->paused)
-        return outcome;
-    if (session->ops->resume(session->guest, source->was_running, &why) < 0)
-        session_log(session, FERRY_LOG_ERROR, "Cannot resume the guest after the failed migration: %s",
-                    why.text);
-    else
-        session_log(session, FERRY_LOG_INFO, "The guest goes on here%s",
-                    source->was_running ? "" : ", paused as it was");
     return outcome;
 }
 

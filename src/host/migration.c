@@ -395,6 +395,7 @@ static json_t *blank_object(const struct migration *migration)
 
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         json_object_set_new(object, numbers[i], json_integer(0));
+    json_object_set_new(object, "dirty_tracking", json_string(""));
     json_object_set_new(object, "quick_resume", json_null());
     for (size_t i = 0; i < sizeof(encodings) / sizeof(encodings[0]); i++)
         json_object_set_new(encoded, encodings[i], json_pack("{s:i, s:i}", "pages", 0, "saved_bytes", 0));

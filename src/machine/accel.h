@@ -40,6 +40,7 @@ struct accel_config {
     struct log *log;
     const struct accel_platform *platform;
     const struct cpu_features *cpu_features; /* the guest gets no others; NULL: all that the host has */
+    enum memory_tracking tracking;           /* create refuses what it does not have */
 };
 
 enum accel_exit {
@@ -122,13 +123,16 @@ struct accel_ops {
     int (*dirty_start)(struct accel *accel, struct ferry_error *err);
     int (*dirty_fetch)(struct accel *accel, size_t region, uint64_t *bitmap, struct ferry_error *err);
     void (*dirty_stop)(struct accel *accel);
+    /* In words how that is done: "KVM dirty log". Any thread. */
+    void (*dirty_describe)(struct accel *accel, char *text, size_t size);
 
     /* Slows the vCPUs: they run (100 - PERCENT) % of the time. 0 is full speed, 99 the most. Any thread. */
     void (*throttle)(struct accel *accel, unsigned percent);
     /* The same for one vCPU, and how many pages it was the first to write since each dirty_fetch, summed up:
-     * a count that only grows while dirty tracking is on. Any thread. Both NULL when it cannot tell. */
+     * a count that only grows while dirty tracking is on. False when that is not known. Any thread. Both may
+     * be NULL. */
     void (*vcpu_throttle)(struct accel *accel, unsigned index, unsigned percent);
-    uint64_t (*vcpu_dirtied)(struct accel *accel, unsigned index);
+    bool (*vcpu_dirtied)(struct accel *accel, unsigned index, uint64_t *pages);
 };
 
 extern const struct accel_ops accel_soft; /* src/machine/riscv64/soft.c */

@@ -216,6 +216,7 @@ static int machine_add_accel(struct machine *machine, struct ferry_error *err)
                                   .bus = machine->bus,
                                   .log = machine->log,
                                   .platform = &machine->platform,
+                                  .tracking = machine->config.tracking,
                                   .cpu_features =
                                       machine->config.cpu_cut ? &machine->config.cpu_features : NULL};
     int result;
@@ -247,6 +248,7 @@ static int machine_copy_config(struct machine *machine, const struct machine_con
     json_decref(json);
     machine->config.cpu_cut = config->cpu_cut;
     machine->config.cpu_features = config->cpu_features;
+    machine->config.tracking = config->tracking;
     return result;
 }
 
@@ -604,6 +606,11 @@ void machine_dirty_stop(struct machine *machine)
     machine->accel->ops->dirty_stop(machine->accel);
 }
 
+void machine_dirty_tracking(const struct machine *machine, char *text, size_t size)
+{
+    machine->accel->ops->dirty_describe(machine->accel, text, size);
+}
+
 void machine_throttle(struct machine *machine, unsigned percent)
 {
     machine->accel->ops->throttle(machine->accel, percent);
@@ -617,7 +624,8 @@ size_t machine_vcpus_dirtied(const struct machine *machine, uint64_t *pages, siz
     if (!ops->vcpu_dirtied || !ops->vcpu_throttle)
         return 0;
     for (unsigned i = 0; i < count; i++)
-        pages[i] = ops->vcpu_dirtied(machine->accel, i);
+        if (!ops->vcpu_dirtied(machine->accel, i, &pages[i]))
+            return 0;
     return count;
 }
 

@@ -52,6 +52,7 @@ struct machine_config {
     char *cpu;      /* as the user asked for it, or NULL; what comes of that is the next two */
     bool cpu_cut;   /* the guest gets of the host's features only those; not in the JSON form */
     struct cpu_features cpu_features;
+    enum memory_tracking tracking; /* this host's choice; not in the JSON form */
     struct machine_disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
     struct machine_net_config nets[MACHINE_NETS_MAX];
@@ -149,6 +150,8 @@ void machine_clock_advance(struct machine *machine, uint64_t nanoseconds);
 int machine_dirty_start(struct machine *machine, struct ferry_error *err);
 int machine_dirty_fetch(struct machine *machine, size_t region, uint64_t *bitmap, struct ferry_error *err);
 void machine_dirty_stop(struct machine *machine);
+/* In words, for people: how it is found out which pages the guest writes. */
+void machine_dirty_tracking(const struct machine *machine, char *text, size_t size);
 void machine_throttle(struct machine *machine, unsigned percent);
 /* Fills pages[i] with what vCPU i was the first to write (accel.h); the number of vCPUs, at most MAX. 0: the
  * accelerator cannot tell, nor slow single vCPUs. */

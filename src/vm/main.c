@@ -26,6 +26,7 @@ static const char usage[] =
     "[--ready-fd N] [--insecure] [--host "
     "NAME]\n"
     "                [--lock-dir DIR] [--lock-wait SECONDS] [--lock-generation N] [--cpu-features NAMES]\n"
+    "                [--dirty-tracking HOW]\n"
     "\n"
     "Runs one virtual machine, described by DIR/definition.json, and answers JSON-RPC on DIR/control.sock.\n"
     "\n"
@@ -47,6 +48,8 @@ static const char usage[] =
     "                  start only if the lock says this generation: nobody has had the VM since\n"
     "  --cpu-features NAMES\n"
     "                  of the host's CPU features give the guest only these (x86_64), with commas between\n"
+    "  --dirty-tracking HOW\n"
+    "                  how KVM is asked what the guest writes: auto, ring or log (x86_64)\n"
     "  --help          this text\n"
     "  --version       the version\n";
 
@@ -82,6 +85,20 @@ static int parse_seconds(const char *text, uint64_t *ns)
     return 0;
 }
 
+static int parse_tracking(const char *text, enum memory_tracking *tracking)
+{
+    static const char *const words[] = {
+        [MEMORY_TRACKING_AUTO] = "auto", [MEMORY_TRACKING_RING] = "ring", [MEMORY_TRACKING_LOG] = "log"};
+
+    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+        if (strcmp(text, words[i]) != 0)
+            continue;
+        *tracking = (enum memory_tracking)i;
+        return 0;
+    }
+    return -1;
+}
+
 /* Returns -1 to go on, else the exit status. */
 static int parse_arguments(int argc, char **argv, struct vm_options *options, const char **former)
 {
@@ -102,6 +119,7 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
         {"cpu-features", required_argument, NULL, 'c'},
+        {"dirty-tracking", required_argument, NULL, 't'},
         {0},
     };
     int option;
@@ -156,6 +174,10 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
             break;
         case 'c':
             options->cpu_features = optarg;
+            break;
+        case 't':
+            if (parse_tracking(optarg, &options->tracking) < 0)
+                return bad_usage("--dirty-tracking %s is none of auto, ring and log", optarg);
             break;
         case 'h':
             fputs(usage, stdout);

@@ -832,6 +832,7 @@ static int vm_make_machine(struct vm *vm, struct ferry_error *err)
         if (result)
             return error_prefix(err, result, "--cpu-features");
     }
+    vm->config.tracking = vm->options.tracking;
     result = machine_new(&vm->machine, &vm->config, vm->log, &vm->callbacks, err);
     if (result)
         return result;

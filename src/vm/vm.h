@@ -42,6 +42,7 @@ struct vm_options {
     uint64_t lock_wait_ns;    /* for the lock, when a destination does not answer */
     uint64_t lock_generation; /* starts only if the lock says it: nobody has had the VM since; 0: any */
     const char *cpu_features; /* names with commas: the guest gets of the host's only those; NULL: all */
+    enum memory_tracking tracking;
     bool incoming;
     const char *resume; /* the checkpoint file that it goes on from; NULL: none */
     bool eager;         /* with all of its memory there before it does */

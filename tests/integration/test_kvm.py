@@ -64,8 +64,29 @@ def test_guest_moves_under_full_write_load(hosts):
         goes_on(destination, booted=1)
     times = registers(console(a))
     assert times == sorted(times) and times[-1] >= len(times) - 1
+    shown = subprocess.run([BUILD / "ferry", "--host", b.state_dir, "migrations", "show", record["id"]], check=True,
+                           capture_output=True, text=True).stdout
+    assert re.search(r"^dirty tracking +KVM dirty (ring|log), ", shown, re.MULTILINE), shown
     sent, arrived = a.event_codes(record["id"]), b.event_codes(record["id"])
     assert "VMS6020" in sent + arrived and "VMS6021" in sent + arrived
+
+
+@pytest.mark.parametrize("how, words", [("ring", r"KVM dirty ring, \d+ entries a vCPU"), ("log", "KVM dirty log, .*")])
+def test_guest_that_writes_moves_with_either_way_of_tracking(vms, how, words):
+    vm = vms.make("a", definition("mem=32M rate=0 interval=20"), "--dirty-tracking", how)
+    if "error" in vm.ready and how == "ring":
+        pytest.skip(vm.ready["error"])
+    vm.wait_for_console(r"^work 2 ")
+    moved = vms.start("b", vm.definition, "--incoming", "--dirty-tracking", how)
+    end = vms.migrate(vm, moved)
+    assert end["outcome"] == "completed" and re.fullmatch(words, end["dirty_tracking"]), end
+    assert moved.control.call("migrate.status")["dirty_tracking"] == ""
+    verifies_all(moved)
+
+
+def test_tracking_that_is_not_there_is_refused(vms):
+    vm = vms.make("a", {**definition(""), "machine": "riscv64"}, "--dirty-tracking", "ring")
+    assert "built-in CPU" in vm.ready["error"]
 
 
 def test_guest_moves_by_quick_resume_and_goes_on_after_an_upgrade(vms):

@@ -369,6 +369,7 @@ static void fake_dirty_stop(void *opaque)
     struct fake_guest *guest = opaque;
 
     step(guest, FAKE_STEP_NONE, "dirty_stop", NULL);
+    guest->ran_at_dirty_stop = fake_guest_running(guest);
     __atomic_store_n(&guest->tracking, false, __ATOMIC_RELEASE);
 }
 

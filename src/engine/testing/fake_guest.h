@@ -101,7 +101,8 @@ struct fake_guest {
     unsigned vcpus; /* setting: that can be told apart; the first one does all the writing. 0: none can */
     unsigned throttle_others; /* per cent the others were slowed by at most */
     bool quiesced;
-    bool held; /* quick resume: the connection is lost */
+    bool ran_at_dirty_stop; /* when tracking was last switched off */
+    bool held;              /* quick resume: the connection is lost */
     unsigned holds;
     char held_why[FERRY_ERROR_TEXT_SIZE];
 };

@@ -355,6 +355,11 @@ static void soft_dirty_stop(struct accel *accel)
     memory_set_tracking(soft_of(accel)->memory, false);
 }
 
+static void soft_dirty_describe(struct accel *accel, char *text, size_t size)
+{
+    snprintf(text, size, "by the built-in CPU, at a page's first write");
+}
+
 static void soft_vcpu_throttle(struct accel *accel, unsigned index, unsigned percent)
 {
     struct hart *hart = soft_of(accel)->harts[index];
@@ -369,9 +374,10 @@ static void soft_throttle(struct accel *accel, unsigned percent)
         soft_vcpu_throttle(accel, i, percent);
 }
 
-static uint64_t soft_vcpu_dirtied(struct accel *accel, unsigned index)
+static bool soft_vcpu_dirtied(struct accel *accel, unsigned index, uint64_t *pages)
 {
-    return __atomic_load_n(&soft_of(accel)->harts[index]->dirtied, __ATOMIC_RELAXED);
+    *pages = __atomic_load_n(&soft_of(accel)->harts[index]->dirtied, __ATOMIC_RELAXED);
+    return true;
 }
 
 uint8_t *soft_ram_ptr(const struct soft *soft, uint64_t addr, uint64_t size, const struct soft_ram **ram)
@@ -472,6 +478,9 @@ static int soft_create(struct accel **out, const struct accel_config *config, st
     if (config->vcpus < 1 || config->vcpus > RISCV64_HARTS_MAX)
         return error_set(err, -EINVAL, "the built-in CPU has 1 to %d harts, not %u", RISCV64_HARTS_MAX,
                          config->vcpus);
+    if (config->tracking != MEMORY_TRACKING_AUTO)
+        return error_set(err, -EOPNOTSUPP,
+                         "the built-in CPU finds out in its own way what the guest writes; KVM has a choice");
     soft = calloc(1, sizeof(*soft));
     if (!soft)
         return error_set(err, -ENOMEM, "out of memory for the built-in CPU");
@@ -551,6 +560,7 @@ const struct accel_ops accel_soft = {
     .dirty_start = soft_dirty_start,
     .dirty_fetch = soft_dirty_fetch,
     .dirty_stop = soft_dirty_stop,
+    .dirty_describe = soft_dirty_describe,
     .throttle = soft_throttle,
     .vcpu_throttle = soft_vcpu_throttle,
     .vcpu_dirtied = soft_vcpu_dirtied,

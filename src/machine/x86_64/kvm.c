@@ -106,7 +106,7 @@ static int enable_capability(const struct kvm_accel *kvm, uint32_t capability, u
 }
 
 /* All that is one for the VM, in the order KVM wants it: interrupt controllers before vCPUs. */
-static int kvm_create_vm(struct kvm_accel *kvm, struct ferry_error *err)
+static int kvm_create_vm(struct kvm_accel *kvm, const struct accel_config *config, struct ferry_error *err)
 {
     uint64_t identity = X86_64_KVM_IDENTITY;
     struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
@@ -129,8 +129,12 @@ static int kvm_create_vm(struct kvm_accel *kvm, struct ferry_error *err)
         result = kvm_ioctl(kvm->vm_fd, KVM_CREATE_PIT2, &pit);
     if (result < 0)
         return error_set_errno(err, result, "KVM makes no interrupt controllers");
-    result = enable_capability(kvm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-                               "manual protection of the dirty log", err);
+    if (config->tracking != MEMORY_TRACKING_LOG)
+        result = kvm_ring_init(kvm, config->vcpus, config->tracking == MEMORY_TRACKING_RING, err);
+    if (!result && !kvm->ring_entries)
+        result =
+            enable_capability(kvm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+                              "manual protection of the dirty log", err);
     for (size_t i = 0; i < memory_region_count(kvm->memory) && !result; i++)
         result = kvm_set_slot(kvm, i, false, err);
     return result;
@@ -150,6 +154,7 @@ static void kvm_destroy(struct accel *accel)
         close(kvm->vm_fd);
     if (kvm->kvm_fd >= 0)
         close(kvm->kvm_fd);
+    pthread_mutex_destroy(&kvm->ring_lock);
     free(kvm->host_cpuid);
     free(kvm->cpuid);
     free(kvm);
@@ -172,7 +177,8 @@ static int kvm_create(struct accel **out, const struct accel_config *config, str
     kvm->log = config->log;
     kvm->platform = *config->platform;
     kvm->kvm_fd = kvm->vm_fd = -1;
-    result = kvm_create_vm(kvm, err);
+    pthread_mutex_init(&kvm->ring_lock, NULL);
+    result = kvm_create_vm(kvm, config, err);
     if (!result)
         result = kvm_cpuid_init(kvm, config->vcpus, config->cpu_features, err);
     for (unsigned i = 0; i < config->vcpus && !result; i++)
@@ -231,5 +237,8 @@ const struct accel_ops accel_kvm = {
     .dirty_start = kvm_dirty_start,
     .dirty_fetch = kvm_dirty_fetch,
     .dirty_stop = kvm_dirty_stop,
+    .dirty_describe = kvm_dirty_describe,
     .throttle = kvm_throttle,
+    .vcpu_throttle = kvm_vcpu_throttle,
+    .vcpu_dirtied = kvm_vcpu_dirtied,
 };

@@ -7,7 +7,8 @@
  *     kvm_cpuid.c   what the guest is told of its CPU
  *     kvm_state.c   sections
  *     kvm_clock.c   TSC and kvm-clock, which stand still while vCPUs are stopped
- *     kvm_dirty.c   who wrote which page
+ *     kvm_dirty.c   which pages were written: by KVM's dirty log, or
+ *     kvm_ring.c    by its dirty rings, which also tell who wrote
  *
  * A kick is a signal that every thread blocks and only KVM_RUN lets in: sent before KVM_RUN is entered, it
  * ends it at once.
@@ -42,6 +43,10 @@ struct kvm_cpu {
     /* KVM_RUN has to be entered once more before state is whole: an access was answered. vCPU thread. */
     bool unfinished;
 
+    struct kvm_dirty_gfn *ring; /* NULL: none */
+    uint32_t ring_next;         /* the entry to look at next; ring_lock */
+    uint64_t dirtied;           /* atomic: entries there have been */
+
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t wake;  /* kicked, or to be slowed otherwise */
     bool kicked;
@@ -71,6 +76,9 @@ struct kvm_accel {
     struct accel_platform platform;
 
     int kvm_fd, vm_fd;
+    uint32_t ring_entries; /* of each vCPU's dirty ring; 0: the dirty log is used */
+    pthread_mutex_t ring_lock;
+    bool ring_overrun; /* ring_lock: what the guest writes is not known any more */
     struct kvm_cpu cpus[ACCEL_VCPUS_MAX];
     unsigned cpu_count;
 
@@ -103,6 +111,7 @@ int kvm_cpu_boot(struct kvm_cpu *cpu, const struct accel_boot *boot, struct ferr
 enum accel_exit kvm_vcpu_run(struct accel *accel, unsigned index, struct ferry_error *err);
 void kvm_vcpu_kick(struct accel *accel, unsigned index);
 void kvm_throttle(struct accel *accel, unsigned percent);
+void kvm_vcpu_throttle(struct accel *accel, unsigned index, unsigned percent);
 
 /* ---- kvm_cpuid.c ---- */
 
@@ -146,7 +155,26 @@ void kvm_clock_start(struct accel *accel);
 int kvm_dirty_start(struct accel *accel, struct ferry_error *err);
 int kvm_dirty_fetch(struct accel *accel, size_t region, uint64_t *bitmap, struct ferry_error *err);
 void kvm_dirty_stop(struct accel *accel);
+void kvm_dirty_describe(struct accel *accel, char *text, size_t size);
 /* Gives region INDEX to the VM as slot INDEX, with or without a log of what is written. */
 int kvm_set_slot(struct kvm_accel *kvm, size_t index, bool logged, struct ferry_error *err);
+
+/* ---- kvm_ring.c ---- */
+
+/* Switches rings on where KVM has them and can be relied on; if they are WANTED, wherever it has them, and
+ * else that is an error. Before there are vCPUs. */
+int kvm_ring_init(struct kvm_accel *kvm, unsigned cpus, bool wanted, struct ferry_error *err);
+/* A vCPU's part of it, if there are rings. */
+int kvm_ring_map(struct kvm_cpu *cpu, struct ferry_error *err);
+void kvm_ring_unmap(struct kvm_cpu *cpu);
+/* Can they still be relied on? */
+int kvm_ring_check(struct kvm_accel *kvm, struct ferry_error *err);
+/* What is in the rings goes into the regions' bitmaps. Any thread, as the next. An error when there is
+ * nothing in them though KVM may say so, after an overrun. */
+int kvm_ring_empty(struct kvm_accel *kvm, struct ferry_error *err);
+/* The same, and the region's bits are taken: as accel_ops.dirty_fetch. */
+int kvm_ring_fetch(struct kvm_accel *kvm, const struct memory_region *region, uint64_t *bitmap,
+                   struct ferry_error *err);
+bool kvm_vcpu_dirtied(struct accel *accel, unsigned index, uint64_t *pages);
 
 #endif

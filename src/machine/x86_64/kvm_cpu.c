@@ -64,6 +64,9 @@ int kvm_cpu_create(struct kvm_accel *kvm, unsigned index, struct ferry_error *er
         return error_set_errno(err, -errno, "cannot map what KVM shares with vCPU %u", index);
     }
     cpu->run_size = (size_t)size;
+    result = kvm_ring_map(cpu, err);
+    if (result)
+        return result;
     result = set_signal_mask(cpu, err);
     if (result)
         return result;
@@ -74,6 +77,7 @@ void kvm_cpu_destroy(struct kvm_cpu *cpu)
 {
     if (cpu->has_turn_timer)
         timer_delete(cpu->turn_timer);
+    kvm_ring_unmap(cpu);
     if (cpu->run)
         munmap(cpu->run, cpu->run_size);
     if (cpu->fd >= 0)
@@ -262,6 +266,8 @@ static int handle_exit(struct kvm_cpu *cpu, struct ferry_error *err)
     case KVM_EXIT_SYSTEM_EVENT:
         exit_system_event(cpu);
         return 0;
+    case KVM_EXIT_DIRTY_RING_FULL:
+        return kvm_ring_empty(cpu->kvm, err);
     case KVM_EXIT_FAIL_ENTRY:
         return error_set(err, -EIO, "vCPU %u: the processor refuses to enter the guest, reason 0x%llx",
                          cpu->index, (unsigned long long)cpu->run->fail_entry.hardware_entry_failure_reason);
@@ -415,18 +421,20 @@ void kvm_vcpu_kick(struct accel *accel, unsigned index)
     pthread_mutex_unlock(&cpu->lock);
 }
 
+void kvm_vcpu_throttle(struct accel *accel, unsigned index, unsigned percent)
+{
+    struct kvm_cpu *cpu = &kvm_accel_of(accel)->cpus[index];
+
+    pthread_mutex_lock(&cpu->lock);
+    cpu->throttle = percent > 99 ? 99 : percent;
+    if (cpu->has_thread)
+        pthread_kill(cpu->thread, KICK_SIGNAL);
+    pthread_cond_signal(&cpu->wake);
+    pthread_mutex_unlock(&cpu->lock);
+}
+
 void kvm_throttle(struct accel *accel, unsigned percent)
 {
-    struct kvm_accel *kvm = kvm_accel_of(accel);
-
-    for (unsigned i = 0; i < kvm->cpu_count; i++) {
-        struct kvm_cpu *cpu = &kvm->cpus[i];
-
-        pthread_mutex_lock(&cpu->lock);
-        cpu->throttle = percent > 99 ? 99 : percent;
-        if (cpu->has_thread)
-            pthread_kill(cpu->thread, KICK_SIGNAL);
-        pthread_cond_signal(&cpu->wake);
-        pthread_mutex_unlock(&cpu->lock);
-    }
+    for (unsigned i = 0; i < kvm_accel_of(accel)->cpu_count; i++)
+        kvm_vcpu_throttle(accel, i, percent);
 }

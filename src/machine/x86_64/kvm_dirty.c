@@ -14,6 +14,7 @@
 #include "base/error.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 /* KVM_CLEAR_DIRTY_LOG takes whole multiples of 64 pages, or what is left at the end. */
 #define CLEAR_WORDS 4096
@@ -38,10 +39,12 @@ int kvm_set_slot(struct kvm_accel *kvm, size_t index, bool logged, struct ferry_
 int kvm_dirty_start(struct accel *accel, struct ferry_error *err)
 {
     struct kvm_accel *kvm = kvm_accel_of(accel);
+    int result = kvm_ring_check(kvm, err);
 
+    if (result)
+        return result;
     for (size_t i = 0; i < memory_region_count(kvm->memory); i++) {
-        int result = kvm_set_slot(kvm, i, true, err);
-
+        result = kvm_set_slot(kvm, i, true, err);
         if (result) {
             kvm_dirty_stop(accel);
             return error_prefix(err, result, "cannot log writes");
@@ -90,6 +93,8 @@ int kvm_dirty_fetch(struct accel *accel, size_t index, uint64_t *bitmap, struct 
 
     if (!region)
         return error_set(err, -EINVAL, "there is no memory region %zu", index);
+    if (kvm->ring_entries)
+        return kvm_ring_fetch(kvm, region, bitmap, err);
     pages = (size_t)(region->size >> MEMORY_PAGE_SHIFT);
     bits = bitmap_new(pages);
     if (!bits)
@@ -108,6 +113,7 @@ int kvm_dirty_fetch(struct accel *accel, size_t index, uint64_t *bitmap, struct 
 void kvm_dirty_stop(struct accel *accel)
 {
     struct kvm_accel *kvm = kvm_accel_of(accel);
+    struct ferry_error why;
 
     memory_set_tracking(kvm->memory, false);
     for (size_t i = 0; i < memory_region_count(kvm->memory); i++) {
@@ -116,4 +122,16 @@ void kvm_dirty_stop(struct accel *accel)
         if (kvm_set_slot(kvm, i, false, &err))
             log_warn(kvm->log, "%s", err.text);
     }
+    if (kvm->ring_entries && kvm_ring_empty(kvm, &why))
+        log_warn(kvm->log, "%s", why.text);
+}
+
+void kvm_dirty_describe(struct accel *accel, char *text, size_t size)
+{
+    const struct kvm_accel *kvm = kvm_accel_of(accel);
+
+    if (kvm->ring_entries)
+        snprintf(text, size, "KVM dirty ring, %u entries a vCPU", kvm->ring_entries);
+    else
+        snprintf(text, size, "KVM dirty log, protected by hand");
 }

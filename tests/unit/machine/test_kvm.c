@@ -2,14 +2,17 @@
  * where there is no /dev/kvm. */
 #include "unit.h"
 
+#include "base/bitmap.h"
 #include "machine/accel.h"
 #include "machine/board.h"
+#include "machine/x86_64/layout.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <unistd.h>
 
 #define MIB          UINT64_C(0x100000)
-#define SECTIONS_MAX 16
+#define SECTIONS_MAX (ACCEL_VCPUS_MAX + 8)
 
 struct fixture {
     struct memory *memory;
@@ -26,37 +29,47 @@ static void no_event(void *opaque, enum accel_event event, const char *why)
 
 static const struct accel_platform platform = {.event = no_event};
 
-static int setup(void **state)
+static int make(struct fixture *fixture, const struct accel_config *wanted, uint64_t size)
 {
-    struct fixture *fixture = calloc(1, sizeof(*fixture));
-    struct accel_config config = {.vcpus = 2, .platform = &platform};
+    struct accel_config config = *wanted;
     struct ferry_error err;
 
-    *state = fixture;
     fixture->log = log_open_fd(STDERR_FILENO, LOG_LEVEL_ERROR);
     assert_ok(memory_new(&fixture->memory, &err), err);
-    assert_ok(board_x86_64.add_memory(fixture->memory, 16 * MIB, &err), err);
+    assert_ok(board_x86_64.add_memory(fixture->memory, size, &err), err);
     assert_ok(mmio_bus_new(&fixture->bus, &err), err);
     config.memory = fixture->memory;
     config.bus = fixture->bus;
     config.log = fixture->log;
     assert_ok(accel_kvm.probe(&err), err);
-    assert_ok(accel_kvm.create(&fixture->accel, &config, &err), err);
+    if (accel_kvm.create(&fixture->accel, &config, &err))
+        return err.code;
     fixture->count = SECTIONS_MAX;
     accel_kvm.sections(fixture->accel, fixture->sections, &fixture->count);
     return 0;
 }
 
-static int teardown(void **state)
+static int setup(void **state)
 {
-    struct fixture *fixture = *state;
+    static const struct accel_config config = {.vcpus = 2, .platform = &platform};
 
+    *state = calloc(1, sizeof(struct fixture));
+    return make(*state, &config, 16 * MIB);
+}
+
+static void unmake(struct fixture *fixture)
+{
     accel_kvm.destroy(fixture->accel);
     mmio_bus_free(fixture->bus);
     memory_free(fixture->memory);
     if (fixture->log)
         log_close(fixture->log);
-    free(fixture);
+}
+
+static int teardown(void **state)
+{
+    unmake(*state);
+    free(*state);
     return 0;
 }
 
@@ -198,6 +211,118 @@ static void clock_stands_where_it_was_put(void **state)
     buffer_free(&again);
 }
 
+/* ---- which pages the guest wrote ---- */
+
+#define FIRST_WRITTEN  (2 * MIB)
+#define TRACKED_MEMORY (80 * MIB)
+#define PAGES_OF(size) ((size_t)((size) / MEMORY_PAGE_SIZE))
+
+/* Writes to each page from FIRST_WRITTEN to the end, then switches itself off. In 32-bit protected mode. */
+static const uint8_t writer[] = {
+    0xbf, 0x00, 0x00, 0x20, 0x00,             /* mov $FIRST_WRITTEN, %edi */
+    0xff, 0x07,                               /* incl (%edi) */
+    0x81, 0xc7, 0x00, 0x10, 0x00, 0x00,       /* add $4096, %edi */
+    0x81, 0xff, 0x00, 0x00, 0x00, 0x05,       /* cmp $TRACKED_MEMORY, %edi */
+    0x72, 0xf0,                               /* jb the incl */
+    0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, /* mov $0x604, %dx; mov $0x2000, %ax */
+    0x20, 0x66, 0xef, 0xeb, 0xfe,             /* out %ax, %dx; jmp . */
+};
+
+static void end_writer(void *opaque, enum accel_event event, const char *why)
+{
+    const struct fixture *fixture = opaque;
+
+    assert_int_equal(event, ACCEL_EVENT_POWER_OFF);
+    accel_kvm.vcpu_kick(fixture->accel, 0);
+}
+
+static void run_writer(const struct fixture *fixture)
+{
+    struct accel_boot boot = {.entry = MIB, .arguments = {0, X86_64_BOOT_PVH}};
+    struct ferry_error err = {0};
+
+    assert_true(memory_write(fixture->memory, MIB, writer, sizeof(writer)));
+    assert_ok(accel_kvm.reset(fixture->accel, &boot, &err), err);
+    if (accel_kvm.vcpu_run(fixture->accel, 0, &err) != ACCEL_EXIT_KICKED)
+        fail_msg("%s", err.text);
+}
+
+/* What was written since the last look. NULL: a para-virtualised KVM has overrun a ring. */
+static uint64_t *fetch(const struct fixture *fixture)
+{
+    uint64_t *written = bitmap_new(PAGES_OF(TRACKED_MEMORY));
+    struct ferry_error err = {0};
+    int result;
+
+    assert_non_null(written);
+    result = accel_kvm.dirty_fetch(fixture->accel, 0, written, &err);
+    if (result != -EOVERFLOW) {
+        assert_ok(result, err);
+        return written;
+    }
+    assert_contains(err.text, "lost");
+    free(written);
+    return NULL;
+}
+
+static void assert_only_device_wrote(const struct fixture *fixture, uint64_t addr)
+{
+    uint64_t *written = fetch(fixture);
+
+    assert_true(bitmap_test(written, PAGES_OF(addr)));
+    assert_int_equal(bitmap_count(written, PAGES_OF(TRACKED_MEMORY)), 1);
+    free(written);
+}
+
+/* With so many vCPUs a ring has fewer entries than there are pages. */
+static void every_page_written_is_told(enum memory_tracking tracking)
+{
+    struct fixture fixture = {0};
+    struct accel_platform ending = {.opaque = &fixture, .event = end_writer};
+    struct accel_config config = {.vcpus = ACCEL_VCPUS_MAX, .platform = &ending, .tracking = tracking};
+    size_t pages = PAGES_OF(TRACKED_MEMORY - FIRST_WRITTEN);
+    uint64_t by[2] = {0, 0};
+    struct ferry_error err;
+
+    if (make(&fixture, &config, TRACKED_MEMORY) == -EOPNOTSUPP) {
+        unmake(&fixture);
+        skip();
+    }
+    run_writer(&fixture);
+    assert_ok(accel_kvm.dirty_start(fixture.accel, &err), err);
+    for (unsigned round = 0; round < 2; round++) {
+        uint64_t *written;
+
+        run_writer(&fixture);
+        written = fetch(&fixture);
+        if (!written)
+            break; /* it says so at least */
+        for (size_t i = 0; i < pages; i++)
+            if (!bitmap_test(written, PAGES_OF(FIRST_WRITTEN) + i))
+                fail_msg("round %u: page %zu of %zu was not told", round, i, pages);
+        free(written);
+        assert_true(memory_write(fixture.memory, FIRST_WRITTEN, "x", 1));
+        assert_only_device_wrote(&fixture, FIRST_WRITTEN);
+    }
+    assert_int_equal(accel_kvm.vcpu_dirtied(fixture.accel, 0, &by[0]), tracking == MEMORY_TRACKING_RING);
+    accel_kvm.vcpu_dirtied(fixture.accel, 1, &by[1]);
+    if (tracking == MEMORY_TRACKING_RING && accel_kvm.dirty_start(fixture.accel, &err) == 0)
+        assert_true(by[0] >= 2 * pages && by[1] == 0);
+    accel_kvm.dirty_stop(fixture.accel);
+    run_writer(&fixture); /* nobody looks any more: full or not, it goes on */
+    unmake(&fixture);
+}
+
+static void every_page_written_is_told_by_the_ring(void **state)
+{
+    every_page_written_is_told(MEMORY_TRACKING_RING);
+}
+
+static void every_page_written_is_told_by_the_log(void **state)
+{
+    every_page_written_is_told(MEMORY_TRACKING_LOG);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -207,11 +332,17 @@ int main(void)
         cmocka_unit_test_setup_teardown(vcpu_with_an_msr_that_kvm_does_not_know_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(guest_with_features_this_host_lacks_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(clock_stands_where_it_was_put, setup, teardown),
+        cmocka_unit_test(every_page_written_is_told_by_the_ring),
+        cmocka_unit_test(every_page_written_is_told_by_the_log),
     };
+    sigset_t all;
 
     if (access("/dev/kvm", R_OK | W_OK) < 0) {
         fprintf(stderr, "skipped: there is no /dev/kvm\n");
         return 77; /* meson: skipped */
     }
+    /* As on every thread of Ferry's own: kicks come in KVM_RUN only. */
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
