@@ -27,6 +27,12 @@ struct log {
     uint64_t dropped; /* atomic */
     bool torn;        /* atomic: the last line was cut short by the destination */
 
+    uint64_t size;  /* atomic: of the destination, as far as it counts */
+    bool called;    /* atomic: full was, since the size was set */
+    uint64_t limit; /* constant; 0: none */
+    log_full *full;
+    void *full_opaque;
+
     /* Guards listener and opaque; held for reading while the listener runs, so that it may log itself. */
     pthread_rwlock_t listener_lock;
     log_listener *listener;
@@ -64,6 +70,13 @@ int log_open_file(struct log **out, const char *path, enum log_level threshold, 
 struct log *log_open_fd(int fd, enum log_level threshold)
 {
     return log_new(fd, false, threshold);
+}
+
+int log_descriptor(const struct log *log)
+{
+    while (log->parent)
+        log = log->parent;
+    return log->fd;
 }
 
 /* Replaces what could break the line or talk to a terminal: C0, DEL, and C1 in UTF-8 (c2 80 to c2 9f). */
@@ -129,6 +142,21 @@ uint64_t log_dropped(const struct log *log)
     return __atomic_load_n(&log->dropped, __ATOMIC_RELAXED);
 }
 
+void log_set_limit(struct log *log, uint64_t limit, log_full *full, void *opaque)
+{
+    log->limit = limit;
+    log->full = full;
+    log->full_opaque = opaque;
+}
+
+void log_set_size(struct log *log, uint64_t size)
+{
+    struct log *root = log_root(log);
+
+    __atomic_store_n(&root->size, size, __ATOMIC_RELAXED);
+    __atomic_store_n(&root->called, false, __ATOMIC_RELAXED);
+}
+
 static const char *level_name(enum log_level level)
 {
     switch (level) {
@@ -172,6 +200,15 @@ static size_t whole_characters(const char *text, size_t size)
     return size;
 }
 
+/* The first one to find it too large calls. */
+static void count_bytes(struct log *root, uint64_t count)
+{
+    uint64_t size = __atomic_add_fetch(&root->size, count, __ATOMIC_RELAXED);
+
+    if (root->limit > 0 && size > root->limit && !__atomic_exchange_n(&root->called, true, __ATOMIC_RELAXED))
+        root->full(root->full_opaque);
+}
+
 /*
  * One write(2) a line. When the destination took only a part (a disk that just filled up), the next line that
  * gets through starts with a newline, so that the stump does not swallow it.
@@ -185,6 +222,8 @@ static void write_line(struct log *root, char *line, size_t size)
     do
         written = write(root->fd, line + skip, left);
     while (written < 0 && errno == EINTR);
+    if (written > 0)
+        count_bytes(root, (uint64_t)written);
     if (written == (ssize_t)left)
         return;
     if (written > 0 || !skip)

@@ -32,6 +32,9 @@ int log_open_file(struct log **out, const char *path, enum log_level threshold, 
 /* Writes to a descriptor that stays the caller's (2 for standard error). NULL when out of memory. */
 struct log *log_open_fd(int fd, enum log_level threshold);
 
+/* What it writes to. It may come to be another file (dup3). */
+int log_descriptor(const struct log *log);
+
 /* A view of PARENT whose lines carry [TAG]. Free with log_close before the parent. NULL when out of memory.
  */
 struct log *log_scope(struct log *parent, const char *tag);
@@ -47,6 +50,16 @@ void log_close(struct log *log);
  */
 typedef void log_listener(void *opaque, enum log_level level, const char *tag, const char *text);
 void log_set_listener(struct log *log, log_listener *listener, void *opaque);
+
+/*
+ * Has FULL called once the log's destination has more than LIMIT bytes, as far as it counts: what was written
+ * by this log, and log_set_size. Once, on the thread whose line it was, after that line; log_set_size makes
+ * it due again. For rotating a file. Set on a root, before other threads use the log.
+ */
+typedef void log_full(void *opaque);
+void log_set_limit(struct log *log, uint64_t limit, log_full *full, void *opaque);
+/* How many bytes the destination has from now on. Any thread. */
+void log_set_size(struct log *log, uint64_t size);
 
 /* Lines dropped because they could not be written. */
 uint64_t log_dropped(const struct log *log);

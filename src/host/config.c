@@ -21,6 +21,12 @@
 /* More at once only make each other longer, and so what changes meanwhile. */
 #define MIGRATE_MAX 2
 
+#define LOG_SIZE     (10u << 20)
+#define VM_LOG_SIZE  (1u << 20)
+#define LOG_FILES    5
+#define LOG_SIZE_MIN (4u << 10)
+#define LOG_SIZE_MAX (UINT64_C(1) << 40)
+
 bool config_name_valid(const char *name)
 {
     size_t length = strlen(name);
@@ -204,6 +210,37 @@ static int set_delta_cache(struct config *config, const char *value, struct ferr
     return result < 0 ? error_prefix(err, result, "delta-cache") : 0;
 }
 
+static int set_size_of_log(const char *name, const char *value, uint64_t *size, struct ferry_error *err)
+{
+    int result = config_parse_size(value, size, err);
+
+    if (result < 0)
+        return error_prefix(err, result, "%s", name);
+    if (*size < LOG_SIZE_MIN || *size > LOG_SIZE_MAX)
+        return error_set(err, -EINVAL, "%s is 4K to 1T, not \"%s\"", name, value);
+    return 0;
+}
+
+static int set_log_size(struct config *config, const char *value, struct ferry_error *err)
+{
+    return set_size_of_log("log-size", value, &config->log_size, err);
+}
+
+static int set_vm_log_size(struct config *config, const char *value, struct ferry_error *err)
+{
+    return set_size_of_log("vm-log-size", value, &config->vm_log_size, err);
+}
+
+static int set_log_files(struct config *config, const char *value, struct ferry_error *err)
+{
+    size_t digits = strspn(value, "0123456789");
+
+    if (digits == 0 || value[digits] || digits > 2)
+        return error_set(err, -EINVAL, "log-files is a number of older files, 0 to 99, not \"%s\"", value);
+    config->log_files = (unsigned)strtoul(value, NULL, 10);
+    return 0;
+}
+
 static int set_vm_program(struct config *config, const char *value, struct ferry_error *err)
 {
     return set_path(config->vm_program, "ferry-vm", value, err);
@@ -282,6 +319,9 @@ static const struct config_key {
     {"delta-cache", "SIZE", "what each may keep of the memory sent, to send only changes; 0: nothing (64M)",
      set_delta_cache},
     {"ferry-vm", "FILE", "the program to run a VM with", set_vm_program},
+    {"log-size", "SIZE", "how large ferryd.log may be before it is rotated (10M)", set_log_size},
+    {"vm-log-size", "SIZE", "how large a VM's log may be before it is rotated (1M)", set_vm_log_size},
+    {"log-files", "N", "older files that are kept of each log (5)", set_log_files},
     {"memory-limit", "SIZE", "memory all VMs together may have", set_memory_limit},
     {"cpu-table", "FILE",
      "take this host's CPU for the one that FILE is a CPUID table of, to try baselines out", set_cpu_table},
@@ -529,6 +569,9 @@ int config_read(struct config *config, int argc, char **argv, enum config_action
         .reconnect_ns = 300 * NS_PER_S,
         .migrate_max = MIGRATE_MAX,
         .delta_cache = CONFIG_DELTA_CACHE,
+        .log_size = LOG_SIZE,
+        .vm_log_size = VM_LOG_SIZE,
+        .log_files = LOG_FILES,
     };
     *action = CONFIG_RUN;
     result = read_options(config, argc, argv, true, action, err);

@@ -39,6 +39,9 @@ struct config {
     uint64_t migrate_bandwidth; /* bytes/s all VMs that leave may take together; 0: no limit */
     unsigned migrate_max;       /* VMs that leave at once; 0: no limit */
     uint64_t delta_cache;       /* bytes a VM that leaves may keep of what was sent of it */
+    uint64_t log_size;          /* bytes; ferryd.log is rotated when it is larger */
+    uint64_t vm_log_size;       /* bytes; and each VM's vm.log */
+    unsigned log_files;         /* older ones that are kept, of each */
     uint64_t memory_limit;      /* bytes all VMs together may have; 0: what the machine has */
 };
 

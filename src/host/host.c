@@ -3,6 +3,7 @@
 #include "base/buffer.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/rotate.h"
 #include "base/hugepages.h"
 #include "base/thread.h"
 #include "host/agreement.h"
@@ -289,13 +290,44 @@ static int take_state_dir(struct host *host, struct ferry_error *err)
     return 0;
 }
 
-static int open_log(struct host *host, struct ferry_error *err)
+/* On the thread that logs. */
+static void rotate_log(void *opaque)
 {
+    struct host *host = opaque;
+    struct ferry_error err;
     char path[PATH_MAX];
+    int result;
 
     if (snprintf(path, sizeof(path), "%s/ferryd.log", host->config->state_dir) >= PATH_MAX)
+        return; /* it was opened, so it is not */
+    result = rotate_descriptor(path, host->config->log_files, log_descriptor(host->log), &err);
+    log_set_size(host->log, 0); /* on an error it is tried again when as much has come again */
+    if (result < 0)
+        log_warn(host->log, "%s; the log goes on where it was", err.text);
+}
+
+static int open_log(struct host *host, struct ferry_error *err)
+{
+    const struct config *config = host->config;
+    struct stat status;
+    char path[PATH_MAX];
+    int result = 0;
+
+    if (snprintf(path, sizeof(path), "%s/ferryd.log", config->state_dir) >= PATH_MAX)
         return error_set(err, -ENAMETOOLONG, "the path of the state directory is too long");
-    return log_open_file(&host->log, path, LOG_LEVEL_DEBUG, err);
+    if (stat(path, &status) < 0)
+        status.st_size = 0;
+    if ((uint64_t)status.st_size > config->log_size) {
+        result = rotate_files(path, config->log_files, err);
+        status.st_size = 0;
+    }
+    if (result == 0)
+        result = log_open_file(&host->log, path, LOG_LEVEL_DEBUG, err);
+    if (result == 0) {
+        log_set_size(host->log, (uint64_t)status.st_size);
+        log_set_limit(host->log, config->log_size, rotate_log, host);
+    }
+    return result;
 }
 
 static int open_records(struct host *host, struct ferry_error *err)

@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #define MARK         "upgrade.json"
-#define LOGS_MAX     5 /* vm.log.1 to vm.log.5, as ferry-vm has it */
 #define ROOM_OF_NAME 64
 
 static int state_path(const struct host *host, const char *parent, const char *name,
@@ -140,11 +139,11 @@ int upgrade_directory_exchange(struct host *host, const struct vm *vm, struct fe
     return 0;
 }
 
-/* vm.log of the former process becomes vm.log.1, its vm.log.1 becomes vm.log.2 and so on. */
-static void keep_logs(const char *former, const char *directory)
+/* vm.log of the former process becomes vm.log.1, its vm.log.1 becomes vm.log.2 and so on; at most KEPT. */
+static void keep_logs(const char *former, const char *directory, int kept)
 {
-    for (int number = LOGS_MAX - 1; number >= 0; number--) {
-        char name[16] = "vm.log", from[PATH_MAX], to[PATH_MAX];
+    for (int number = kept - 1; number >= 0; number--) {
+        char name[32] = "vm.log", from[PATH_MAX], to[PATH_MAX];
 
         if (number > 0)
             snprintf(name, sizeof(name), "vm.log.%d", number);
@@ -165,7 +164,7 @@ int upgrade_directory_put_off(struct host *host, const struct vm *vm, const char
         result = state_path(host, "old", id, remains, err);
     if (result < 0)
         return result;
-    keep_logs(former, vm->directory);
+    keep_logs(former, vm->directory, (int)host->config->log_files);
     return rename(former, remains) < 0 ? error_set_errno(err, -errno, "%s cannot be put off", former) : 0;
 }
 

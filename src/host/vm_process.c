@@ -289,7 +289,8 @@ static int spawn(const struct config *config, const struct start *start, int rea
 {
     char log_path[PATH_MAX];
     char generation[24];
-    char *argv[24] = {"ferry-vm", "--dir",  (char *)start->directory, "--ready-fd",
+    char log_limit[48];
+    char *argv[32] = {"ferry-vm", "--dir",  (char *)start->directory, "--ready-fd",
                       "3",        "--host", (char *)config->name};
     size_t argc = 7;
     posix_spawn_file_actions_t actions;
@@ -329,6 +330,10 @@ static int spawn(const struct config *config, const struct start *start, int rea
         argv[argc++] = "--lock-wait";
         argv[argc++] = (char *)config->lock_wait;
     }
+    snprintf(log_limit, sizeof(log_limit), "%llu,%u", (unsigned long long)config->vm_log_size,
+             config->log_files);
+    argv[argc++] = "--log-limit";
+    argv[argc++] = log_limit;
     sigemptyset(&none);
     sigfillset(&all);
     if (file_path(start->directory, "vm.log", log_path) < 0)

@@ -70,22 +70,6 @@ int files_mark_handover(int fd, bool begun, struct ferry_error *err)
     return error_set_errno(err, count < 0 ? -errno : -EIO, "cannot write the file " FILES_HANDOVER);
 }
 
-int files_rotate(const char *path, struct ferry_error *err)
-{
-    for (int number = FILES_ROTATED_MAX; number >= 1; number--) {
-        char from[64], to[64];
-
-        if (number > 1)
-            snprintf(from, sizeof(from), "%.50s.%d", path, number - 1);
-        else
-            snprintf(from, sizeof(from), "%.50s", path);
-        snprintf(to, sizeof(to), "%.50s.%d", path, number);
-        if (rename(from, to) < 0 && errno != ENOENT)
-            return error_set_errno(err, -errno, "cannot put the VM's old %s aside", path);
-    }
-    return 0;
-}
-
 void files_read_end(int fd, size_t size_max, struct buffer *out)
 {
     CLEANUP_FREE char *text = NULL;

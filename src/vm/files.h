@@ -13,7 +13,6 @@
 #include <jansson.h>
 
 #define FILES_DEFINITION_MAX (1024 * 1024)
-#define FILES_ROTATED_MAX    5
 
 int files_read_definition(const char *path, struct machine_config *config, struct ferry_error *err);
 /* Whole or not at all: a new file takes the place of the old one. */
@@ -29,8 +28,6 @@ int files_write_json(const char *path, const json_t *json, struct ferry_error *e
 int files_open_handover(int *out, struct ferry_error *err); /* "0"; the caller closes it */
 int files_mark_handover(int fd, bool begun, struct ferry_error *err);
 
-/* PATH becomes PATH.1, PATH.1 becomes PATH.2 and so on; the oldest goes. Nothing to do without PATH. */
-int files_rotate(const char *path, struct ferry_error *err);
 /* The last SIZE_MAX bytes of the file FD, from the start of a line on; appended to OUT. What cannot be read
  * is left out. */
 void files_read_end(int fd, size_t size_max, struct buffer *out);

@@ -27,6 +27,7 @@ static const char usage[] =
     "NAME]\n"
     "                [--lock-dir DIR] [--lock-wait SECONDS] [--lock-generation N] [--cpu-features NAMES]\n"
     "                [--dirty-tracking HOW]\n"
+    "                [--log-limit BYTES,FILES]\n"
     "\n"
     "Runs one virtual machine, described by DIR/definition.json, and answers JSON-RPC on DIR/control.sock.\n"
     "\n"
@@ -50,6 +51,8 @@ static const char usage[] =
     "                  of the host's CPU features give the guest only these (x86_64), with commas between\n"
     "  --dirty-tracking HOW\n"
     "                  how KVM is asked what the guest writes: auto, ring or log (x86_64)\n"
+    "  --log-limit BYTES,FILES\n"
+    "                  how large vm.log may be, and how many older ones are kept (1048576,5)\n"
     "  --help          this text\n"
     "  --version       the version\n";
 
@@ -116,6 +119,7 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         {"lock-dir", required_argument, NULL, 'l'},
         {"lock-wait", required_argument, NULL, 'w'},
         {"lock-generation", required_argument, NULL, 'g'},
+        {"log-limit", required_argument, NULL, 'L'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
         {"cpu-features", required_argument, NULL, 'c'},
@@ -178,6 +182,10 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         case 't':
             if (parse_tracking(optarg, &options->tracking) < 0)
                 return bad_usage("--dirty-tracking %s is none of auto, ring and log", optarg);
+            break;
+        case 'L':
+            if (vm_log_limit_parse(optarg, &options->log_limit, NULL) < 0)
+                return bad_usage("--log-limit %s is not BYTES,FILES: at least 4096, and 0 to 99", optarg);
             break;
         case 'h':
             fputs(usage, stdout);
@@ -253,8 +261,10 @@ static int bad_directory(const struct vm_options *options, const char *directory
 
 int main(int argc, char **argv)
 {
-    struct vm_options options = {
-        .ready_fd = -1, .former_fd = -1, .lock_wait_ns = OWNERSHIP_LOCK_WAIT_S * NS_PER_S};
+    struct vm_options options = {.ready_fd = -1,
+                                 .former_fd = -1,
+                                 .lock_wait_ns = OWNERSHIP_LOCK_WAIT_S * NS_PER_S,
+                                 .log_limit = {.size = VM_LOG_SIZE, .kept = VM_LOG_KEPT}};
     const char *former = NULL;
     int status = parse_arguments(argc, argv, &options, &former);
 

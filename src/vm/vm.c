@@ -253,61 +253,6 @@ int vm_resume(struct vm *vm, struct ferry_error *err)
     return result;
 }
 
-/* ---- the log that moves with the VM ---- */
-
-struct vm_log_section {
-    struct buffer lines;
-};
-
-static const struct state_field vm_log_fields[] = {
-    STATE_FIELD(struct vm_log_section, lines, STATE_BUFFER, .max = VM_LOG_SECTION_MAX),
-};
-
-const struct state_table vm_log_state = {
-    .name = "log",
-    .version = 1,
-    .fields = vm_log_fields,
-    .field_count = ARRAY_SIZE(vm_log_fields),
-    .object_size = sizeof(struct vm_log_section),
-};
-
-int vm_log_save(struct vm *vm, struct buffer *out, struct ferry_error *err)
-{
-    struct vm_log_section section = {.lines = BUFFER_INIT};
-
-    files_read_end(vm->log_fd, VM_LOG_SECTION_MAX, &section.lines);
-    state_save(&vm_log_state, &section, out);
-    buffer_free(&section.lines);
-    return buffer_failed(out) ? error_set(err, -ENOMEM, "out of memory while saving the VM's log") : 0;
-}
-
-int vm_log_load(struct vm *vm, uint32_t version, struct reader *in, struct ferry_error *err)
-{
-    struct vm_log_section section = {.lines = BUFFER_INIT};
-    int result = state_load(&vm_log_state, VM_LOG_SECTION, version, &section, in, err);
-
-    if (result)
-        return result;
-    vm->log_history = section.lines;
-    return 0;
-}
-
-/* Once the guest runs here: until then the log is that of an attempt. */
-static void vm_join_logs(struct vm *vm)
-{
-    struct buffer history;
-    struct ferry_error err;
-
-    pthread_mutex_lock(&vm->lock);
-    history = vm->log_history;
-    vm->log_history = BUFFER_INIT;
-    pthread_mutex_unlock(&vm->lock);
-    if (history.size > 0 && files_put_before("vm.log", vm->log_fd, history.data, history.size, &err))
-        log_warn(vm->log, "%s", err.text);
-    buffer_free(&history);
-    files_leave_terminal(vm->log_fd, NULL);
-}
-
 int vm_ask_stop(struct vm *vm, struct ferry_error *err)
 {
     int result;
@@ -324,7 +269,7 @@ static void vm_on_went_on(void *opaque)
 {
     struct vm *vm = opaque;
 
-    vm_join_logs(vm);
+    vm_log_join(vm);
     console_flush(vm->console);
     console_input_ready(vm->console);
     vm_notify_state(vm);
@@ -687,6 +632,7 @@ static int vm_finish(struct vm *vm)
         close(vm->log_fd);
     if (vm->handover_fd >= 0)
         close(vm->handover_fd);
+    pthread_mutex_destroy(&vm->log_lock);
     pthread_mutex_destroy(&vm->event_lock);
     pthread_mutex_destroy(&vm->lock);
     return status;
@@ -730,24 +676,14 @@ static int vm_open_sockets(struct vm *vm, struct ferry_error *err)
     return console_new(&vm->console, vm->loop, vm->log, "console.log", "./console.sock", err);
 }
 
-/* Our own descriptor: another file may come behind it. */
-static int vm_open_log(struct vm *vm, struct ferry_error *err)
-{
-    vm->log_fd = open("vm.log", O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
-    if (vm->log_fd < 0)
-        return error_set_errno(err, -errno, "cannot open the VM's vm.log");
-    vm->log = log_open_fd(vm->log_fd, LOG_LEVEL_INFO);
-    return vm->log ? 0 : error_set(err, -ENOMEM, "out of memory for the VM's log");
-}
-
 static int vm_prepare(struct vm *vm, struct ferry_error *err)
 {
     int result = files_open_handover(&vm->handover_fd, err);
 
     if (!result)
-        result = files_rotate("vm.log", err);
+        result = loop_new(&vm->loop, err);
     if (!result)
-        result = vm_open_log(vm, err);
+        result = vm_log_open(vm, err);
     if (!result)
         result = files_read_definition("definition.json", &vm->config, err);
     if (!result) {
@@ -755,8 +691,6 @@ static int vm_prepare(struct vm *vm, struct ferry_error *err)
         if (!vm->definition)
             result = error_set(err, -ENOMEM, "out of memory for the VM definition");
     }
-    if (!result)
-        result = loop_new(&vm->loop, err);
     if (!result)
         result = loop_timer_add(vm->loop, vm_patience_ended, vm, &vm->patience, err);
     if (!result)
@@ -921,6 +855,7 @@ int vm_main(const struct vm_options *options)
 
     pthread_mutex_init(&vm.lock, NULL);
     pthread_mutex_init(&vm.event_lock, NULL);
+    pthread_mutex_init(&vm.log_lock, NULL);
     clock_format(clock_realtime_ns(), vm.started);
     unlink("exit.json");
     result = vm_prepare(&vm, &err);

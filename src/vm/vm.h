@@ -26,6 +26,7 @@
 #include "base/loop.h"
 #include "machine/machine.h"
 #include "vm/console.h"
+#include "vm/vm_log.h"
 
 #include <ferry/ferry.h>
 
@@ -50,6 +51,7 @@ struct vm_options {
     bool paused;
     bool insecure; /* migration may listen on addresses other than loopback */
     int ready_fd;  /* -1: nobody wants to know */
+    struct vm_log_limit log_limit;
 };
 
 enum vm_exit {
@@ -66,7 +68,7 @@ struct vm {
     /* Constant once the machine was made. */
     struct vm_options options;
     struct loop *loop;
-    int log_fd;      /* vm.log */
+    int log_fd;      /* vm.log: vm_log.h */
     int handover_fd; /* FILES_HANDOVER */
     struct log *log;
     struct machine_config config;
@@ -88,6 +90,9 @@ struct vm {
     bool console_loaded;
     bool log_loaded;
     struct buffer log_history; /* of an arriving VM, until it runs */
+
+    pthread_mutex_t log_lock; /* what is behind log_fd; taken last */
+    bool log_rotated;         /* vm.log.1 is of this process, and vm.log goes on from there */
 
     pthread_mutex_t event_lock; /* guards the next four; taken last, for moments */
     enum machine_event event;   /* 0: none is waiting to take effect */
@@ -132,13 +137,6 @@ void vm_checkpoint_ended(struct vm *vm);
 void vm_set_held(struct vm *vm, bool held, const char *why);
 /* From the guest seam, any thread: an arriving VM, or one that a migration had stopped, goes on here. */
 void vm_went_on(struct vm *vm);
-
-/* The end of vm.log as a state section: at the destination vm.log reads on from there. Migration thread. */
-#define VM_LOG_SECTION     "log"
-#define VM_LOG_SECTION_MAX (16u * 1024)
-extern const struct state_table vm_log_state;
-int vm_log_save(struct vm *vm, struct buffer *out, struct ferry_error *err);
-int vm_log_load(struct vm *vm, uint32_t version, struct reader *in, struct ferry_error *err);
 
 /* The event that waits, with its words; 0 for none. Any thread. */
 enum machine_event vm_event(struct vm *vm, char why[FERRY_ERROR_TEXT_SIZE]);

@@ -522,6 +522,21 @@ def view_file(host, name):
     return [line for line in (file_text(host, name) or "").splitlines() if not line.startswith("#")]
 
 
+def test_log_of_ferryd_is_rotated_and_bounded(hosts):
+    a = hosts.start("a", "--log-size", "4K", "--log-files", "2")
+    for number in range(200):
+        a.post("/v1/host/migration", {"enabled": bool(number % 2)})
+    files = sorted(path.name for path in a.state_dir.glob("ferryd.log*"))
+    assert files == ["ferryd.log", "ferryd.log.1", "ferryd.log.2"]
+    for name in files:
+        assert (a.state_dir / name).stat().st_size < 5 << 10
+    lines = "".join((a.state_dir / name).read_text() for name in reversed(files)).splitlines()
+    words = ["enabled" if " enabled " in line else "disabled" for line in lines]
+    assert words == (["disabled", "enabled"] * 100)[-len(words):], "a line is missing"
+    a.restart(signal.SIGKILL)
+    assert len(list(a.state_dir.glob("ferryd.log*"))) == 3
+
+
 def test_views_are_files_too(hosts):
     a, b = hosts.pair()
     a.run("web")

@@ -72,6 +72,36 @@ def test_guest_goes_on_through_moves_and_its_console_goes_with_it(hosts):
     assert numbers == list(range(numbers[0], numbers[-1] + 1)), "a line of the console is missing or double"
 
 
+def log_files(host, name="web"):
+    """The texts of vm.log, oldest file first."""
+    directory = host.state_dir / "vms" / name
+    numbers = sorted((int(path.suffix[1:]) for path in directory.glob("vm.log.*")), reverse=True)
+    assert numbers == list(range(len(numbers), 0, -1))
+    return [(directory / name).read_text() for name in [*(f"vm.log.{number}" for number in numbers), "vm.log"]]
+
+
+def test_log_goes_on_at_the_destination_and_stays_bounded(hosts):
+    a, b = hosts.pair("--vm-log-size", "4K", "--log-files", "2")
+    run(a)
+    for _ in range(20):
+        migration = a.migrate("web", b, bandwidth_limit=SLOW)
+        a.post(f"/v1/migrations/{migration}/cancel")
+        assert a.finish(migration)["outcome"] == "cancelled"
+        if len(log_files(a)) == 3:
+            break
+    files = log_files(a)
+    assert len(files) == 3 and all(4096 < len(text) < 32 << 10 for text in files[:2]), [len(text) for text in files]
+    times = [line[:29] for line in "".join(files).splitlines()]
+    assert times == sorted(times)
+    for source, destination in ((a, b), (b, a)):
+        source.move("web", destination)
+        wait_until(lambda: "The guest runs here" in log_files(destination)[-1], "the joined log")
+        newest, before = log_files(destination)[-1], "".join(log_files(source))
+        first = newest.splitlines()[0]
+        assert first in before.splitlines() and "MIGRATE_TO_VMX_PRECOPY" in newest
+        assert newest.startswith(before[before.index(first):][:1000]), "not the lines that were last at the source"
+
+
 def test_forecast_is_made_and_kept_beside_what_came_of_it(hosts):
     a, b = hosts.pair()
     run(a)

@@ -201,6 +201,24 @@ static void cache_of_what_was_sent_is_read(void **state)
     assert_contains(err.text, "delta-cache");
 }
 
+static void limits_of_logs_are_read(void **state)
+{
+    struct ferry_error err;
+
+    assert_ok(READ(&config, &err, "--state-dir", "/x"), err);
+    assert_true(config.log_size == 10u << 20 && config.vm_log_size == 1u << 20 && config.log_files == 5);
+    assert_ok(READ(&config, &err, "--state-dir", "/x", "--log-size", "4K", "--vm-log-size", "1G",
+                   "--log-files", "0"),
+              err);
+    assert_true(config.log_size == 4096 && config.vm_log_size == 1u << 30 && config.log_files == 0);
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--log-size", "1K"), -EINVAL);
+    assert_contains(err.text, "log-size");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--vm-log-size", "2T"), -EINVAL);
+    assert_contains(err.text, "vm-log-size");
+    assert_int_equal(READ(&config, &err, "--state-dir", "/x", "--log-files", "100"), -EINVAL);
+    assert_contains(err.text, "log-files");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -213,6 +231,7 @@ int main(void)
         cmocka_unit_test(sizes_are_read_with_units),
         cmocka_unit_test(rates_are_read_in_bytes_and_bits),
         cmocka_unit_test(limits_on_leaving_are_read),
+        cmocka_unit_test(limits_of_logs_are_read),
         cmocka_unit_test(cache_of_what_was_sent_is_read),
     };
 

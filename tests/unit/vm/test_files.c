@@ -50,23 +50,6 @@ static void assert_file(const char *path, const char *expected)
     assert_string_equal(text, expected);
 }
 
-static void rotation_numbers_older_files(void **state)
-{
-    struct ferry_error err;
-    char text[16];
-
-    assert_ok(files_rotate("vm.log", &err), err);
-    for (int i = 0; i < FILES_ROTATED_MAX + 2; i++) {
-        snprintf(text, sizeof(text), "life %d", i);
-        write_file("vm.log", text);
-        assert_ok(files_rotate("vm.log", &err), err);
-    }
-    assert_int_equal(access("vm.log", F_OK), -1);
-    assert_file("vm.log.1", "life 6");
-    assert_file("vm.log.5", "life 2");
-    assert_int_equal(access("vm.log.6", F_OK), -1);
-}
-
 static void history_comes_before_and_appending_goes_on(void **state)
 {
     struct ferry_error err;
@@ -182,7 +165,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        TEST(rotation_numbers_older_files),
         TEST(history_comes_before_and_appending_goes_on),
         TEST(end_of_a_file_begins_with_a_whole_line),
         TEST(json_is_replaced_whole),
