@@ -119,7 +119,7 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         {"lock-dir", required_argument, NULL, 'l'},
         {"lock-wait", required_argument, NULL, 'w'},
         {"lock-generation", required_argument, NULL, 'g'},
-        {"log-limit", required_argument, NULL, 'L'},
+        {"log-limit", required_argument, NULL, 'K'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
         {"cpu-features", required_argument, NULL, 'c'},
@@ -183,7 +183,7 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
             if (parse_tracking(optarg, &options->tracking) < 0)
                 return bad_usage("--dirty-tracking %s is none of auto, ring and log", optarg);
             break;
-        case 'L':
+        case 'K':
             if (vm_log_limit_parse(optarg, &options->log_limit, NULL) < 0)
                 return bad_usage("--log-limit %s is not BYTES,FILES: at least 4096, and 0 to 99", optarg);
             break;
