@@ -567,6 +567,17 @@ static bool may_send(struct migration *migration)
     return !cancelled;
 }
 
+/* By somebody whose word reached the VM's process before ours: it told so before it refused to send. */
+static bool was_cancelled(struct migration *migration)
+{
+    json_t *word = migration_final_word(migration);
+    const char *outcome = json_string_value(json_object_get(word, "outcome"));
+    bool cancelled = outcome && strcmp(outcome, "cancelled") == 0;
+
+    json_decref(word);
+    return cancelled;
+}
+
 static int start_sending(struct migration *migration, struct ferry_error *err)
 {
     int result;
@@ -595,7 +606,8 @@ void migration_run_source(struct migration *migration)
     }
     if (migration->send)
         result = start_sending(migration, &err);
-    if (result < 0 && result != -ESTALE && result != -EPIPE && result != -ETIMEDOUT) {
+    if (result < 0 && result != -ESTALE && result != -EPIPE && result != -ETIMEDOUT &&
+        !was_cancelled(migration)) {
         cancel_vm(migration);
         finish_failed(migration, "failed", "internal", err.text);
         return;

@@ -86,7 +86,8 @@ def test_log_goes_on_at_the_destination_and_stays_bounded(hosts):
     for _ in range(20):
         migration = a.migrate("web", b, bandwidth_limit=SLOW)
         a.post(f"/v1/migrations/{migration}/cancel")
-        assert a.finish(migration)["outcome"] == "cancelled"
+        record = a.finish(migration)
+        assert record["outcome"] == "cancelled", record["error"]
         if len(log_files(a)) == 3:
             break
     files = log_files(a)
