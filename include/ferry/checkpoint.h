@@ -5,6 +5,7 @@
  *     ferry_checkpoint_write       guest seam ──▶ file, while the guest runs on
  *     ferry_checkpoint_open        checks all of the file but its RAM
  *     ferry_checkpoint_restore     file ──▶ guest seam, all of it before the guest runs
+ *     ferry_checkpoint_fill_start  the same, but memory comes while it runs
  *     ferry_checkpoint_page, …     for those who look
  *
  * A file is written beside its place, and gets its name when all of it is on the disk: it is complete or it
@@ -175,6 +176,47 @@ struct ferry_checkpoint_restored {
 int ferry_checkpoint_restore(const struct ferry_checkpoint *checkpoint, const struct ferry_guest_ops *ops,
                              void *guest, const struct ferry_observer *observer,
                              struct ferry_checkpoint_restored *report, struct ferry_error *err);
+
+/* ---- restoring without waiting for the memory ---- */
+
+struct ferry_checkpoint_fill_progress {
+    bool complete;                     /* all is there */
+    bool failed;                       /* some of it is not to be had; the guest stands still */
+    char error[FERRY_ERROR_TEXT_SIZE]; /* of a failure: which page, and why */
+    uint64_t memory_bytes;             /* of pages that are not zero, about */
+    uint64_t missing_bytes;
+    uint64_t faults; /* pages that somebody had to wait for, and how long */
+    uint64_t fault_median_ns;
+    uint64_t fault_p99_ns;
+    uint64_t fault_max_ns;
+    uint64_t total_ns;
+};
+
+/* One of the fill's threads: it is complete, or has failed. Must not free it. */
+typedef void ferry_checkpoint_filled(void *opaque);
+
+struct ferry_checkpoint_fill;
+
+/*
+ * As ferry_checkpoint_restore, but when it returns 0 the memory is still to come: whoever touches a page
+ * waits until it was read and found right, with those beside it; all others are read in the background. When
+ * a page is damaged, or the file cannot be read, nothing more is: the guest is held (`hold` of the seam),
+ * whoever waits waits until the process ends, and no wrong byte was seen by anybody.
+ *
+ * CHECKPOINT is the fill's from then on. -EOPNOTSUPP, -EPERM or -ENOSYS: not with this guest's memory or on
+ * this host; nothing has changed, and ferry_checkpoint_restore can do it. The guest's memory must be
+ * untouched before.
+ */
+int ferry_checkpoint_fill_start(struct ferry_checkpoint_fill **out, struct ferry_checkpoint *checkpoint,
+                                const struct ferry_guest_ops *ops, void *guest,
+                                const struct ferry_observer *observer, ferry_checkpoint_filled *filled,
+                                void *opaque, struct ferry_error *err);
+/* Any thread. */
+void ferry_checkpoint_fill_progress(struct ferry_checkpoint_fill *fill,
+                                    struct ferry_checkpoint_fill_progress *progress);
+/* Ends its threads. Before it is complete only when the guest never ran, or never will again: what is missing
+ * stays missing, and who waits for it waits until the process ends. NULL allowed. */
+void ferry_checkpoint_fill_free(struct ferry_checkpoint_fill *fill);
 
 #ifdef __cplusplus
 }

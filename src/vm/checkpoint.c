@@ -286,7 +286,7 @@ static int check_idle(const struct vm *vm, struct ferry_error *err)
                          migration_id(vm->migration));
     if (vm->setup || vm->away || vm->exit)
         return error_set(err, -EBUSY, "%s is not running here", name);
-    return 0;
+    return vm_checkpoint_check_filled(vm, err);
 }
 
 int vm_checkpoint_save(struct vm *vm, json_t *params, json_t **result, struct ferry_error *err)
@@ -405,27 +405,115 @@ static void catch_up(struct vm *vm, uint64_t stopped_ns)
         vm_guest_ops.advance_clock(vm, now - stopped_ns);
 }
 
-int vm_checkpoint_restore(struct vm *vm, bool *was_running, struct ferry_error *err)
+static void filled_on_loop(void *opaque)
+{
+    vm_filled(opaque);
+}
+
+/* One of the fill's threads. */
+static void on_filled(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    if (loop_post(vm->loop, filled_on_loop, vm))
+        log_error(vm->log, "out of memory: that memory has come has no effect");
+}
+
+bool vm_checkpoint_filling(const struct vm *vm)
+{
+    struct ferry_checkpoint_fill_progress progress;
+
+    if (!vm->fill)
+        return false;
+    ferry_checkpoint_fill_progress(vm->fill, &progress);
+    return !progress.complete;
+}
+
+int vm_checkpoint_check_filled(const struct vm *vm, struct ferry_error *err)
+{
+    struct ferry_checkpoint_fill_progress progress;
+
+    if (!vm->fill)
+        return 0;
+    ferry_checkpoint_fill_progress(vm->fill, &progress);
+    if (progress.complete)
+        return 0;
+    if (progress.failed)
+        return error_set(err, -EBUSY, "%s stands still: %.400s", vm->config.name, progress.error);
+    return error_set(err, -EBUSY,
+                     "%s has just been resumed, %llu MiB of its memory are still to come from %s",
+                     vm->config.name, (unsigned long long)(progress.missing_bytes + (1u << 20) - 1) >> 20,
+                     vm->options.resume);
+}
+
+json_t *vm_checkpoint_fill_json(const struct vm *vm)
+{
+    struct ferry_checkpoint_fill_progress progress;
+    json_t *json;
+
+    if (!vm->fill)
+        return json_null();
+    ferry_checkpoint_fill_progress(vm->fill, &progress);
+    json = json_pack("{s:s, s:b, s:s}", "file", vm->options.resume, "complete", progress.complete, "error",
+                     progress.error);
+    if (!json)
+        return json_null();
+    set_number(json, "missing_bytes", progress.missing_bytes);
+    set_number(json, "faults", progress.faults);
+    set_number(json, "fault_median_ns", progress.fault_median_ns);
+    set_number(json, "fault_p99_ns", progress.fault_p99_ns);
+    set_number(json, "fault_max_ns", progress.fault_max_ns);
+    set_number(json, "total_ns", progress.total_ns);
+    return json;
+}
+
+/* Takes the checkpoint over if it can be done; -EOPNOTSUPP: it cannot, and was said why. */
+static int restore_lazily(struct vm *vm, struct ferry_checkpoint *checkpoint,
+                          const struct ferry_observer *observer, struct ferry_error *err)
+{
+    int result;
+
+    if (vm->options.eager)
+        return -EOPNOTSUPP;
+    result =
+        ferry_checkpoint_fill_start(&vm->fill, checkpoint, &vm_guest_ops, vm, observer, on_filled, vm, err);
+    if (result != -EOPNOTSUPP && result != -EPERM && result != -ENOSYS)
+        return result;
+    log_info(vm->log, "memory is read before the guest runs: %s", err->text);
+    return -EOPNOTSUPP;
+}
+
+static int restore(struct vm *vm, struct ferry_checkpoint *checkpoint, struct ferry_error *err)
 {
     struct ferry_observer observer = {.opaque = vm, .log = restore_on_log};
-    const struct ferry_checkpoint_info *info;
+    int result = check_machine(vm, checkpoint, err);
+
+    if (!result)
+        result = restore_lazily(vm, checkpoint, &observer, err);
+    if (result == -EOPNOTSUPP)
+        result = ferry_checkpoint_restore(checkpoint, &vm_guest_ops, vm, &observer, NULL, err);
+    return result;
+}
+
+int vm_checkpoint_restore(struct vm *vm, bool *was_running, struct ferry_error *err)
+{
+    struct ferry_checkpoint_info info;
     struct ferry_checkpoint *checkpoint;
     char stopped[CLOCK_TEXT_SIZE];
     int result = ferry_checkpoint_open(&checkpoint, vm->options.resume, err);
 
     if (result)
         return result;
-    info = ferry_checkpoint_info(checkpoint);
-    *was_running = info->was_running;
-    result = check_machine(vm, checkpoint, err);
-    if (!result)
-        result = ferry_checkpoint_restore(checkpoint, &vm_guest_ops, vm, &observer, NULL, err);
+    info = *ferry_checkpoint_info(checkpoint);
+    *was_running = info.was_running;
+    result = restore(vm, checkpoint, err);
     if (!result) {
-        catch_up(vm, info->stopped_realtime_ns);
+        catch_up(vm, info.stopped_realtime_ns);
         log_info(vm->log, "%s is resumed from %s: the %s %s of %s, stopped at %s", vm->config.name,
-                 vm->options.resume, ferry_checkpoint_kind_name(info->kind), info->id, info->vm,
-                 clock_format(info->stopped_realtime_ns, stopped));
+                 vm->options.resume, ferry_checkpoint_kind_name(info.kind), info.id, info.vm,
+                 clock_format(info.stopped_realtime_ns, stopped));
     }
-    ferry_checkpoint_close(checkpoint);
+    if (!vm->fill)
+        ferry_checkpoint_close(checkpoint);
     return result;
 }

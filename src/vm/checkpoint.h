@@ -38,8 +38,16 @@ void vm_checkpoint_free(struct vm_checkpoint *checkpoint);
 /*
  * Puts what is in options.resume into the machine, which was just made and whose lock is held, and sets its
  * clock by the time that has passed since. *was_running tells what the guest did when it was saved. On
- * failure nothing ran.
+ * failure nothing ran. Unless options.eager says otherwise, or this cannot be, memory comes while the guest
+ * runs: vm->fill.
  */
 int vm_checkpoint_restore(struct vm *vm, bool *was_running, struct ferry_error *err);
+
+/* Memory is still to come, or never will. */
+bool vm_checkpoint_filling(const struct vm *vm);
+/* -EBUSY in words while vm_checkpoint_filling. */
+int vm_checkpoint_check_filled(const struct vm *vm, struct ferry_error *err);
+/* Of the memory that came, or comes; null when none did. */
+json_t *vm_checkpoint_fill_json(const struct vm *vm);
 
 #endif

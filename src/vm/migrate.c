@@ -320,6 +320,9 @@ int migration_prepare(struct vm *vm, json_t *params, struct ferry_error *err)
     if (vm_checkpoint_active(vm->checkpoint))
         return error_set(err, -EBUSY, "%s is being saved into %s", vm->config.name,
                          vm_checkpoint_path(vm->checkpoint));
+    result = vm_checkpoint_check_filled(vm, err);
+    if (result)
+        return result;
     if (vm->setup || vm->away || vm->exit)
         return error_set(err, -EBUSY, "%s is not running here", vm->config.name);
     result = migration_new(&migration, vm, params, true, err);

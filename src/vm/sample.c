@@ -220,6 +220,8 @@ int sample_begin(struct vm *vm, const json_t *params, struct jsonrpc_request *re
     if (!result && (vm->setup || vm->away || vm->exit))
         result = error_set(err, -EBUSY, "%s is not running here", vm->config.name);
     if (!result)
+        result = vm_checkpoint_check_filled(vm, err);
+    if (!result)
         result = sample_new(&vm->sample, vm, window_ns, err);
     if (result)
         return result;

@@ -9,6 +9,8 @@
 #include "vm/ownership.h"
 #include "vm/sample.h"
 
+#include <ferry/checkpoint.h>
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -95,9 +97,11 @@ static void vm_take_event(struct vm *vm, enum machine_event event, const char *w
     vm_end(vm, event == MACHINE_EVENT_POWER_OFF ? VM_EXIT_POWERED_OFF : VM_EXIT_CRASHED, text);
 }
 
-/* An arriving VM whose session has not ended. */
+/* An arriving VM whose session has not ended, or one whose memory still comes from a file. */
 static bool vm_awaits_memory(const struct vm *vm)
 {
+    if (vm_checkpoint_filling(vm))
+        return true;
     return migration_active(vm->migration) && !migration_is_source(vm->migration);
 }
 
@@ -346,11 +350,12 @@ json_t *vm_status_json(struct vm *vm)
     json_t *json;
 
     pthread_mutex_lock(&vm->lock);
-    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:O, s:I, s:o, s:o, s:o}", "name", vm->config.name,
+    json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:O, s:I, s:o, s:o, s:o, s:o}", "name", vm->config.name,
                      "state", vm_state_name(vm), "why", vm_state_why(vm, why), "pid", (int)getpid(),
                      "version", FERRY_VERSION, "started", vm->started, "definition", vm->definition,
                      "memory_resident", (json_int_t)vm_memory_resident(vm), "migration", migration,
-                     "checkpoint", vm_checkpoint_json(vm->checkpoint), "cpu", vm_cpu_json(vm));
+                     "checkpoint", vm_checkpoint_json(vm->checkpoint), "fill", vm_checkpoint_fill_json(vm),
+                     "cpu", vm_cpu_json(vm));
     pthread_mutex_unlock(&vm->lock);
     return json;
 }
@@ -556,6 +561,13 @@ void vm_checkpoint_ended(struct vm *vm)
         loop_stop(vm->loop);
 }
 
+void vm_filled(struct vm *vm)
+{
+    vm_notify_state(vm);
+    if (!vm_checkpoint_filling(vm))
+        vm_handle_event(vm); /* that has waited */
+}
+
 /* How it ended: the words for a record. */
 static json_t *vm_exit_json(const struct vm *vm, const char *reason)
 {
@@ -599,7 +611,7 @@ static int vm_finish(struct vm *vm)
     /* What cannot be waited for dies with the process, as it would by a signal: vCPUs may wait for ever for
      * memory that never came. */
     if (migration_active(vm->migration) || migration_left_torn(vm->migration) ||
-        vm_checkpoint_active(vm->checkpoint) ||
+        vm_checkpoint_active(vm->checkpoint) || vm_checkpoint_filling(vm) ||
         (vm->machine && (machine_pause(vm->machine, NULL) ||
                          machine_quiesce(vm->machine, clock_now_ns() + QUIESCE_PATIENCE_NS, NULL)))) {
         console_flush(vm->console);
@@ -608,6 +620,7 @@ static int vm_finish(struct vm *vm)
     if (vm->console)
         console_set_sink(vm->console, NULL, NULL);
     sample_abort(vm, "the VM ends");
+    ferry_checkpoint_fill_free(vm->fill);
     machine_free(vm->machine);
     ownership_free(vm->ownership);
     console_free(vm->console);

@@ -35,6 +35,7 @@
 struct migration;
 struct ownership;
 struct vm_checkpoint;
+struct ferry_checkpoint_fill;
 
 struct vm_options {
     const char *dir;
@@ -101,9 +102,10 @@ struct vm {
     char held_why[FERRY_ERROR_TEXT_SIZE];
 
     /* Loop thread's. */
-    struct migration *migration;      /* the one in progress or the last one; NULL: never one */
-    struct vm_checkpoint *checkpoint; /* being written, or the last one; NULL: never one */
-    struct sample *sample;            /* the guest's memory is being watched; see sample.h */
+    struct migration *migration;        /* the one in progress or the last one; NULL: never one */
+    struct vm_checkpoint *checkpoint;   /* being written, or the last one; NULL: never one */
+    struct ferry_checkpoint_fill *fill; /* of memory from a file, under way or complete; NULL: never one */
+    struct sample *sample;              /* the guest's memory is being watched; see sample.h */
     int signal_fd;
     struct loop_watch *signal_watch;
     struct loop_timer *patience; /* a prepared thing was not used; a session does not end */
@@ -133,6 +135,8 @@ void vm_notify_state(struct vm *vm);
 void vm_migration_ended(struct vm *vm);
 /* From checkpoint.c, when vm->checkpoint has ended. */
 void vm_checkpoint_ended(struct vm *vm);
+/* From checkpoint.c: all memory has come from its file, or never will. */
+void vm_filled(struct vm *vm);
 /* From the guest seam, any thread: quick resume, the connection is lost or back. */
 void vm_set_held(struct vm *vm, bool held, const char *why);
 /* From the guest seam, any thread: an arriving VM, or one that a migration had stopped, goes on here. */

@@ -124,6 +124,17 @@ def test_what_does_not_fit_is_refused_by_name(vms, working, guest):
     vm = vms.make("b", working.definition, "--resume", str(damaged), "--eager")
     assert re.search(r"damaged: page \d+ of memory region \S+ is damaged", vm.ready["error"])
     vm.end()
+    # Without waiting for its memory: nothing wrong runs, the guest stands still.
+    vm = resume(vms, "b", working, damaged)
+    vm.wait_for_state("PAUSED")
+    status = vm.control.call("status")
+    assert re.search(r"page \d+ of memory region \S+ is damaged", status["why"]) and not status["fill"]["complete"]
+    with pytest.raises(RpcError, match="stands still"):
+        vm.control.call("resume")
+    with pytest.raises(RpcError, match="stands still"):
+        begin(vm, vms.directory / "again", "snapshot")
+    vm.control.call("quit")
+    assert vm.wait()["reason"] == "killed"
     # And it still goes on.
     resume(vms, "b", working, path).wait_for_work(2, passes=1)
 
