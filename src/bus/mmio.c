@@ -20,6 +20,8 @@ struct mmio_range {
 struct mmio_bus {
     struct mmio_range *ranges;
     size_t count;
+    int (*ring)(void *opaque, uint64_t guest_addr, int event_fd); /* NULL: no doorbells */
+    void *ring_opaque;
 };
 
 int mmio_bus_new(struct mmio_bus **out, struct ferry_error *err)
@@ -129,4 +131,16 @@ bool mmio_bus_write(struct mmio_bus *bus, uint64_t guest_addr, unsigned size, ui
         return false;
     range->ops->write(range->device, guest_addr - range->guest_addr, size, value);
     return true;
+}
+
+void mmio_bus_set_doorbells(struct mmio_bus *bus,
+                            int (*ring)(void *opaque, uint64_t guest_addr, int event_fd), void *opaque)
+{
+    bus->ring = ring;
+    bus->ring_opaque = opaque;
+}
+
+bool mmio_bus_add_doorbell(struct mmio_bus *bus, uint64_t guest_addr, int event_fd)
+{
+    return bus->ring && bus->ring(bus->ring_opaque, guest_addr, event_fd) == 0;
 }

@@ -32,4 +32,15 @@ int mmio_bus_add(struct mmio_bus *bus, const char *name, uint64_t guest_addr, ui
 bool mmio_bus_read(struct mmio_bus *bus, uint64_t guest_addr, unsigned size, uint64_t *value);
 bool mmio_bus_write(struct mmio_bus *bus, uint64_t guest_addr, unsigned size, uint64_t value);
 
+/*
+ * Doorbells: writes that only tell a device to look need not come to its handler, where an accelerator can
+ * have them add to an eventfd instead, whatever is written. The accelerator says so before devices are added:
+ * RING gets an address of 4 bytes and the eventfd, and returns 0 or a negative errno.
+ */
+void mmio_bus_set_doorbells(struct mmio_bus *bus,
+                            int (*ring)(void *opaque, uint64_t guest_addr, int event_fd), void *opaque);
+/* For a device, of a register in a range of its own. False: such writes come to its handler, as ever; they
+ * may with true, too. EVENT_FD may be closed when no vCPU runs any more. */
+bool mmio_bus_add_doorbell(struct mmio_bus *bus, uint64_t guest_addr, int event_fd);
+
 #endif

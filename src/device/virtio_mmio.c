@@ -251,6 +251,13 @@ static const struct mmio_ops virtio_mmio_ops = {
 
 int virtio_mmio_add(struct virtio *virtio, struct ferry_error *err)
 {
-    return mmio_bus_add(virtio->env.bus, virtio->name, virtio->env.mmio_addr, VIRTIO_MMIO_SIZE,
-                        &virtio_mmio_ops, virtio, err);
+    int result = mmio_bus_add(virtio->env.bus, virtio->name, virtio->env.mmio_addr, VIRTIO_MMIO_SIZE,
+                              &virtio_mmio_ops, virtio, err);
+
+    /* A notification only wakes the worker, which looks at all queues; so it does when the device starts, and
+     * one that came while it stood still is not missed. */
+    if (!result)
+        (void)mmio_bus_add_doorbell(virtio->env.bus, virtio->env.mmio_addr + REG_QUEUE_NOTIFY,
+                                    virtio->event_fd);
+    return result;
 }

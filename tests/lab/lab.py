@@ -52,7 +52,7 @@ def make_initramfs(build, to):
     shutil.copy(parts / "modules.order", root / "modules" / "order")
     for module in (parts / "modules").glob("*.ko"):
         shutil.copy(module, root / "modules")
-    programs = [build / name for name in ("ferry", "ferryd", "ferry-vm")]
+    programs = [build / name for name in ("ferry", "ferryd", "ferry-vm", "tests/unit/machine/test_machine_kvm")]
     for program in programs:
         shutil.copy(program, root / "bin")
         for library in libraries(program):

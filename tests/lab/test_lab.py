@@ -123,6 +123,7 @@ def move(source, destination, vm, before, options="--downtime 500ms"):
     source.ferry(f"migrate {vm} {destination.name} {options}", 600)
     record = source.ask("migrations history")[0]
     assert record["outcome"] == "completed" and record["vm"] == vm, record
+    assert record["dirty_tracking"].startswith("KVM dirty ring, "), record
     check_log(source, record, hot="--quick-resume" not in options)
     at_arrival = Seen(destination, vm)
     assert at_arrival.text.startswith(before.text.rpartition("\n")[0]), "the console does not read on"
@@ -149,6 +150,12 @@ def cpu_ticks(lab, cpu):
 
 def test_kvm_is_told_to_be_genuine(hosts):
     assert [host.ask("host show")["kvm"] for host in hosts] == [{"kind": "hardware-assisted", "why": ""}] * 2
+
+
+def test_dirty_rings_and_log_tell_every_page(hosts):
+    """By the units, whose guest fills the rings; only genuine KVM never overruns them."""
+    said = hosts[0].lab.run("test_machine_kvm 'every_page_written*'", 300)
+    assert said.count("[       OK ]") == 2, said
 
 
 def test_linux_boots_and_moves_there_and_back(hosts):

@@ -160,6 +160,17 @@ static void kvm_destroy(struct accel *accel)
     free(kvm);
 }
 
+/* No exit to user space, and for whatever size of write where KVM can: then it need not even decode the
+ * instruction. It lets go of the eventfd with the VM. */
+static int kvm_doorbell(void *opaque, uint64_t guest_addr, int event_fd)
+{
+    const struct kvm_accel *kvm = opaque;
+    bool any = kvm_ioctl(kvm->vm_fd, KVM_CHECK_EXTENSION, (const void *)KVM_CAP_IOEVENTFD_ANY_LENGTH) > 0;
+    struct kvm_ioeventfd doorbell = {.addr = guest_addr, .len = any ? 0 : 4, .fd = event_fd};
+
+    return kvm_ioctl(kvm->vm_fd, KVM_IOEVENTFD, &doorbell);
+}
+
 static int kvm_create(struct accel **out, const struct accel_config *config, struct ferry_error *err)
 {
     struct kvm_accel *kvm;
@@ -193,6 +204,7 @@ static int kvm_create(struct accel **out, const struct accel_config *config, str
         kvm_destroy(&kvm->accel);
         return result;
     }
+    mmio_bus_set_doorbells(kvm->bus, kvm_doorbell, kvm);
     *out = &kvm->accel;
     return 0;
 }

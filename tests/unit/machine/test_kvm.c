@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #define MIB          UINT64_C(0x100000)
@@ -236,15 +237,20 @@ static void end_writer(void *opaque, enum accel_event event, const char *why)
     accel_kvm.vcpu_kick(fixture->accel, 0);
 }
 
-static void run_writer(const struct fixture *fixture)
+static void run_code(const struct fixture *fixture, const uint8_t *code, size_t size)
 {
     struct accel_boot boot = {.entry = MIB, .arguments = {0, X86_64_BOOT_PVH}};
     struct ferry_error err = {0};
 
-    assert_true(memory_write(fixture->memory, MIB, writer, sizeof(writer)));
+    assert_true(memory_write(fixture->memory, MIB, code, size));
     assert_ok(accel_kvm.reset(fixture->accel, &boot, &err), err);
     if (accel_kvm.vcpu_run(fixture->accel, 0, &err) != ACCEL_EXIT_KICKED)
         fail_msg("%s", err.text);
+}
+
+static void run_writer(const struct fixture *fixture)
+{
+    run_code(fixture, writer, sizeof(writer));
 }
 
 /* What was written since the last look. NULL: a para-virtualised KVM has overrun a ring. */
@@ -323,7 +329,58 @@ static void every_page_written_is_told_by_the_log(void **state)
     every_page_written_is_told(MEMORY_TRACKING_LOG);
 }
 
-int main(void)
+/* ---- doorbells ---- */
+
+#define BELL_RANGE UINT64_C(0xd0000000)
+#define BELL       (BELL_RANGE + 0x50)
+#define RINGS      1000
+
+/* Writes to BELL, and once to the register after it, then switches itself off. In 32-bit protected mode. */
+static const uint8_t ringer[] = {
+    0xbf, 0x50, 0x00, 0x00, 0xd0,             /* mov $BELL, %edi */
+    0xb9, 0xe8, 0x03, 0x00, 0x00,             /* mov $RINGS, %ecx */
+    0x89, 0x0f,                               /* mov %ecx, (%edi) */
+    0x49,                                     /* dec %ecx */
+    0x75, 0xfb,                               /* jnz the mov */
+    0x89, 0x4f, 0x04,                         /* mov %ecx, 4(%edi) */
+    0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, /* mov $0x604, %dx; mov $0x2000, %ax */
+    0x20, 0x66, 0xef, 0xeb, 0xfe,             /* out %ax, %dx; jmp . */
+};
+
+static uint64_t no_read(void *device, uint64_t offset, unsigned size)
+{
+    return 0;
+}
+
+static void count_write(void *device, uint64_t offset, unsigned size, uint64_t value)
+{
+    *(unsigned *)device += 1;
+}
+
+static void doorbell_is_rung_without_its_handler(void **state)
+{
+    static const struct mmio_ops ops = {.read = no_read, .write = count_write};
+    struct fixture fixture = {0};
+    struct accel_platform ending = {.opaque = &fixture, .event = end_writer};
+    struct accel_config config = {.vcpus = 1, .platform = &ending};
+    int event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    unsigned handled = 0;
+    eventfd_t rung = 0;
+    struct ferry_error err;
+
+    assert_int_equal(make(&fixture, &config, 16 * MIB), 0);
+    assert_ok(mmio_bus_add(fixture.bus, "bell", BELL_RANGE, 0x200, &ops, &handled, &err), err);
+    assert_true(mmio_bus_add_doorbell(fixture.bus, BELL, event_fd));
+    run_code(&fixture, ringer, sizeof(ringer));
+    assert_int_equal(handled, 1);
+    assert_int_equal(eventfd_read(event_fd, &rung), 0);
+    assert_int_equal(rung, RINGS);
+    unmake(&fixture);
+    close(event_fd);
+}
+
+/* An argument: only the tests whose names match. */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(sections_have_a_defined_order, setup, teardown),
@@ -334,6 +391,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(clock_stands_where_it_was_put, setup, teardown),
         cmocka_unit_test(every_page_written_is_told_by_the_ring),
         cmocka_unit_test(every_page_written_is_told_by_the_log),
+        cmocka_unit_test(doorbell_is_rung_without_its_handler),
     };
     sigset_t all;
 
@@ -341,6 +399,8 @@ int main(void)
         fprintf(stderr, "skipped: there is no /dev/kvm\n");
         return 77; /* meson: skipped */
     }
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     /* As on every thread of Ferry's own: kicks come in KVM_RUN only. */
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, NULL);
