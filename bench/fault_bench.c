@@ -149,7 +149,7 @@ static struct times measure_local(const struct settings *settings)
         fail("memory", strerror(errno));
     memset(local.page, 1, FERRY_PAGE_SIZE);
     if (uffd_watch(local.uffd, memory, settings->memory, &err) < 0 ||
-        thread_start(&local.thread, "local", local_main, &local, &err) < 0)
+        thread_start(&local.thread, THREAD_GENERAL, "local", local_main, &local, &err) < 0)
         fail("userfaultfd", err.text);
     times = touch_all(memory, settings);
     close(pipes[1]);
@@ -282,7 +282,7 @@ static void run_destination(const struct settings *settings, int listen_fd, int 
     if (fallocate(guest.regions[0].memfd, 0, 0, (off_t)settings->memory) < 0)
         fail("memory", strerror(errno));
     if (ferry_destination_new(&toucher.session, &options, &fake_guest_ops, &guest, &observer, &err) < 0 ||
-        thread_start(&thread, "touch", toucher_main, &toucher, &err) < 0)
+        thread_start(&thread, THREAD_GENERAL, "touch", toucher_main, &toucher, &err) < 0)
         fail("destination", err.text);
     if (write(report_fd, "r", 1) != 1)
         exit(1);
@@ -337,7 +337,7 @@ static struct times measure_fetched(const struct settings *settings)
     if (read(pipes[0], &byte, 1) != 1)
         exit(1);
     if (ferry_source_new(&sender.session, &options, &fake_guest_ops, &guest, &observer, &err) < 0 ||
-        thread_start(&sender.thread, "source", sender_main, &sender, &err) < 0)
+        thread_start(&sender.thread, THREAD_GENERAL, "source", sender_main, &sender, &err) < 0)
         fail("source", err.text);
     if (read(pipes[0], &times, sizeof(times)) != sizeof(times))
         exit(1);

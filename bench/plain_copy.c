@@ -115,7 +115,7 @@ static void run_streams(struct copy *copy, const int *fds, void *(*function)(voi
 
     for (unsigned i = 0; i < copy->streams; i++) {
         streams[i] = (struct stream){.copy = copy, .fd = fds[i]};
-        if (thread_start(&streams[i].thread, "copy", function, &streams[i], NULL) < 0)
+        if (thread_start(&streams[i].thread, THREAD_GENERAL, "copy", function, &streams[i], NULL) < 0)
             fail("thread");
     }
     for (unsigned i = 0; i < copy->streams; i++)

@@ -179,7 +179,7 @@ int jsonrpc_client_connect(struct jsonrpc_client **out, const char *socket_path,
         result = client->fd;
         goto fail;
     }
-    result = thread_start(&client->reader, thread_name, reader_main, client, err);
+    result = thread_start(&client->reader, THREAD_GENERAL, thread_name, reader_main, client, err);
     if (result)
         goto fail;
     *out = client;

@@ -15,7 +15,16 @@
 #define THREAD_NAME_SIZE 16 /* with its NUL; Linux's limit */
 #define BACKGROUND_NICE  5  /* a third of the processor against one thread that is not nice */
 
+static struct {
+    thread_guard *enter;
+    void *opaque;
+} guard;
+
+static _Thread_local enum thread_kind own_kind;
+
 struct thread_start_info {
+    enum thread_kind kind;
+    enum thread_kind starter;
     char name[THREAD_NAME_SIZE];
     void *(*function)(void *);
     void *argument;
@@ -27,10 +36,20 @@ static void *thread_main(void *opaque)
 
     free(opaque);
     pthread_setname_np(pthread_self(), info.name);
+    own_kind = info.kind;
+    if (guard.enter && info.kind != info.starter)
+        guard.enter(guard.opaque, info.kind);
     return info.function(info.argument);
 }
 
-/* Everything but the signals a thread raises by its own faulting instruction: those must reach handlers. */
+void thread_set_guard(thread_guard *enter, void *opaque)
+{
+    guard.enter = enter;
+    guard.opaque = opaque;
+}
+
+/* Everything but the signals that a thread raises itself, by a fault or a system call that is forbidden:
+ * those must reach handlers. */
 static void signals_to_block(sigset_t *set)
 {
     sigfillset(set);
@@ -39,10 +58,11 @@ static void signals_to_block(sigset_t *set)
     sigdelset(set, SIGFPE);
     sigdelset(set, SIGILL);
     sigdelset(set, SIGTRAP);
+    sigdelset(set, SIGSYS);
 }
 
-int thread_start(struct thread *thread, const char *name, void *(*function)(void *), void *argument,
-                 struct ferry_error *err)
+int thread_start(struct thread *thread, enum thread_kind kind, const char *name, void *(*function)(void *),
+                 void *argument, struct ferry_error *err)
 {
     struct thread_start_info *info = malloc(sizeof(*info));
     sigset_t blocked;
@@ -53,6 +73,8 @@ int thread_start(struct thread *thread, const char *name, void *(*function)(void
     if (!info)
         return error_set(err, -ENOMEM, "out of memory while starting thread %s", name);
     snprintf(info->name, sizeof(info->name), "%s", name);
+    info->kind = kind;
+    info->starter = own_kind;
     info->function = function;
     info->argument = argument;
 

@@ -1,7 +1,8 @@
 /*
  * Named threads. A thread has one owner, who starts it and joins it; how it is told to stop is documented
  * where the thread is started. All signals are blocked in threads started here, but for those that a thread's
- * own faulting instruction raises (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP).
+ * own faulting instruction raises (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP), or
+ * its own system call (SIGSYS).
  */
 #ifndef FERRY_BASE_THREAD_H
 #define FERRY_BASE_THREAD_H
@@ -18,11 +19,30 @@ struct thread {
     bool started;
 };
 
+/* What a thread is for: a process that confines its threads goes by that (thread_set_guard). */
+enum thread_kind {
+    THREAD_GENERAL = 0, /* nothing special; the main thread is one */
+    THREAD_VCPU,        /* runs guest code, and what a guest's accesses to devices do at once */
+    THREAD_IO,          /* device work: disks, consoles, timers */
+    THREAD_NET,         /* device work that speaks to the network for a guest */
+    THREAD_MIGRATION,   /* sends, receives or stores a guest's memory and state */
+    THREAD_KINDS,
+};
+
 /* NAME is cut to 15 characters (Linux's limit). */
-int thread_start(struct thread *thread, const char *name, void *(*function)(void *), void *argument,
-                 struct ferry_error *err);
+int thread_start(struct thread *thread, enum thread_kind kind, const char *name, void *(*function)(void *),
+                 void *argument, struct ferry_error *err);
 /* Waits for the thread to end; does nothing if it was never started or has been joined. */
 void thread_join(struct thread *thread);
+
+/*
+ * GUARD is the first thing that threads started from now on do, with OPAQUE and their kind, when that is not
+ * the kind of the thread that started them: what it does to a thread is taken to hold for those that this
+ * starts. It may end the process, not the thread. One for the process (the one setting here that is), to be
+ * set before there is a second thread.
+ */
+typedef void thread_guard(void *opaque, enum thread_kind kind);
+void thread_set_guard(thread_guard *guard, void *opaque);
 
 /* CPUs that this process may run on, at least 1. */
 unsigned thread_cpus(void);

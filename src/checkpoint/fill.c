@@ -494,13 +494,13 @@ static int start(struct ferry_checkpoint_fill *fill, struct ferry_error *err)
     int result = watch(fill, err);
 
     if (result == 0)
-        result = thread_start(&fill->fault_thread, "ferry-missing", fault_main, fill, err);
+        result = thread_start(&fill->fault_thread, THREAD_MIGRATION, "ferry-missing", fault_main, fill, err);
     if (result == 0)
         result =
             finish_loading(fill, checkpoint_load_state(fill->checkpoint, fill->ops, fill->guest, err), err);
     /* Last: until then only what loading has touched was worth reading. */
     for (size_t i = 0; i < FILLERS && result == 0; i++)
-        result = thread_start(&fill->fillers[i], "ferry-fill", filler_main, fill, err);
+        result = thread_start(&fill->fillers[i], THREAD_MIGRATION, "ferry-fill", filler_main, fill, err);
     return result;
 }
 

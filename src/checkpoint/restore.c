@@ -100,7 +100,7 @@ static int sweep_run(struct sweep *sweep, struct ferry_error *err)
 
     pthread_mutex_init(&sweep->lock, NULL);
     for (size_t i = 0; i < WORKERS_MAX && result == 0; i++)
-        result = thread_start(&threads[i], "ferry-ckpt", sweep_main, sweep, &why);
+        result = thread_start(&threads[i], THREAD_MIGRATION, "ferry-ckpt", sweep_main, sweep, &why);
     if (result < 0)
         sweep_fail(sweep, result, &why);
     for (size_t i = 0; i < WORKERS_MAX; i++)

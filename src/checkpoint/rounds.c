@@ -327,7 +327,8 @@ int rounds_write(struct ferry_checkpoint_writer *writer, struct ferry_error *err
     while (count < WORKERS_MAX && result == 0) {
         result = worker_init(&workers[count], writer, err);
         if (result == 0)
-            result = thread_start(&workers[count].thread, "ferry-ckpt", worker_main, &workers[count], err);
+            result = thread_start(&workers[count].thread, THREAD_MIGRATION, "ferry-ckpt", worker_main,
+                                  &workers[count], err);
         count++;
     }
     if (result < 0)

@@ -81,6 +81,7 @@ static void print_vm(struct cli *cli, const json_t *vm)
                       *object_text(vm, "version") ? ", ferry-vm " : "", object_text(vm, "version"),
                       json_is_true(object_get(vm, "outdated")) ? " (not the one installed now: ferry upgrade)"
                                                                : "");
+    fields_text(&fields, "system call filters", object_text(vm, "seccomp"));
     fields_time(&fields, "started", object_text(vm, "started"));
     fields_end(&fields);
 }

@@ -126,6 +126,7 @@ void host_print(struct cli *cli, const json_t *host)
     print_machines(&fields, object_get(host, "machines"));
     print_kvm(&fields, object_get(host, "kvm"));
     print_cpu(&fields, host);
+    fields_text(&fields, "system call filters", object_text(host, "seccomp"));
     fields_format(&fields, "VMs", "%llu", (unsigned long long)object_number(host, "vms"));
     fields_text(&fields, "migration", object_text(host, "migration"));
     fields_text(&fields, "migration status", object_text(host, "migration_status"));

@@ -277,7 +277,7 @@ int goldfish_rtc_create(struct device **out, const struct device_env *env, unsig
     rtc->env = *env;
     pthread_mutex_init(&rtc->lock, NULL);
     thread_cond_init(&rtc->changed);
-    result = thread_start(&rtc->thread, rtc->device.name, alarm_main, rtc, err);
+    result = thread_start(&rtc->thread, THREAD_IO, rtc->device.name, alarm_main, rtc, err);
     if (result == 0)
         result = mmio_bus_add(env->bus, rtc->device.name, env->mmio_addr, GOLDFISH_RTC_MMIO_SIZE,
                               &rtc_mmio_ops, rtc, err);

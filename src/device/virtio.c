@@ -106,7 +106,7 @@ int virtio_init(struct virtio *virtio, const struct virtio_ops *ops, struct virt
     pthread_mutex_init(&virtio->lock, NULL);
     thread_cond_init(&virtio->changed);
     reset_state(virtio);
-    result = thread_start(&virtio->worker, name, worker_main, virtio, err);
+    result = thread_start(&virtio->worker, virtio->ops->worker, name, worker_main, virtio, err);
     if (result < 0) {
         pthread_cond_destroy(&virtio->changed);
         pthread_mutex_destroy(&virtio->lock);

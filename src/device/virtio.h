@@ -74,7 +74,8 @@ struct virtio_state {
 struct virtio;
 
 struct virtio_ops {
-    uint32_t device_id; /* §5 */
+    enum thread_kind worker; /* what its thread may do */
+    uint32_t device_id;      /* §5 */
     unsigned queue_count;
     uint16_t queue_size; /* largest, for every queue */
     /* Worker thread, lock held, DRIVER_OK and RUNNING. Looks at everything that may have come. */

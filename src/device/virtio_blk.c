@@ -496,6 +496,7 @@ static int blk_drain(struct virtio *virtio, struct ferry_error *err)
 }
 
 static const struct virtio_ops blk_virtio_ops = {
+    .worker = THREAD_IO,
     .device_id = 2,
     .queue_count = 1,
     .queue_size = QUEUE_SIZE,

@@ -351,6 +351,7 @@ static void console_virtio_reset(struct virtio *virtio)
 }
 
 static const struct virtio_ops console_virtio_ops = {
+    .worker = THREAD_IO,
     .device_id = 3,
     .queue_count = QUEUES,
     .queue_size = QUEUE_SIZE,

@@ -212,6 +212,7 @@ static void net_virtio_reset(struct virtio *virtio)
 }
 
 static const struct virtio_ops net_virtio_ops = {
+    .worker = THREAD_NET,
     .device_id = 1,
     .queue_count = 2,
     .queue_size = QUEUE_SIZE,

@@ -83,6 +83,7 @@ static void rng_process(struct virtio *virtio)
 }
 
 static const struct virtio_ops rng_virtio_ops = {
+    .worker = THREAD_IO,
     .device_id = 4,
     .queue_count = 1,
     .queue_size = QUEUE_SIZE,

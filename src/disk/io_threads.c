@@ -209,7 +209,7 @@ void disk_pool_submit(struct disk_pool *pool, struct disk_request *request)
 {
     pthread_mutex_lock(&pool->lock);
     if (pool->todo_count >= pool->idle && pool->thread_count < POOL_THREADS_MAX &&
-        thread_start(&pool->threads[pool->thread_count], "disk-io", pool_main, pool, NULL) == 0)
+        thread_start(&pool->threads[pool->thread_count], THREAD_IO, "disk-io", pool_main, pool, NULL) == 0)
         pool->thread_count++;
     if (pool->thread_count) {
         list_add(&pool->todo, request);

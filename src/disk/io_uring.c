@@ -7,8 +7,12 @@
 
 #include <errno.h>
 #include <liburing.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 struct disk_ring {
     struct io_uring uring;
@@ -16,6 +20,28 @@ struct disk_ring {
     int event_fd;
     struct disk_request *refused; /* could not be queued; wait to be reaped */
 };
+
+/* Not every liburing exports these. */
+static int register_with(const struct disk_ring *ring, unsigned what, void *argument, unsigned count)
+{
+    return syscall(SYS_io_uring_register, ring->uring.ring_fd, what, argument, count) < 0 ? -errno : 0;
+}
+
+/* For good, whoever gets hold of the ring: no other operations than those of `prepare`. System call filters
+ * do not see what a ring does. */
+static int restrict_ring(struct disk_ring *ring)
+{
+    static const uint8_t operations[] = {IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC};
+    struct io_uring_restriction allowed[sizeof(operations)] = {0};
+    int result;
+
+    for (size_t i = 0; i < sizeof(operations); i++) {
+        allowed[i].opcode = IORING_RESTRICTION_SQE_OP;
+        allowed[i].sqe_op = operations[i];
+    }
+    result = register_with(ring, IORING_REGISTER_RESTRICTIONS, allowed, sizeof(operations));
+    return result < 0 ? result : register_with(ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+}
 
 int disk_ring_new(struct disk_ring **out, int fd, int event_fd, unsigned depth, struct ferry_error *err)
 {
@@ -26,7 +52,7 @@ int disk_ring_new(struct disk_ring **out, int fd, int event_fd, unsigned depth, 
         return error_set(err, -ENOMEM, "out of memory while setting up disk I/O");
     ring->fd = fd;
     ring->event_fd = event_fd;
-    result = io_uring_queue_init(depth, &ring->uring, 0);
+    result = io_uring_queue_init(depth, &ring->uring, IORING_SETUP_R_DISABLED);
     if (result < 0) {
         free(ring);
         return error_set_errno(err, result, "the kernel offers no io_uring");
@@ -35,6 +61,11 @@ int disk_ring_new(struct disk_ring **out, int fd, int event_fd, unsigned depth, 
     if (result < 0) {
         disk_ring_free(ring);
         return error_set_errno(err, result, "io_uring cannot signal an eventfd");
+    }
+    result = restrict_ring(ring);
+    if (result < 0) {
+        disk_ring_free(ring);
+        return error_set_errno(err, result, "io_uring cannot be restricted to what a disk needs");
     }
     *out = ring;
     return 0;

@@ -178,8 +178,8 @@ static int attach(struct postcopy *postcopy, const struct channel channels[stati
         char name[32];
 
         snprintf(name, sizeof(name), "ferry-fetch%zu", i);
-        result = thread_start(&postcopy->streams[i].thread, name, postcopy_stream_main, &postcopy->streams[i],
-                              err);
+        result = thread_start(&postcopy->streams[i].thread, THREAD_MIGRATION, name, postcopy_stream_main,
+                              &postcopy->streams[i], err);
     }
     if (result < 0) {
         postcopy_detach(postcopy);
@@ -257,7 +257,8 @@ static int postcopy_make(struct postcopy *postcopy, struct ferry_error *err)
     if (result == 0)
         result = watch(postcopy, err);
     if (result == 0)
-        result = thread_start(&postcopy->fault_thread, "ferry-missing", postcopy_fault_main, postcopy, err);
+        result = thread_start(&postcopy->fault_thread, THREAD_MIGRATION, "ferry-missing", postcopy_fault_main,
+                              postcopy, err);
     return result;
 }
 

@@ -141,7 +141,7 @@ static int attach(struct postcopy_source *postcopy, bool again, struct ferry_err
         char name[32];
 
         snprintf(name, sizeof(name), i == 0 ? "ferry-serve" : "ferry-push%zu", i);
-        result = thread_start(&postcopy->streams[i].thread, name,
+        result = thread_start(&postcopy->streams[i].thread, THREAD_MIGRATION, name,
                               i == 0 ? postcopy_serve_main : postcopy_push_main, &postcopy->streams[i], err);
     }
     if (result < 0)

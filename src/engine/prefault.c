@@ -123,7 +123,7 @@ void prefault_start(struct prefault *prefault)
         pthread_mutex_lock(&prefault->lock);
         prefault->busy++;
         pthread_mutex_unlock(&prefault->lock);
-        if (thread_start(&prefault->threads[i], name, prefault_main, prefault, NULL) < 0) {
+        if (thread_start(&prefault->threads[i], THREAD_MIGRATION, name, prefault_main, prefault, NULL) < 0) {
             pthread_mutex_lock(&prefault->lock);
             prefault->busy--;
             pthread_mutex_unlock(&prefault->lock);

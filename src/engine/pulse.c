@@ -23,7 +23,7 @@ int pulse_open(struct pulse *pulse, struct control *control, struct ferry_error 
     *pulse = (struct pulse){.control = control};
     pthread_mutex_init(&pulse->lock, NULL);
     thread_cond_init(&pulse->changed);
-    return thread_start(&pulse->thread, "ferry-pulse", pulse_main, pulse, err);
+    return thread_start(&pulse->thread, THREAD_MIGRATION, "ferry-pulse", pulse_main, pulse, err);
 }
 
 void pulse_close(struct pulse *pulse)

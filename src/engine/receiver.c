@@ -133,8 +133,8 @@ int receiver_open(struct receiver *receiver, struct ferry_session *session, stru
 
         snprintf(name, sizeof(name), "ferry-recv%zu", i);
 
-        int result =
-            thread_start(&receiver->streams[i].thread, name, stream_main, &receiver->streams[i], err);
+        int result = thread_start(&receiver->streams[i].thread, THREAD_MIGRATION, name, stream_main,
+                                  &receiver->streams[i], err);
 
         if (result < 0)
             return result;

@@ -196,7 +196,8 @@ int sender_open(struct sender *sender, struct ferry_session *session, const stru
 
         snprintf(name, sizeof(name), "ferry-send%zu", i);
 
-        int result = thread_start(&sender->streams[i].thread, name, stream_main, &sender->streams[i], err);
+        int result = thread_start(&sender->streams[i].thread, THREAD_MIGRATION, name, stream_main,
+                                  &sender->streams[i], err);
 
         if (result < 0)
             return result;

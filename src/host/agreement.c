@@ -442,7 +442,7 @@ int agreement_start(struct host *host, struct ferry_error *err)
     host->agreement = calloc(1, sizeof(*host->agreement));
     if (!host->agreement)
         return error_set(err, -ENOMEM, "out of memory");
-    result = thread_start(&host->agreement->thread, "agree", agreement_main, host, err);
+    result = thread_start(&host->agreement->thread, THREAD_GENERAL, "agree", agreement_main, host, err);
     if (result < 0) {
         free(host->agreement);
         host->agreement = NULL;

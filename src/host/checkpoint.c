@@ -475,7 +475,8 @@ static int start_job(struct saving *saving, struct ferry_error *err)
     snprintf(name, sizeof(name), "save-%.8s", saving->id);
     host_lock(saving->host);
     saving->refs++;
-    result = thread_start(&saving->thread, name, job_main, saving, err); /* before it can be joined */
+    result = thread_start(&saving->thread, THREAD_GENERAL, name, job_main, saving,
+                          err); /* before it can be joined */
     host_unlock(saving->host);
     if (result < 0)
         saving_unref(saving);

@@ -150,6 +150,13 @@ static int set_lock_wait(struct config *config, const char *value, struct ferry_
                       : set_text(config->lock_wait, sizeof(config->lock_wait), "lock-wait", value, err);
 }
 
+static int set_seccomp(struct config *config, const char *value, struct ferry_error *err)
+{
+    if (strcmp(value, "on") != 0 && strcmp(value, "log") != 0 && strcmp(value, "off") != 0)
+        return error_set(err, -EINVAL, "seccomp is on, log or off, not \"%s\"", value);
+    return set_text(config->seccomp, sizeof(config->seccomp), "seccomp", value, err);
+}
+
 static int set_timeout(const char *name, const char *value, uint64_t *ns, struct ferry_error *err)
 {
     unsigned long seconds;
@@ -322,6 +329,9 @@ static const struct config_key {
     {"log-size", "SIZE", "how large ferryd.log may be before it is rotated (10M)", set_log_size},
     {"vm-log-size", "SIZE", "how large a VM's log may be before it is rotated (1M)", set_vm_log_size},
     {"log-files", "N", "older files that are kept of each log (5)", set_log_files},
+    {"seccomp", "MODE",
+     "what of a VM's process may make only the system calls it needs: on, log (forbidden ones pass), off",
+     set_seccomp},
     {"memory-limit", "SIZE", "memory all VMs together may have", set_memory_limit},
     {"cpu-table", "FILE",
      "take this host's CPU for the one that FILE is a CPUID table of, to try baselines out", set_cpu_table},
@@ -407,6 +417,19 @@ static void default_name(struct config *config)
     if (gethostname(name, sizeof(name) - 1) == 0)
         name[strcspn(name, ".")] = '\0';
     snprintf(config->name, sizeof(config->name), "%s", config_name_valid(name) ? name : "localhost");
+}
+
+/* What ferry-vm does by itself. */
+static void default_seccomp(struct config *config)
+{
+#ifdef FERRY_SECCOMP
+    static const char mode[] = "on";
+#else
+    static const char mode[] = "off";
+#endif
+
+    if (!config->seccomp[0])
+        snprintf(config->seccomp, sizeof(config->seccomp), "%s", mode);
 }
 
 /* Told, else $FERRY_VM, else beside this program, else where `make install` puts it. */
@@ -582,6 +605,7 @@ int config_read(struct config *config, int argc, char **argv, enum config_action
     if (!config->state_dir[0])
         return error_set(err, -EINVAL, "--state-dir DIR is needed");
     default_name(config);
+    default_seccomp(config);
     result = check_addresses(config, err);
     if (result < 0)
         return result;

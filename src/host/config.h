@@ -29,6 +29,7 @@ struct config {
     char lock_dir[PATH_MAX];                 /* empty: none */
     char cpu_table[PATH_MAX];   /* says what the CPU is, instead of the CPU; empty: the CPU does */
     char lock_wait[8];          /* seconds, in digits; empty: ferry-vm's default */
+    char seccomp[8];            /* "on", "log", "off": ferry-vm's system call filters */
     uint64_t peer_timeout_ns;   /* another host that says nothing for so long is dead */
     uint64_t vm_timeout_ns;     /* and so is a VM's process, or it does not end when told to */
     uint64_t reconnect_ns;      /* quick resume: how long a lost connection is tried again by itself */

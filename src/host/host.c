@@ -233,6 +233,7 @@ json_t *host_object(struct host *host)
         "started", host->started, "state_dir", fields_text(host->config->state_dir));
     json_object_set_new(object, "hugepages", hugepages_list(host));
     json_object_set_new(object, "kvm", machines_kvm(host));
+    json_object_set_new(object, "seccomp", json_string(host->config->seccomp));
     json_object_set_new(object, "cpu", cpu_baseline_host_object(host));
     json_object_set_new(object, "cpu_baseline", cpu_baseline_get(host));
     json_object_set_new(object, "migrate_max", json_integer((json_int_t)host->config->migrate_max));

@@ -591,7 +591,8 @@ int migration_start_job(struct migration *migration, struct ferry_error *err)
     snprintf(name, sizeof(name), "move-%.8s", migration->id);
     host_lock(migration->host);
     migration->refs++;
-    result = thread_start(&migration->thread, name, job_main, migration, err); /* before it can be joined */
+    result = thread_start(&migration->thread, THREAD_GENERAL, name, job_main, migration,
+                          err); /* before it can be joined */
     host_unlock(migration->host);
     if (result < 0)
         migration_unref(migration);

@@ -330,7 +330,7 @@ int migration_files_start(struct host *host, struct ferry_error *err)
     host->files = calloc(1, sizeof(*host->files));
     if (!host->files)
         return error_set(err, -ENOMEM, "out of memory");
-    result = thread_start(&host->files->thread, "files", files_main, host, err);
+    result = thread_start(&host->files->thread, THREAD_GENERAL, "files", files_main, host, err);
     if (result < 0) {
         free(host->files);
         host->files = NULL;

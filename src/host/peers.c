@@ -508,7 +508,7 @@ json_t *peers_list(struct host *host)
     host_unlock(host);
 
     for (size_t i = 0; i < count; i++) {
-        if (thread_start(&probes[i].thread, "probe", probe_main, &probes[i], NULL) < 0)
+        if (thread_start(&probes[i].thread, THREAD_GENERAL, "probe", probe_main, &probes[i], NULL) < 0)
             probe_main(&probes[i]);
     }
     for (size_t i = 0; i < count; i++) {

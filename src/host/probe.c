@@ -145,7 +145,8 @@ int probe_receive(struct host *host, const char *id, const char *source, bool tl
     result = visitor_new(&visitor, host, id, source, tls, err);
     if (result == 0) {
         *answer = invitation(visitor, err);
-        result = *answer ? thread_start(&host->probe->thread, "probe", receive, visitor, err) : err->code;
+        result = *answer ? thread_start(&host->probe->thread, THREAD_GENERAL, "probe", receive, visitor, err)
+                         : err->code;
         if (result == 0)
             return 0;
         visitor_free(visitor);

@@ -269,6 +269,9 @@ void vm_process_last_words(struct vm_process *process, char *text, size_t size)
     process->child = false; /* reaped */
     if (info.si_code == CLD_EXITED)
         snprintf(text, size, "ferry-vm ended with status %d", info.si_status);
+    else if (info.si_status == SIGSYS)
+        snprintf(text, size,
+                 "ferry-vm was ended for a system call that it may not make; its log tells which");
     else
         snprintf(text, size, "ferry-vm was killed by signal %d", info.si_status);
 }
@@ -334,6 +337,10 @@ static int spawn(const struct config *config, const struct start *start, int rea
              config->log_files);
     argv[argc++] = "--log-limit";
     argv[argc++] = log_limit;
+    if (strcmp(config->seccomp, "on") != 0) { /* what ferry-vm does by itself, if it was built so */
+        argv[argc++] = "--seccomp";
+        argv[argc++] = (char *)config->seccomp;
+    }
     sigemptyset(&none);
     sigfillset(&all);
     if (file_path(start->directory, "vm.log", log_path) < 0)

@@ -208,6 +208,8 @@ static json_t *vm_object(struct host *host, const struct vm *vm)
     json_object_set_new(object, "pid", vm->process ? json_integer(vm->process->pid) : json_null());
     json_object_set_new(object, "version",
                         vm->process && vm->version[0] ? json_string(vm->version) : json_null());
+    json_object_set_new(object, "seccomp",
+                        vm->process && vm->seccomp[0] ? json_string(vm->seccomp) : json_null());
     json_object_set_new(object, "outdated", describe_program(vm));
     json_object_set_new(object, "started", vm->started[0] ? json_string(vm->started) : json_null());
     json_object_set_new(object, "migration",
@@ -238,6 +240,7 @@ void vms_state_told(struct vm_process *process, const json_t *params)
     const char *why = json_string_value(json_object_get(params, "why"));
     const char *started = json_string_value(json_object_get(params, "started"));
     const char *version = json_string_value(json_object_get(params, "version"));
+    const char *seccomp = json_string_value(json_object_get(params, "seccomp"));
     json_t *resident = json_object_get(params, "memory_resident");
     json_t *cpu = json_object_get(params, "cpu");
 
@@ -259,6 +262,8 @@ void vms_state_told(struct vm_process *process, const json_t *params)
         snprintf(vm->started, sizeof(vm->started), "%s", started);
     if (version)
         snprintf(vm->version, sizeof(vm->version), "%s", version);
+    if (seccomp)
+        snprintf(vm->seccomp, sizeof(vm->seccomp), "%s", seccomp);
     if (json_is_object(cpu)) {
         json_decref(vm->cpu);
         vm->cpu = json_incref(cpu);

@@ -55,6 +55,7 @@ struct vm {
     const char *busy;              /* "being started"; NULL: unclaimed */
     json_t *cpu;                   /* what it was given, as its process last told: {vendor, features}; NULL */
     char version[32];              /* of the ferry-vm that runs it; empty: it has not said */
+    char seccomp[8];               /* its system call filters: on, log, off; empty: it has not said */
     struct vm_process *process;    /* NULL: none */
     bool killed;                   /* that one, by a person's wish, as it did not end by itself */
     struct vm_process *newcomer;   /* is to take it over, by an upgrade; NULL: none */

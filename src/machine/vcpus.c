@@ -164,7 +164,7 @@ int vcpus_new(struct vcpus **out, struct accel *accel, unsigned count,
         vcpu->vcpus = vcpus;
         vcpu->index = i;
         snprintf(name, sizeof(name), "vcpu%u", i);
-        result = thread_start(&vcpu->thread, name, vcpu_thread, vcpu, err);
+        result = thread_start(&vcpu->thread, THREAD_VCPU, name, vcpu_thread, vcpu, err);
         if (result) {
             vcpus_free(vcpus);
             return result;

@@ -284,7 +284,7 @@ static int user_create(struct net_backend **out, const char *options, struct log
     if (result == 0)
         result = create_slirp(user, err);
     if (result == 0)
-        result = thread_start(&user->thread, "net-user", user_main, user, err);
+        result = thread_start(&user->thread, THREAD_NET, "net-user", user_main, user, err);
     if (result < 0) {
         user_free(user);
         return result;

@@ -310,7 +310,8 @@ int vm_checkpoint_save(struct vm *vm, json_t *params, json_t **result, struct fe
         vm_checkpoint_free(vm->checkpoint);
         vm->checkpoint = checkpoint;
         checkpoint->active = true; /* the guest seam looks for it there */
-        code = thread_start(&checkpoint->thread, "checkpoint", checkpoint_thread, checkpoint, err);
+        code = thread_start(&checkpoint->thread, THREAD_MIGRATION, "checkpoint", checkpoint_thread,
+                            checkpoint, err);
     }
     if (code) {
         if (vm->checkpoint == checkpoint)

@@ -2,6 +2,7 @@
  * ferry-vm: arguments, and making the process independent of whoever started it.
  */
 #include "base/error.h"
+#include "vm/confine.h"
 #include "vm/files.h"
 #include "vm/ownership.h"
 #include "vm/vm.h"
@@ -28,6 +29,7 @@ static const char usage[] =
     "                [--lock-dir DIR] [--lock-wait SECONDS] [--lock-generation N] [--cpu-features NAMES]\n"
     "                [--dirty-tracking HOW]\n"
     "                [--log-limit BYTES,FILES]\n"
+    "                [--seccomp on|log|off]\n"
     "\n"
     "Runs one virtual machine, described by DIR/definition.json, and answers JSON-RPC on DIR/control.sock.\n"
     "\n"
@@ -53,6 +55,10 @@ static const char usage[] =
     "                  how KVM is asked what the guest writes: auto, ring or log (x86_64)\n"
     "  --log-limit BYTES,FILES\n"
     "                  how large vm.log may be, and how many older ones are kept (1048576,5)\n"
+    "  --seccomp on|log|off\n"
+    "                  let each thread make only the system calls that it needs (on), have the kernel log "
+    "the\n"
+    "                  others (log), or let everything pass (off)\n"
     "  --help          this text\n"
     "  --version       the version\n";
 
@@ -124,6 +130,7 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         {"version", no_argument, NULL, 'v'},
         {"cpu-features", required_argument, NULL, 'c'},
         {"dirty-tracking", required_argument, NULL, 't'},
+        {"seccomp", required_argument, NULL, 's'},
         {0},
     };
     int option;
@@ -187,6 +194,11 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
             if (vm_log_limit_parse(optarg, &options->log_limit, NULL) < 0)
                 return bad_usage("--log-limit %s is not BYTES,FILES: at least 4096, and 0 to 99", optarg);
             break;
+        case 's':
+            options->confine_mode = confine_mode_named(optarg);
+            if (!options->confine_mode)
+                return bad_usage("--seccomp %s is none of on, log and off", optarg);
+            break;
         case 'h':
             fputs(usage, stdout);
             return 0;
@@ -249,14 +261,20 @@ static int become_independent(struct vm_options *options)
     return sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
+/* Called before anything of the VM is there: only who waits for it is told. */
+static int bad_start(const struct vm_options *options, const struct ferry_error *err)
+{
+    fprintf(stderr, "ferry-vm: %s\n", err->text);
+    files_tell_ready(options->ready_fd, err);
+    return EXIT_FAILURE;
+}
+
 static int bad_directory(const struct vm_options *options, const char *directory)
 {
     struct ferry_error err;
 
     error_set_errno(&err, -errno, "cannot use the VM directory %.300s", directory);
-    fprintf(stderr, "ferry-vm: %s\n", err.text);
-    files_tell_ready(options->ready_fd, &err);
-    return EXIT_FAILURE;
+    return bad_start(options, &err);
 }
 
 int main(int argc, char **argv)
@@ -264,7 +282,10 @@ int main(int argc, char **argv)
     struct vm_options options = {.ready_fd = -1,
                                  .former_fd = -1,
                                  .lock_wait_ns = OWNERSHIP_LOCK_WAIT_S * NS_PER_S,
-                                 .log_limit = {.size = VM_LOG_SIZE, .kept = VM_LOG_KEPT}};
+                                 .log_limit = {.size = VM_LOG_SIZE, .kept = VM_LOG_KEPT},
+                                 .confine_mode = confine_mode_default()};
+    struct confine *confine = NULL;
+    struct ferry_error err;
     const char *former = NULL;
     int status = parse_arguments(argc, argv, &options, &former);
 
@@ -283,5 +304,10 @@ int main(int argc, char **argv)
         return bad_directory(&options, former);
     if (chdir(options.dir) < 0)
         return bad_directory(&options, options.dir);
-    return vm_main(&options);
+    if (confine_new(&confine, options.confine_mode, &err) < 0)
+        return bad_start(&options, &err);
+    options.confine = confine;
+    status = vm_main(&options);
+    confine_free(confine);
+    return status;
 }

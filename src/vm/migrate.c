@@ -226,7 +226,8 @@ static void migration_tick(void *opaque)
 
 static int migration_run(struct migration *migration, struct ferry_error *err)
 {
-    int result = thread_start(&migration->thread, "migration", migration_thread, migration, err);
+    int result =
+        thread_start(&migration->thread, THREAD_MIGRATION, "migration", migration_thread, migration, err);
 
     if (result)
         return result;

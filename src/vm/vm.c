@@ -357,6 +357,7 @@ json_t *vm_status_json(struct vm *vm)
                      "checkpoint", vm_checkpoint_json(vm->checkpoint), "fill", vm_checkpoint_fill_json(vm),
                      "cpu", vm_cpu_json(vm));
     pthread_mutex_unlock(&vm->lock);
+    json_object_set_new(json, "seccomp", json_string(confine_mode_name(vm->options.confine_mode)));
     return json;
 }
 
@@ -885,6 +886,8 @@ int vm_main(const struct vm_options *options)
     } else {
         fprintf(stderr, "ferry-vm: %s\n", err.text);
     }
+    if (!result)
+        result = confine_self(options->confine, &err);
     if (!result)
         result = loop_run(vm.loop, &err);
     if (result) {

@@ -25,6 +25,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "machine/machine.h"
+#include "vm/confine.h"
 #include "vm/console.h"
 #include "vm/vm_log.h"
 
@@ -45,6 +46,8 @@ struct vm_options {
     uint64_t lock_generation; /* starts only if the lock says it: nobody has had the VM since; 0: any */
     const char *cpu_features; /* names with commas: the guest gets of the host's only those; NULL: all */
     enum memory_tracking tracking;
+    enum confine_mode confine_mode;
+    const struct confine *confine; /* borrowed; the loop thread takes its filter when set-up is done */
     bool incoming;
     const char *resume; /* the checkpoint file that it goes on from; NULL: none */
     bool eager;         /* with all of its memory there before it does */

@@ -210,7 +210,7 @@ int fake_guest_init(struct fake_guest *guest, struct fake_owner *owner, const ui
         if (result < 0)
             return result;
     }
-    return thread_start(&guest->thread, "fake-vcpu", guest_main, guest, err);
+    return thread_start(&guest->thread, THREAD_VCPU, "fake-vcpu", guest_main, guest, err);
 }
 
 static void guest_set_run(struct fake_guest *guest, bool run)

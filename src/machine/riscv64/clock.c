@@ -185,7 +185,7 @@ int soft_clock_init(struct soft *soft, struct ferry_error *err)
     clock->next = CLOCK_NEVER;
     pthread_mutex_init(&clock->lock, NULL);
     thread_cond_init(&clock->changed);
-    result = thread_start(&clock->thread, "soft-timer", clock_thread, soft, err);
+    result = thread_start(&clock->thread, THREAD_IO, "soft-timer", clock_thread, soft, err);
     if (result) {
         pthread_cond_destroy(&clock->changed);
         pthread_mutex_destroy(&clock->lock);

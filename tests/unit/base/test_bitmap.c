@@ -196,7 +196,7 @@ static void concurrent_set_and_take_lose_nothing(void **state)
 
     for (int i = 0; i < WRITERS; i++) {
         writers[i] = (struct writer){&race, (size_t)i, SEED + (uint64_t)i};
-        assert_ok(thread_start(&threads[i], "writer", writer_main, &writers[i], &err), err);
+        assert_ok(thread_start(&threads[i], THREAD_GENERAL, "writer", writer_main, &writers[i], &err), err);
     }
     while (__atomic_load_n(&race.running, __ATOMIC_ACQUIRE) > 0)
         copy_taken(&race);
@@ -248,7 +248,7 @@ static void page_written_again_while_taken_is_not_lost(void **state)
     uint64_t copy = 0;
     unsigned lost = 0;
 
-    assert_ok(thread_start(&thread, "duel", duel_main, &duel, &err), err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "duel", duel_main, &duel, &err), err);
     for (unsigned round = 1; round <= ROUNDS; round++) {
         bool last;
 

@@ -98,7 +98,7 @@ static int setup(void **state)
     assert_true(fd >= 0);
     assert_ok(loop_new(&fixture->loop, err), *err);
     assert_ok(jsonrpc_server_new(&fixture->server, fixture->loop, fd, handle, fixture, err), *err);
-    assert_ok(thread_start(&fixture->thread, "server", serve, fixture, err), *err);
+    assert_ok(thread_start(&fixture->thread, THREAD_GENERAL, "server", serve, fixture, err), *err);
     return 0;
 }
 
@@ -551,7 +551,8 @@ static void answers_may_come_later_and_in_any_order(void **state)
 
     for (int i = 0; i < CALLS; i++) {
         calls[i] = (struct late_call){.fixture = fixture, .client = client};
-        assert_ok(thread_start(&threads[i], "late", late_call_main, &calls[i], &fixture->err), fixture->err);
+        assert_ok(thread_start(&threads[i], THREAD_GENERAL, "late", late_call_main, &calls[i], &fixture->err),
+                  fixture->err);
     }
     wait_kept(fixture, client, CALLS);
     assert_echoes(fixture, client); /* overtakes them */
@@ -687,7 +688,8 @@ static void server_freed_first_lets_kept_requests_be_answered(void **state)
     heard_init(&heard);
     client = client_new(fixture, hear, &heard);
     late = (struct late_call){.fixture = fixture, .client = client};
-    assert_ok(thread_start(&thread, "late", late_call_main, &late, &fixture->err), fixture->err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "late", late_call_main, &late, &fixture->err),
+              fixture->err);
     wait_kept(fixture, client, 1);
     stop_serving(fixture);
     jsonrpc_server_free(fixture->server);
@@ -755,7 +757,8 @@ static void client_survives_a_server_that_talks_nonsense(void **state)
         struct jsonrpc_client *client;
 
         impostor.reply = cases[i].reply;
-        assert_ok(thread_start(&thread, "impostor", impostor_main, &impostor, &fixture->err), fixture->err);
+        assert_ok(thread_start(&thread, THREAD_GENERAL, "impostor", impostor_main, &impostor, &fixture->err),
+                  fixture->err);
         assert_ok(jsonrpc_client_connect(&client, path, "client", in_time(), hear, &heard, &fixture->err),
                   fixture->err);
         assert_int_equal(jsonrpc_client_call(client, "x", NULL, in_time(), NULL, &fixture->err),

@@ -181,7 +181,8 @@ static void lines_of_many_threads_never_mix(void **state)
 
     for (int i = 0; i < THREADS; i++) {
         chatters[i] = (struct chatter){fixture->log, (char)('a' + i)};
-        assert_ok(thread_start(&threads[i], "chatter", chatter_main, &chatters[i], &err), err);
+        assert_ok(thread_start(&threads[i], THREAD_GENERAL, "chatter", chatter_main, &chatters[i], &err),
+                  err);
     }
     for (int i = 0; i < THREADS; i++)
         thread_join(&threads[i]);

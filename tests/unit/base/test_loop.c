@@ -290,7 +290,9 @@ static void posts_of_any_thread_run_in_order(void **state)
     assert_non_null(posters);
     for (int i = 0; i < POSTERS; i++) {
         posters[i].fixture = fixture;
-        assert_ok(thread_start(&threads[i], "poster", poster_main, &posters[i], &fixture->err), fixture->err);
+        assert_ok(
+            thread_start(&threads[i], THREAD_GENERAL, "poster", poster_main, &posters[i], &fixture->err),
+            fixture->err);
     }
     run(fixture);
     for (int i = 0; i < POSTERS; i++) {
@@ -313,7 +315,8 @@ static void stop_counts_from_any_thread_and_before_the_run(void **state)
     struct thread thread;
 
     for (int i = 0; i < 50; i++) {
-        assert_ok(thread_start(&thread, "stopper", stopper_main, fixture, &fixture->err), fixture->err);
+        assert_ok(thread_start(&thread, THREAD_GENERAL, "stopper", stopper_main, fixture, &fixture->err),
+                  fixture->err);
         run(fixture);
         thread_join(&thread);
     }

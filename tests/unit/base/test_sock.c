@@ -299,7 +299,8 @@ static void cancel_reaches_a_wait_on_another_thread(void **state)
     struct waiting waiting = {.fixture = fixture};
     struct thread thread;
 
-    assert_ok(thread_start(&thread, "waiting", wait_for_a_byte, &waiting, &fixture->err), fixture->err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "waiting", wait_for_a_byte, &waiting, &fixture->err),
+              fixture->err);
     cancel(fixture);
     thread_join(&thread);
     assert_int_equal(waiting.result, -ECANCELED);
@@ -362,7 +363,8 @@ static void pieces_are_put_together(void **state)
     uint8_t data[2000];
     size_t at = 0;
 
-    assert_ok(thread_start(&thread, "pieces", write_in_pieces, fixture, &fixture->err), fixture->err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "pieces", write_in_pieces, fixture, &fixture->err),
+              fixture->err);
     assert_ok(sock_read_full(fixture->pair[0], data, 1999, in_time(), fixture->cancel, &fixture->err),
               fixture->err);
     thread_join(&thread);

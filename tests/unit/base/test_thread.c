@@ -25,7 +25,7 @@ static void name_is_cut_to_what_linux_takes(void **state)
     struct thread thread;
     struct ferry_error err;
 
-    assert_ok(thread_start(&thread, "a-rather-long-name", look_around, &seen, &err), err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "a-rather-long-name", look_around, &seen, &err), err);
     thread_join(&thread);
     assert_string_equal(seen.name, "a-rather-long-n");
 }
@@ -37,7 +37,7 @@ static void signals_are_blocked_but_for_faults(void **state)
     struct ferry_error err;
     sigset_t mine;
 
-    assert_ok(thread_start(&thread, "t", look_around, &seen, &err), err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "t", look_around, &seen, &err), err);
     thread_join(&thread);
     assert_true(sigismember(&seen.blocked, SIGTERM));
     assert_true(sigismember(&seen.blocked, SIGINT));
@@ -86,7 +86,7 @@ static void join_of_no_thread_does_nothing(void **state)
     struct ferry_error err;
 
     thread_join(&thread);
-    assert_ok(thread_start(&thread, "t", look_around, &seen, &err), err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "t", look_around, &seen, &err), err);
     thread_join(&thread);
     assert_false(thread.started);
     thread_join(&thread);
@@ -134,7 +134,7 @@ static void wait_ends_when_signalled(void **state)
 
     thread_cond_init(&signalled.condition);
     pthread_mutex_lock(&signalled.mutex);
-    assert_ok(thread_start(&thread, "t", make_ready, &signalled, &err), err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "t", make_ready, &signalled, &err), err);
     while (!signalled.ready)
         assert_true(thread_cond_wait_until(&signalled.condition, &signalled.mutex, UINT64_MAX));
     pthread_mutex_unlock(&signalled.mutex);

@@ -300,7 +300,7 @@ static struct thread canceller;
 
 static void start_cancelling(struct saving *saving)
 {
-    thread_start(&canceller, "canceller", cancel_soon, saving, NULL);
+    thread_start(&canceller, THREAD_GENERAL, "canceller", cancel_soon, saving, NULL);
 }
 
 static void cancel_ends_waiting_for_bandwidth(void **state)

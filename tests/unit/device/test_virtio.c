@@ -54,6 +54,7 @@ static int slow_drain(struct virtio *virtio, struct ferry_error *err)
 }
 
 static const struct virtio_ops slow_ops = {
+    .worker = THREAD_IO,
     .device_id = 42,
     .queue_count = 1,
     .queue_size = 16,
@@ -222,7 +223,7 @@ static void a_reset_waits_for_what_is_outstanding(void **state)
 
     submit(test);
     wait_taken(test, 1);
-    assert_ok(thread_start(&vcpu, "vcpu", reset_main, &test->driver, &err), err);
+    assert_ok(thread_start(&vcpu, THREAD_GENERAL, "vcpu", reset_main, &test->driver, &err), err);
     wait_until(test, is_resetting, 0);
     assert_true(driver_read(&test->driver, R_STATUS) & VIRTIO_STATUS_DRIVER_OK); /* not over yet */
     let_requests_end(test, true);

@@ -441,7 +441,7 @@ static void receiving_and_quiescing_do_not_race(void **state)
 
     device_start(test->net);
     begin(test);
-    assert_ok(thread_start(&thread, "storm", storm_main, &storm, &err), err);
+    assert_ok(thread_start(&thread, THREAD_GENERAL, "storm", storm_main, &storm, &err), err);
     for (unsigned i = 0; i < 50; i++) {
         uint16_t used;
 

@@ -257,7 +257,7 @@ void migration_cut_after(struct migration *m, uint64_t bytes)
     proxy->wake_fd = eventfd(0, EFD_CLOEXEC);
     assert_true(proxy->listen_fd >= 0 && proxy->stop_fd >= 0 && proxy->wake_fd >= 0);
     assert_int_equal(sock_local_address(proxy->listen_fd, m->source_options.address, NULL), 0);
-    assert_int_equal(thread_start(&proxy->thread, "proxy", proxy_main, proxy, NULL), 0);
+    assert_int_equal(thread_start(&proxy->thread, THREAD_GENERAL, "proxy", proxy_main, proxy, NULL), 0);
     m->proxied = true;
 }
 
@@ -302,7 +302,8 @@ static void *destination_main(void *opaque)
 
 void migration_start_destination(struct migration *m)
 {
-    assert_int_equal(thread_start(&m->destination_thread, "destination", destination_main, m, NULL), 0);
+    assert_int_equal(
+        thread_start(&m->destination_thread, THREAD_GENERAL, "destination", destination_main, m, NULL), 0);
 }
 
 void migration_join_destination(struct migration *m)

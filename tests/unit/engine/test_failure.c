@@ -332,7 +332,7 @@ static void cancel_ends_a_migration_held_back_by_its_limit(void **state)
     m.source_options.bandwidth_limit = MIB;
     m.source_options.streams = 1;
     migration_create(&m);
-    assert_int_equal(thread_start(&thread, "cancel", cancel_when_copying, &m, NULL), 0);
+    assert_int_equal(thread_start(&thread, THREAD_GENERAL, "cancel", cancel_when_copying, &m, NULL), 0);
     migration_run(&m);
     thread_join(&thread);
     assert_int_equal(m.source_progress.outcome, FERRY_OUTCOME_CANCELLED);

@@ -191,7 +191,7 @@ static void receiver_start(struct receiver *receiver, struct ferry_source_option
     receiver->options.listen_fd = sock_listen("127.0.0.1:0", &err);
     assert_true(receiver->options.listen_fd >= 0);
     assert_ok(sock_local_address(receiver->options.listen_fd, source->address, &err), err);
-    assert_ok(thread_start(&receiver->thread, "receiver", receive, receiver, &err), err);
+    assert_ok(thread_start(&receiver->thread, THREAD_GENERAL, "receiver", receive, receiver, &err), err);
 }
 
 static void receiver_end(struct receiver *receiver)

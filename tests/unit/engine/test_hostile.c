@@ -469,7 +469,7 @@ static void run_against(struct migration *m, enum act act, uint64_t seed)
     assert_int_equal(pipe(peer.done_fd), 0);
     if (!m->from)
         migration_create(m);
-    assert_int_equal(thread_start(&peer.thread, "peer", peer_main, &peer, NULL), 0);
+    assert_int_equal(thread_start(&peer.thread, THREAD_GENERAL, "peer", peer_main, &peer, NULL), 0);
     m->source_result = ferry_session_run(m->from, &m->source_error);
     ferry_session_progress(m->from, &m->source_progress);
     close(peer.done_fd[1]);

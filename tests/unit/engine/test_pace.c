@@ -85,7 +85,7 @@ static void threads_together_keep_the_rate_over_any_second(void **state)
     for (unsigned i = 0; i < THREADS; i++) {
         takers[i].pace = &pace;
         takers[i].end_ns = begin + SPAN_NS;
-        assert_int_equal(thread_start(&takers[i].thread, "taker", take, &takers[i], NULL), 0);
+        assert_int_equal(thread_start(&takers[i].thread, THREAD_GENERAL, "taker", take, &takers[i], NULL), 0);
     }
     for (unsigned i = 0; i < THREADS; i++) {
         thread_join(&takers[i].thread);
@@ -171,7 +171,7 @@ static void cancelling_ends_the_wait(void **state)
 
     pace_init(&pace, &limit, cancel_fd);
     assert_int_equal(pace_take(&pace, 4096, &taken, &err), 0);
-    assert_int_equal(thread_start(&thread, "cancel", cancel, &cancel_fd, NULL), 0);
+    assert_int_equal(thread_start(&thread, THREAD_GENERAL, "cancel", cancel, &cancel_fd, NULL), 0);
     assert_int_equal(pace_take(&pace, 4096, &taken, &err), -ECANCELED);
     thread_join(&thread);
     pace_destroy(&pace);

@@ -337,7 +337,8 @@ static void hand_start(struct hand *hand)
 {
     migration_create(&hand->m);
     migration_start_destination(&hand->m);
-    assert_int_equal(thread_start(&hand->source_thread, "source", source_main, &hand->m, NULL), 0);
+    assert_int_equal(
+        thread_start(&hand->source_thread, THREAD_GENERAL, "source", source_main, &hand->m, NULL), 0);
 }
 
 static void hand_join(struct hand *hand)

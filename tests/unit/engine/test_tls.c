@@ -96,7 +96,8 @@ static void pair_connect(struct pair *pair, struct ferry_credentials *client, co
     make_sockets(fds);
     pair->server.fd = fds[1];
     channel_init_socket(&pair->client, fds[0], -1, TIMEOUT_NS);
-    assert_int_equal(thread_start(&pair->server.thread, "server", server_main, &pair->server, NULL), 0);
+    assert_int_equal(
+        thread_start(&pair->server.thread, THREAD_GENERAL, "server", server_main, &pair->server, NULL), 0);
     pair->result = channel_start_tls(&pair->client, client, expected_server, TIMEOUT_NS, &pair->error);
     if (pair->result < 0)
         channel_close(&pair->client);
@@ -218,7 +219,8 @@ static void client_without_certificate_is_refused(void **state)
     make_sockets(fds);
     foreigner.fd = fds[0];
     server.fd = fds[1];
-    assert_int_equal(thread_start(&foreigner.thread, "foreigner", foreigner_main, &foreigner, NULL), 0);
+    assert_int_equal(
+        thread_start(&foreigner.thread, THREAD_GENERAL, "foreigner", foreigner_main, &foreigner, NULL), 0);
     server_main(&server);
     thread_join(&foreigner.thread);
     assert_int_equal(server.result, -EKEYREJECTED);
@@ -240,7 +242,8 @@ static void older_tls_is_refused_by_either_side(void **state)
     make_sockets(fds);
     client.fd = fds[0];
     server.fd = fds[1];
-    assert_int_equal(thread_start(&client.thread, "foreigner", foreigner_main, &client, NULL), 0);
+    assert_int_equal(thread_start(&client.thread, THREAD_GENERAL, "foreigner", foreigner_main, &client, NULL),
+                     0);
     server_main(&server);
     thread_join(&client.thread);
     assert_int_equal(server.result, -EPROTONOSUPPORT);
@@ -249,7 +252,8 @@ static void older_tls_is_refused_by_either_side(void **state)
     make_sockets(fds);
     old_server.fd = fds[1];
     channel_init_socket(&channel, fds[0], -1, TIMEOUT_NS);
-    assert_int_equal(thread_start(&old_server.thread, "foreigner", foreigner_main, &old_server, NULL), 0);
+    assert_int_equal(
+        thread_start(&old_server.thread, THREAD_GENERAL, "foreigner", foreigner_main, &old_server, NULL), 0);
     assert_int_equal(channel_start_tls(&channel, alpha, "beta", TIMEOUT_NS, &err), -EPROTONOSUPPORT);
     assert_string_equal(err.text, "host beta does not speak TLS 1.3");
     channel_close(&channel);
@@ -380,7 +384,8 @@ static void bytes_arrive_in_order_both_ways_at_once(void **state)
                                  .sends = i % 2 == 0,
                                  .bytes = FLOW_BYTES,
                                  .seed = 1000 + (uint64_t)i};
-        assert_int_equal(thread_start(&flows[i].thread, "flow", flow_main, &flows[i], NULL), 0);
+        assert_int_equal(thread_start(&flows[i].thread, THREAD_GENERAL, "flow", flow_main, &flows[i], NULL),
+                         0);
     }
     for (int i = 0; i < 4; i++)
         thread_join(&flows[i].thread);
@@ -498,7 +503,8 @@ static void blocked_readers_and_writers_are_cancelled(void **state)
         pair.client.cancel_fd = cancel;
         pair.client.write_ns = CHANNEL_FOREVER;
         waiter.channel = &pair.client;
-        assert_int_equal(thread_start(&waiter.thread, "waiter", waiter_main, &waiter, NULL), 0);
+        assert_int_equal(thread_start(&waiter.thread, THREAD_GENERAL, "waiter", waiter_main, &waiter, NULL),
+                         0);
         poll(NULL, 0, 20); /* it may wait by then or not: both must end */
         eventfd_write(cancel, 1);
         thread_join(&waiter.thread);
@@ -570,7 +576,7 @@ static void relay_open(struct relay *relay, struct pair *pair, int spare[2])
     assert_true(dup2(spare[0], pair->client.fd) >= 0);
     relay->from = spare[1];
     relay->to = moved;
-    assert_int_equal(thread_start(&relay->thread, "relay", relay_main, relay, NULL), 0);
+    assert_int_equal(thread_start(&relay->thread, THREAD_GENERAL, "relay", relay_main, relay, NULL), 0);
 }
 
 static void relay_close(struct relay *relay, const int spare[2])
@@ -597,7 +603,7 @@ static void slow_peer_is_waited_for(void **state)
     relay_open(&relay, &pair, spare);
     began = clock_now_ns();
     flow.channel = &pair.client;
-    assert_int_equal(thread_start(&flow.thread, "flow", flow_main, &flow, NULL), 0);
+    assert_int_equal(thread_start(&flow.thread, THREAD_GENERAL, "flow", flow_main, &flow, NULL), 0);
     assert_ok(channel_read(&pair.server.channel, bytes, sizeof(bytes), NS_PER_S, &err), err);
     assert_true(clock_now_ns() - began > NS_PER_S);
     assert_int_equal(bytes[15999], pattern(15999));

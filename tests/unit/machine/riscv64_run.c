@@ -344,7 +344,7 @@ static int run_program(struct run *run, const char *path, struct ferry_error *er
     }
     ops->clock_start(run->accel);
     for (unsigned i = 0; i < run->cpus; i++) {
-        if (thread_start(&run->threads[i], "hart", hart_thread, run, err))
+        if (thread_start(&run->threads[i], THREAD_GENERAL, "hart", hart_thread, run, err))
             return -1;
     }
     ended = wait_for_end(run, copy);

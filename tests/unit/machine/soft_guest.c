@@ -71,7 +71,7 @@ void soft_guest_start(struct soft_guest *guest)
     guest->next_index = 0;
     accel_soft.clock_start(guest->accel);
     for (unsigned i = 0; i < guest->harts; i++)
-        assert_ok(thread_start(&guest->threads[i], "hart", hart_thread, guest, &err), err);
+        assert_ok(thread_start(&guest->threads[i], THREAD_GENERAL, "hart", hart_thread, guest, &err), err);
 }
 
 void soft_guest_stop(struct soft_guest *guest)

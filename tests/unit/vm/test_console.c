@@ -237,7 +237,8 @@ static void nothing_is_lost_when_nobody_keeps_up(void **state)
     char *text;
 
     for (int i = 0; i < WRITERS; i++)
-        assert_ok(thread_start(&threads[i], "writer", writer_thread, fixture->console, &err), err);
+        assert_ok(thread_start(&threads[i], THREAD_GENERAL, "writer", writer_thread, fixture->console, &err),
+                  err);
     for (int i = 0; i < WRITERS; i++)
         thread_join(&threads[i]);
     console_flush(fixture->console);
