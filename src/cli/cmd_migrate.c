@@ -100,7 +100,10 @@ const struct command command_migrate = {
         "With --quick-resume there may be a fifth, Fetch: the VM runs at DEST and its process here still "
         "has memory that it needs. When their connection is lost then, the VM stands still at DEST until "
         "it is back: made by itself for a set time (ferryd --reconnect-time), afterwards by ferry recover "
-        "VM on either host.",
+        "VM on either host.\n"
+        "With --cold a VM that is powered off or suspended moves with its definition; both hosts must reach "
+        "its disks, and the file that a suspended one is in. One that runs is suspended to a file beside its "
+        "disk, moved, and resumed at DEST; whatever fails resumes it here.",
     .options =
         (const struct option[]){
             {.name = "detach", .letter = 'd', .help = "print the migration's id and return at once"},
@@ -118,6 +121,7 @@ const struct command command_migrate = {
             {"ferry migrate web b", "moves web to the host b and shows how it goes"},
             {"ferry migrate web b --downtime 10ms --bandwidth 1Gbit", "gently, and with a shorter stop"},
             {"ferry migrate db b --quick-resume", "ends, however fast db changes its memory"},
+            {"ferry migrate web b --cold", "web, which is powered off or suspended, is b's from now on"},
             {"ferry migrate web b --detach", "prints the id; ferry migrations show ID tells the rest"},
             {NULL, NULL},
         },

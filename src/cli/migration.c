@@ -161,6 +161,13 @@ void migration_print_summary(struct cli *cli, const json_t *migration)
         snprintf(fetched, sizeof(fetched), ", memory fetched in %s with %llu page faults",
                  units_format_duration(object_number(fetch, "duration_ns"), time),
                  (unsigned long long)object_number(fetch, "faults"));
+    if (strcmp(object_text(migration, "kind"), "cold") == 0) {
+        fprintf(cli->out, "%s: %s moved cold from %s to %s: total %s\n", object_text(migration, "id"),
+                object_text(migration, "vm"), object_text(migration, "source"),
+                object_text(migration, "destination"),
+                units_format_duration(object_number(migration, "total_ns"), total));
+        return;
+    }
     fprintf(cli->out, "%s: %s moved from %s to %s: total %s, downtime %s, %s in %llu round%s%s\n",
             object_text(migration, "id"), object_text(migration, "vm"), object_text(migration, "source"),
             object_text(migration, "destination"),

@@ -36,6 +36,8 @@ int migration_request(const struct args *args, json_t **body, struct ferry_error
             json_object_set_new(*body, numbers[i].member,
                                 json_integer((json_int_t)args_number(args, numbers[i].option, 0)));
     }
+    if (args_has(args, "cold"))
+        json_object_set_new(*body, "cold", json_true());
     if (args_has(args, "tls"))
         json_object_set_new(*body, "tls", json_true());
     if (args_has(args, "quick-resume"))

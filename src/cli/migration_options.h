@@ -41,6 +41,9 @@
      .kind = VALUE_NUMBER, \
      .value_name = "N", \
      .help = "connections to send memory on, 1 to 16; one a CPU of the host, 2 to 8, unless given"}, \
+    {.name = "cold", \
+     .help = "move it while it does not run: one that is powered off or suspended as it is, one that " \
+             "runs by suspending it here and resuming it there"}, \
     {.name = "tls", \
      .help = "encrypted, or not at all; else it is encrypted when both hosts have certificates"}, \
     {.name = "compress", \

@@ -35,6 +35,8 @@ static int check_options(const struct migration_options *options, struct ferry_e
         return error_set(err, HOST_USAGE, "\"throttle_max\" must be 0 to %d per cent", THROTTLE_MAX);
     if (options->compress && ferry_compress_parse(options->compress, &compress, err) < 0)
         return error_prefix(err, HOST_USAGE, "\"compress\" makes no sense");
+    if (options->cold && options->quick_resume)
+        return error_set(err, HOST_USAGE, "\"cold\" and \"quick_resume\" exclude each other");
     return check_quick_resume(options->quick_resume, err);
 }
 
@@ -51,6 +53,7 @@ static int read_options(struct api_request *request, struct migration_options *o
         {"tls", FIELD_BOOL, false, &options->tls},
         {"quick_resume", FIELD_STRING, false, &options->quick_resume},
         {"compress", FIELD_STRING, false, &options->compress},
+        {"cold", FIELD_BOOL, false, &options->cold},
         {"forecast", FIELD_BOOL, false, forecast},
     };
     int result;
@@ -200,6 +203,7 @@ int api_migration_watch(struct api_request *request)
 int api_incoming(struct api_request *request)
 {
     struct migration_offer offer = {0};
+    json_t *cold = NULL;
     json_t *definition = NULL;
     json_t *answer = NULL;
     const struct field fields[] = {
@@ -211,13 +215,15 @@ int api_incoming(struct api_request *request)
         {"check_only", FIELD_BOOL, false, &offer.check_only},
         {"tls", FIELD_BOOL, false, &offer.tls},
         {"quick_resume", FIELD_STRING, false, &offer.quick_resume},
+        {"cold", FIELD_OBJECT, false, &cold},
     };
-    int result = api_read_body(request, fields, 8);
+    int result = api_read_body(request, fields, 9);
 
     if (result == 0)
         result = check_quick_resume(offer.quick_resume, &request->err);
 
     offer.definition = definition;
+    offer.cold = cold;
     if (result == 0)
         result = api_check_is(request, offer.source);
     if (result == 0)

@@ -7,6 +7,7 @@
 #include "host/definition.h"
 #include "host/fields.h"
 #include "host/machines.h"
+#include "host/migration_cold.h"
 #include "host/vms.h"
 
 #include <ferry/ferry.h>
@@ -43,9 +44,11 @@ static int check_state(const struct check_context *context, struct ferry_error *
     host_lock(host);
     vm = vms_find(host, context->vm);
     if (!vm || !vm->process || !vm_runs(vm))
-        result = error_set(err, HOST_CONFLICT,
-                           "VM %s on host %s is %s; only a running or paused VM can be moved while it runs",
-                           context->vm, context->source, vm ? vm_state_text(vm) : "gone");
+        result = error_set(
+            err, HOST_CONFLICT,
+            "VM %s on host %s is %s; only a running or paused VM can be moved while it runs, others "
+            "with --cold",
+            context->vm, context->source, vm ? vm_state_text(vm) : "gone");
     host_unlock(host);
     return result;
 }
@@ -480,6 +483,12 @@ static int check_network_connections(const struct check_context *context, struct
     return 0;
 }
 
+/* A suspended VM's. */
+static int check_file(const struct check_context *context, struct ferry_error *err)
+{
+    return cold_check_file(context->cold, context->vm, context->destination, err);
+}
+
 enum check_severity {
     CHECK_ERROR = 1,
     CHECK_WARNING,
@@ -516,6 +525,7 @@ static const struct check {
     {"hugepages", CHECK_DESTINATION, CHECK_ERROR, check_hugepages},
     {"disks", CHECK_DESTINATION, CHECK_ERROR, check_disks},
     {"networks", CHECK_DESTINATION, CHECK_ERROR, check_networks},
+    {"checkpoint", CHECK_DESTINATION, CHECK_ERROR, check_file},
     {"quick-resume", CHECK_DESTINATION, CHECK_ERROR, check_quick_resume_now},
     {"quick-resume", CHECK_DESTINATION, CHECK_WARNING, check_quick_resume_allowed},
     {"connections", CHECK_DESTINATION, CHECK_WARNING, check_network_connections},
@@ -527,6 +537,22 @@ static const struct check {
     {"networks", CHECK_RESUME, CHECK_ERROR, check_networks},
 };
 
+/* Of a VM that does not run: neither its memory nor its connections move. */
+static bool is_for_hot(const struct check_context *context, const char *check)
+{
+    static const char *const hot[] = {"state",        "cpu",         "cpu-mask", "encryption",
+                                      "quick-resume", "connections", "memory",   "hugepages"};
+    const char *state = json_string_value(json_object_get(context->cold, "state"));
+    /* One that runs is resumed there. */
+    size_t count = sizeof(hot) / sizeof(hot[0]) - (state && strcmp(state, "running") == 0 ? 2 : 0);
+
+    for (size_t i = 0; context->cold && i < count; i++) {
+        if (strcmp(hot[i], check) == 0)
+            return true;
+    }
+    return false;
+}
+
 int checks_run(enum check_stage stage, const struct check_context *context, json_t *results,
                struct ferry_error *err)
 {
@@ -537,7 +563,7 @@ int checks_run(enum check_stage stage, const struct check_context *context, json
         struct ferry_error found = {0};
         int result;
 
-        if (check->stage != stage)
+        if (check->stage != stage || is_for_hot(context, check->name))
             continue;
         result = check->run(context, &found);
         if (result == 0)

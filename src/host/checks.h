@@ -20,6 +20,7 @@ struct check_context {
     bool must_encrypt;        /* or not at all */
     bool encrypted;           /* destination: it will be */
     bool resumes;             /* from a file here; nothing moves */
+    const json_t *cold;       /* migration_cold.h; NULL: it moves while it runs */
 
     /* source */
     const json_t *there;        /* destination's host object */

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "host/agreement.h"
+#include "host/checkpoint.h"
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/migration_fetch.h"
@@ -63,6 +64,7 @@ void migration_unref(struct migration *migration)
         return;
     vm_unref(host, migration->vm);
     json_decref(migration->send);
+    json_decref(migration->cold);
     json_decref(migration->options);
     json_decref(migration->progress);
     json_decref(migration->forecast);
@@ -424,6 +426,13 @@ static void set_queue(json_t *object, const struct migration *migration)
     json_object_set_new(object, "phase", json_string("Queued"));
 }
 
+static const char *kind_of(const struct migration *migration)
+{
+    if (migration->stays)
+        return "upgrade";
+    return migration->cold ? "cold" : "hot";
+}
+
 json_t *migration_object(const struct migration *migration)
 {
     json_t *object = blank_object(migration);
@@ -437,7 +446,7 @@ json_t *migration_object(const struct migration *migration)
     json_object_set_new(object, "source", json_string(migration->source));
     json_object_set_new(object, "destination", json_string(migration->destination));
     json_object_set_new(object, "side", json_string(migration->outgoing ? "source" : "destination"));
-    json_object_set_new(object, "kind", json_string(migration->stays ? "upgrade" : "hot"));
+    json_object_set_new(object, "kind", json_string(kind_of(migration)));
     if (migration->upgrade)
         json_object_set(object, "upgrade", migration->upgrade);
     json_object_set_new(object, "outcome", json_string(migration->outcome));
@@ -535,6 +544,7 @@ const char *migration_known_cause(const char *cause)
 int migration_cancel(struct host *host, const char *prefix, json_t **answer, struct ferry_error *err)
 {
     char id[MIGRATION_ID_SIZE];
+    char saving[MIGRATION_ID_SIZE] = "";
     struct vm_process *process = NULL;
     struct migration *migration;
     bool unsent;
@@ -544,6 +554,8 @@ int migration_cancel(struct host *host, const char *prefix, json_t **answer, str
         return result;
     host_lock(host);
     migration = migration_find(host, id);
+    if (migration && !migration->ended)
+        snprintf(saving, sizeof(saving), "%s", migration->saving);
     unsent = migration && !migration->ended && migration->unsent;
     if (unsent) {
         migration->cancelled = true;
@@ -556,6 +568,13 @@ int migration_cancel(struct host *host, const char *prefix, json_t **answer, str
     host_unlock(host);
     if (unsent)
         return migration_show(host, id, true, answer, err);
+    if (saving[0] && !process) { /* it is still being suspended, or it is too late */
+        json_t *object = NULL;
+
+        result = checkpoint_cancel(host, saving, &object, err);
+        json_decref(object);
+        return result < 0 ? result : migration_show(host, id, true, answer, err);
+    }
     if (!process)
         return error_set(err, HOST_CONFLICT, "migration %s cannot be cancelled: too late, it has ended", id);
     result =

@@ -51,7 +51,10 @@ struct migration {
     json_t *options;                      /* source: of them, what the caller asked for; NULL: not known */
     uint64_t own_limit;                   /* source: of these, bytes/s; 0: none */
     bool must_encrypt;                    /* source: the caller asked for it */
-    bool encrypted;                       /* as the checks found; constant from then on */
+    json_t *cold;                   /* {state: "stopped", "suspended", "running", …} (migration_cold.h);
+                                       NULL: it moves while it runs */
+    char saving[MIGRATION_ID_SIZE]; /* cold, of one that ran: the save before */
+    bool encrypted;                 /* as the checks found; constant from then on */
 
     /* host lock; source only: migration_queue.h */
     bool queued;         /* waits for a place */
@@ -117,6 +120,7 @@ struct migration_options {
     bool tls;                 /* encrypted, or not at all */
     const char *quick_resume; /* "allowed" or "now"; NULL: not */
     const char *compress;     /* "auto", …; NULL: default */
+    bool cold;                /* it does not run meanwhile */
 };
 
 #define MIGRATION_DEFAULT UINT64_MAX
@@ -142,7 +146,8 @@ struct migration_offer {
     uint64_t patience_ns;     /* how long the source waits for the answer; 0: it does not say */
     const char *quick_resume; /* as in struct migration_options */
     bool check_only;
-    bool tls; /* it will be encrypted */
+    bool tls;           /* it will be encrypted */
+    const json_t *cold; /* as of the migration */
 };
 
 /* POST /v1/incoming. *answer: {address, token, pid, checks, disks, lock, boot_id}, or with check_only the
@@ -254,8 +259,17 @@ void migration_known_costs(struct host *host, const char *vm, const char *destin
  * there was something. */
 bool migration_drop_remains(struct host *host, const char *id);
 
-void migration_run_upgrade(struct migration *migration);     /* the job's thread; upgrade.c */
-void migration_run_source(struct migration *migration);      /* the job's thread */
+void migration_run_upgrade(struct migration *migration); /* the job's thread; upgrade.c */
+void migration_run_source(struct migration *migration);  /* the job's thread */
+
+/* migration_source.c: the end, as it is known: of the VM, both records, events. */
+void migration_finish_completed(struct migration *migration);
+/* OUTCOME "failed" or "cancelled": the VM is known to be here, or to be nowhere. */
+void migration_finish_failed(struct migration *migration, const char *outcome, const char *cause,
+                             const char *error);
+/* OUTCOME "lost" or "unknown": the VM must not be started here, until more is known. */
+void migration_finish_doubted(struct migration *migration, const char *outcome, const char *cause,
+                              const char *error);
 void migration_run_destination(struct migration *migration); /* the job's thread */
 
 #endif

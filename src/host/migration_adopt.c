@@ -5,6 +5,7 @@
 #include "host/agreement.h"
 #include "host/definition.h"
 #include "host/fields.h"
+#include "host/migration_cold.h"
 #include "host/migration_fetch.h"
 #include "host/peers.h"
 #include "host/vms.h"
@@ -109,6 +110,8 @@ static struct migration *read_record(struct host *host, const json_t *row)
     migration->own_limit =
         (uint64_t)json_integer_value(json_object_get(migration->options, "bandwidth_limit"));
     migration->must_encrypt = json_is_true(json_object_get(row, "must_encrypt"));
+    if (strcmp(text_of(row, "kind"), "cold") == 0)
+        migration->cold = json_object();
     snprintf(migration->peer_address, sizeof(migration->peer_address), "%s", text_of(row, "peer_address"));
     if (json_is_object(json_object_get(row, "quick_resume"))) {
         migration->progress = json_incref((json_t *)row);
@@ -141,6 +144,12 @@ static void adopt_record(struct host *host, json_t *row)
     if (!migration) {
         vm_unref(host, vm);
         json_decref(word);
+        return;
+    }
+    if (migration->cold) {
+        cold_take_up(migration, vm);
+        json_decref(word);
+        migration_unref(migration);
         return;
     }
     if (json_integer_value(json_object_get(row, "queue")) > 0 &&

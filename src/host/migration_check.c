@@ -6,6 +6,7 @@
 #include "host/definition.h"
 #include "host/fields.h"
 #include "host/forecast.h"
+#include "host/migration_cold.h"
 #include "host/peers.h"
 #include "host/vms.h"
 
@@ -21,6 +22,8 @@ json_t *migration_offer_body(const struct migration *migration, const json_t *de
 
     if (quick_resume)
         json_object_set(body, "quick_resume", quick_resume);
+    if (migration->cold)
+        json_object_set(body, "cold", migration->cold);
     return body;
 }
 
@@ -108,6 +111,7 @@ int migration_check(struct migration *migration, const json_t *definition, json_
         .definition = definition,
         .source = migration->source,
         .destination = migration->destination,
+        .cold = migration->cold,
         .must_encrypt = migration->must_encrypt || migration->host->config->require_tls,
     };
     struct ferry_error found = {0};
@@ -159,7 +163,7 @@ static int check_and_foretell(struct migration *migration, struct vm *vm,
         return error_set(err, result, "%s", why.text);
     }
     if (forecast)
-        foretold = result == 0 ? foretell(migration, vm, options, results) : json_null();
+        foretold = result == 0 && !options->cold ? foretell(migration, vm, options, results) : json_null();
     *answer = json_pack("{s:s, s:s, s:s, s:b, s:o}", "vm", migration->vm_name, "source", migration->source,
                         "destination", migration->destination, "possible", result == 0, "checks", results);
     if (foretold)
@@ -187,8 +191,11 @@ int migration_check_vm(struct host *host, const char *vm_name, const struct migr
             migration->must_encrypt = options->tls;
             migration->options = migration_make_options(options);
         }
-        result = migration ? check_and_foretell(migration, vm, options, forecast, answer, err)
-                           : error_set(err, -ENOMEM, "out of memory");
+        if (migration && options->cold)
+            result = cold_prepare(migration, vm, err);
+        if (result == 0)
+            result = migration ? check_and_foretell(migration, vm, options, forecast, answer, err)
+                               : error_set(err, -ENOMEM, "out of memory");
     }
     if (migration)
         migration_unref(migration);

@@ -7,6 +7,7 @@
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
+#include "host/migration_cold.h"
 #include "host/migration_fetch.h"
 #include "host/peers.h"
 #include "host/vm_directory.h"
@@ -193,6 +194,7 @@ int migration_receive(struct host *host, const struct migration_offer *offer, js
         .encrypted = offer->tls,
         .must_encrypt = host->config->require_tls,
         .quick_resume = offer->quick_resume,
+        .cold = offer->cold,
     };
     json_t *definition = NULL;
     json_t *results = json_array();
@@ -210,7 +212,9 @@ int migration_receive(struct host *host, const struct migration_offer *offer, js
     }
     if (result == 0) {
         *answer = make_answer(host, definition, results);
-        if (!offer->check_only)
+        if (!offer->check_only && offer->cold)
+            result = cold_receive(host, offer, definition, err);
+        else if (!offer->check_only)
             result = receive(host, offer, definition, *answer, err);
         if (result < 0) {
             json_decref(*answer);

@@ -13,7 +13,8 @@
 
 static bool has_place(const struct migration *migration)
 {
-    return migration->outgoing && !migration->stays && !migration->queued && !migration->ended;
+    return migration->outgoing && !migration->stays && !migration->cold && !migration->queued &&
+           !migration->ended;
 }
 
 static bool is_before(const struct migration *a, const struct migration *b)

@@ -6,6 +6,7 @@
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
+#include "host/migration_cold.h"
 #include "host/migration_fetch.h"
 #include "host/migration_queue.h"
 #include "host/peers.h"
@@ -238,9 +239,13 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
     migration->options = migration_make_options(options);
     migration->own_limit = options->bandwidth_limit;
     migration->must_encrypt = options->tls;
+    if (result == 0 && options->cold)
+        result = cold_prepare(migration, vm, err);
     if (result == 0)
         result = migration_check(migration, vm->definition, NULL, err);
-    if (result == 0) {
+    if (result == 0 && options->cold) {
+        result = cold_begin(migration, vm, err);
+    } else if (result == 0) {
         host_lock(host);
         vm->refs++;
         if (strcmp(vm->forecast_for, migration->destination) == 0)
@@ -292,7 +297,7 @@ static void make_ban(struct migration *migration, const char *outcome, struct vm
 }
 
 /* The VM runs at the destination: here it is only known as not runnable. */
-static void finish_completed(struct migration *migration)
+void migration_finish_completed(struct migration *migration)
 {
     struct host *host = migration->host;
     struct vm *vm = migration->vm;
@@ -313,7 +318,7 @@ static void finish_completed(struct migration *migration)
             vm_process_unref(process);
             vm_wait_gone(host, vm, clock_deadline(host_start_ms(host)));
         }
-        if (!migration->fetched) /* else it has been told long ago */
+        if (!migration->fetched && !migration->cold) /* else it has been told long ago */
             events_emit_at(host, migration_state_time(migration, "MIGRATE_TO_VMX_CHECKPT"), EVENT_VM_STOPPED,
                            vm->name, migration->machine, migration->id, "VM %s stopped on host %s", vm->name,
                            migration->source);
@@ -341,9 +346,8 @@ static void tell_failed(struct migration *migration, const char *outcome, const 
                 migration->source, migration->destination, outcome, error);
 }
 
-/* OUTCOME "failed" or "cancelled": the VM is known to be here, or to be nowhere. */
-static void finish_failed(struct migration *migration, const char *outcome, const char *cause,
-                          const char *error)
+void migration_finish_failed(struct migration *migration, const char *outcome, const char *cause,
+                             const char *error)
 {
     agreement_tell(migration, outcome, cause, error);
     withdraw(migration, true, PEER_LONG);
@@ -352,9 +356,8 @@ static void finish_failed(struct migration *migration, const char *outcome, cons
     migration_end(migration, outcome, cause, error);
 }
 
-/* OUTCOME "lost" or "unknown": the VM must not be started here, until more is known. */
-static void finish_doubted(struct migration *migration, const char *outcome, const char *cause,
-                           const char *error)
+void migration_finish_doubted(struct migration *migration, const char *outcome, const char *cause,
+                              const char *error)
 {
     struct host *host = migration->host;
     struct vm *vm = migration->vm;
@@ -404,11 +407,11 @@ static void finish_gone(struct migration *migration, const char *why)
     agreement_await(migration);
     there = agreement_ask(migration, 0);
     if (there && strcmp(there, "completed") == 0)
-        finish_completed(migration);
+        migration_finish_completed(migration);
     else if (there && strcmp(there, "lost") == 0)
         finish_lost(migration, "internal", error);
     else
-        finish_doubted(migration, "lost", "internal", error);
+        migration_finish_doubted(migration, "lost", "internal", error);
 }
 
 /* ferry-vm has said "lost" or "unknown". The other host may know more. */
@@ -423,7 +426,7 @@ static void finish_unsure(struct migration *migration, const char *outcome, cons
         return;
     }
     if (!there || strcmp(there, "completed") != 0) {
-        finish_doubted(migration, outcome, cause, error);
+        migration_finish_doubted(migration, outcome, cause, error);
         return;
     }
     migration_log(migration, LOG_LEVEL_WARN, "%s, but host %s has taken the VM over", error,
@@ -432,7 +435,7 @@ static void finish_unsure(struct migration *migration, const char *outcome, cons
     if (strcmp(outcome, "unknown") == 0 && call_vm(migration, "recover", json_pack("{s:b}", "here", 0),
                                                    host_start_ms(migration->host), &err) < 0)
         migration_log(migration, LOG_LEVEL_DEBUG, "giving the VM up: %s", err.text);
-    finish_completed(migration);
+    migration_finish_completed(migration);
 }
 
 static bool has_started_there(struct migration *migration, const char *there)
@@ -481,11 +484,11 @@ static void finish_silent(struct migration *migration)
         migration_log(migration, LOG_LEVEL_WARN,
                       "ferry-vm ended without a word, but host %s has taken the VM over",
                       migration->destination);
-        finish_completed(migration);
+        migration_finish_completed(migration);
     } else if (has_not_left(migration, there)) {
-        finish_failed(migration, "failed", "guest", error);
+        migration_finish_failed(migration, "failed", "guest", error);
     } else {
-        finish_doubted(migration, "unknown", "guest", error);
+        migration_finish_doubted(migration, "unknown", "guest", error);
     }
 }
 
@@ -497,7 +500,7 @@ static void finish_as_told(struct migration *migration, const json_t *word)
     const char *error = text_of(word, "error");
 
     if (strcmp(outcome, "completed") == 0) {
-        finish_completed(migration);
+        migration_finish_completed(migration);
         return;
     }
     for (size_t i = 0; i < sizeof(unsure) / sizeof(unsure[0]); i++) {
@@ -506,7 +509,8 @@ static void finish_as_told(struct migration *migration, const json_t *word)
             return;
         }
     }
-    finish_failed(migration, strcmp(outcome, "cancelled") == 0 ? "cancelled" : "failed", cause, error);
+    migration_finish_failed(migration, strcmp(outcome, "cancelled") == 0 ? "cancelled" : "failed", cause,
+                            error);
 }
 
 /* It ended before the other host or the VM's process heard of it. */
@@ -597,11 +601,15 @@ void migration_run_source(struct migration *migration)
     json_t *word;
     int result = 0;
 
+    if (migration->cold) {
+        cold_run(migration);
+        return;
+    }
     if (migration->queued && !leave_queue(migration))
         return;
     if (migration->send && !may_send(migration)) {
         cancel_vm(migration);
-        finish_failed(migration, "cancelled", "cancelled", "cancelled before it began");
+        migration_finish_failed(migration, "cancelled", "cancelled", "cancelled before it began");
         return;
     }
     if (migration->send)
@@ -609,7 +617,7 @@ void migration_run_source(struct migration *migration)
     if (result < 0 && result != -ESTALE && result != -EPIPE && result != -ETIMEDOUT &&
         !was_cancelled(migration)) {
         cancel_vm(migration);
-        finish_failed(migration, "failed", "internal", err.text);
+        migration_finish_failed(migration, "failed", "internal", err.text);
         return;
     }
     if (!migration_wait(migration))

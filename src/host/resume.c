@@ -406,6 +406,7 @@ static int start(struct resume *resume, struct vm *vm, bool is_new, json_t **ans
     events_emit(host, EVENT_VM_RESUMED, vm->name, definition_machine(vm->definition), NULL,
                 "VM %s goes on from %s (%s %s, process %d)", vm->name, resume->options->file,
                 ferry_checkpoint_kind_name(resume->info->kind), resume->info->id, (int)process->pid);
+    vms_refresh(host, vm); /* it may have been saved paused */
     *answer = vm_object_locked(host, vm);
     vm_release(host, vm);
     tell_origin(resume);
@@ -460,7 +461,6 @@ int vms_resumed_elsewhere(struct host *host, const char *name, const char *by, c
         snprintf(ban.host, sizeof(ban.host), "%s", by);
         snprintf(ban.reason, sizeof(ban.reason), "the guest was resumed on host %s", by);
         vm_retire(host, vm, &ban);
-        vm_clear_suspended(host, vm);
         events_emit(host, EVENT_VM_REMOVED, vm->name, definition_machine(vm->definition), NULL,
                     "VM %s, suspended on host %s, was resumed on host %s", vm->name, host->config->name, by);
     } else {

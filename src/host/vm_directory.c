@@ -259,6 +259,14 @@ void vm_directory_write_suspended(struct host *host, const struct vm *vm, const 
     free(text);
 }
 
+bool vm_directory_has_process(const struct vm *vm)
+{
+    json_t *record = read_file(vm, "process.json");
+
+    json_decref(record);
+    return record != NULL;
+}
+
 bool vm_directory_has_ended(const struct vm *vm)
 {
     json_t *left[2] = {read_file(vm, "exit.json"), read_file(vm, "suspended.json")};

@@ -43,6 +43,8 @@ void vm_directory_saved(const struct vm *vm);
 json_t *vm_directory_suspended(const struct vm *vm);
 void vm_directory_write_suspended(struct host *host, const struct vm *vm, const json_t *suspended);
 
+/* A process was started in it once. */
+bool vm_directory_has_process(const struct vm *vm);
 /* There is what a VM leaves that has ended, so that it was started once. */
 bool vm_directory_has_ended(const struct vm *vm);
 

@@ -69,7 +69,8 @@ static bool drop_leftover(struct host *host, struct vm *vm, const json_t *word)
     const char *reason = text_of(word, "reason");
     json_t *incoming = vm_directory_incoming(vm);
     bool left = strcmp(reason, "migrated") == 0;
-    bool drop = strcmp(reason, "failed") == 0 && incoming;
+    /* One without a process was arriving by a cold migration, and not all of it is here. */
+    bool drop = incoming && (strcmp(reason, "failed") == 0 || !vm_directory_has_process(vm));
     struct vm_ban ban;
 
     json_decref(incoming);

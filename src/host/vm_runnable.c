@@ -8,6 +8,7 @@
 #include "host/peers.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
+#include "host/vm_suspended.h"
 
 #include <string.h>
 
@@ -65,6 +66,7 @@ void vm_retire(struct host *host, struct vm *vm, const struct vm_ban *ban)
     if (ban)
         vm_set_ban(host, vm, ban);
     vm_directory_retire(vm);
+    vm_clear_suspended(host, vm);
     host_lock(host);
     vm->state = VM_STATE_STOPPED;
     vm->why[0] = '\0';
@@ -326,7 +328,7 @@ static int recover_here(struct doubt *doubt, struct ferry_error *err)
                                  host_start_ms(host), NULL, err);
     else if (doubt->owner.path[0])
         result = vm_owner_settle(host, doubt->owner.path, err);
-    if (result == 0 && !doubt->process)
+    if (result == 0 && !doubt->process && doubt->vm->state != VM_STATE_SUSPENDED)
         result = leave_startable(doubt, err);
     if (result < 0)
         return error_prefix(err, result == -EBUSY ? HOST_CONFLICT : result, "VM %s cannot be recovered here",

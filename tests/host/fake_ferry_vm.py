@@ -17,7 +17,7 @@ ferryd's tests use it to reach what a real VM does not do on demand. The VM's cm
     slow-save          a save into a checkpoint file takes a second or two
     fail-save=TEXT     it fails
     die-save           the process dies in the middle of it
-    fail-resume=TEXT   it does not go on from a file
+    fail-resume=TEXT   it does not go on from a file; fail-resume-at-b: on host b
     die-saved          the process dies when the file is complete, without a word
 """
 import contextlib
@@ -395,9 +395,11 @@ def main():
     if "fail-start" in vm.directives:
         ready(fd, {"error": vm.directives["fail-start"].replace("_", " "), "errno": 5})
         sys.exit(1)
-    if "--resume" in arguments and "fail-resume" in vm.directives:
-        ready(fd, {"error": vm.directives["fail-resume"].replace("_", " "), "errno": 5})
-        sys.exit(1)
+    here = arguments[arguments.index("--host") + 1]
+    for directive in ("fail-resume", f"fail-resume-at-{here}"):
+        if "--resume" in arguments and directive in vm.directives:
+            ready(fd, {"error": vm.directives[directive].replace("_", " "), "errno": 5})
+            sys.exit(1)
     time.sleep(float(vm.directives.get("slow-arrive" if vm.incoming else "slow-start", 0)))
     if "die-start" in vm.directives:
         print("something went very wrong", flush=True)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from hosts import BUILD, DEADLINE, Hosts, assert_refused, wait_until
+from hosts import BUILD, DEADLINE, Hosts, agreed_records, assert_refused, wait_until
 
 
 @pytest.fixture
@@ -209,3 +209,75 @@ def test_memory_older_than_its_disk_does_not_go_on(hosts, host):
     assert_refused(lambda: resume(host, file, name="web2"), 422, "refused", str(disk), "VM web's")
     assert host.vm("web")["state"] == "STOPPED"
     assert ferry(host, "resume", str(file), "--disks-restored").returncode == 0
+
+
+# --- cold migrations ---
+
+
+def both_records(a, b, migration):
+    return [record["outcome"] for record in agreed_records(a, b, migration)]
+
+
+def test_powered_off_vm_moves_and_comes_back(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    a.post("/v1/vms/web/kill")
+    assert_refused(lambda: a.move("web", b), 409, "conflict", "STOPPED", "--cold")
+    told = ferry(a, "migrate", "web", "b", "--cold")
+    assert told.returncode == 0 and "web moved cold from a to b" in told.stdout, told.stdout + told.stderr
+    migration = told.stdout.splitlines()[-1].split(":")[0]
+    assert both_records(a, b, migration) == ["completed", "completed"]
+    assert a.event_codes(migration)[0] == "VMS2450" and "VMS4024" in a.event_codes(migration)
+    assert [code for code in b.event_codes(migration) if code in ("VMS2430", "VMS3050", "VMS2431")] == [
+        "VMS2430", "VMS3050", "VMS2431"]
+    for host in (a, b):
+        host.restart(signal.SIGKILL)
+    assert a.has_left("web", b)
+    assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "migrated to b")
+    assert b.vm("web")["state"] == "STOPPED"
+    assert b.post("/v1/vms/web/start")["state"] == "RUNNING"
+    b.post("/v1/vms/web/kill")
+    assert b.move("web", a, cold=True)["kind"] == "cold"
+    assert a.post("/v1/vms/web/start")["state"] == "RUNNING"
+
+
+def test_suspended_vm_moves_with_its_file(hosts):
+    a, b = hosts.pair()
+    file = suspended(a, "web", hosts.directory / "web.ckpt")
+    assert a.move("web", b, cold=True)["outcome"] == "completed"
+    assert a.has_left("web", b)
+    assert (b.vm("web")["state"], b.vm("web")["suspended"]["file"]) == ("SUSPENDED", str(file))
+    assert resume(b, file)["state"] == "RUNNING"
+    assert a.has_left("web", b)
+
+
+def test_cold_move_that_is_refused_changes_nothing(hosts):
+    a, b = hosts.pair()
+    file = suspended(a, "web", hosts.directory / "web.ckpt")
+    file.rename(hosts.directory / "elsewhere")
+    assert_refused(lambda: a.move("web", b, cold=True), 422, "refused", "host b does not reach", str(file))
+    assert a.vm("web")["state"] == "SUSPENDED" and b.vm("web") is None
+    assert_refused(lambda: a.move("web", b, cold=True, quick_resume="now"), 400, "usage", "exclude")
+
+
+def test_running_vm_moves_cold(hosts):
+    a, b = hosts.pair()
+    a.run("web")
+    ended = a.move("web", b, cold=True)
+    assert (ended["outcome"], ended["error"]) == ("completed", ""), ended
+    assert both_records(a, b, ended["id"]) == ["completed", "completed"]
+    assert a.has_left("web", b) and b.vm("web")["state"] == "RUNNING"
+    assert not list(hosts.directory.glob("**/*.ckpt"))
+
+
+def test_running_vm_that_cannot_go_on_there_goes_on_here(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="fail-resume-at-b=no_luck")
+    ended = a.move("web", b, cold=True)
+    assert ended["outcome"] == "failed" and "no luck" in ended["error"], ended
+    assert a.vm("web")["state"] == "RUNNING" and b.vm("web") is None
+    a.run("db", cmdline="fail-save=the_disk_is_full")
+    ended = a.move("db", b, cold=True)
+    assert ended["outcome"] == "failed" and "the disk is full" in ended["error"], ended
+    assert a.vm("db")["state"] == "RUNNING"
+    assert not list(hosts.directory.glob("**/*.ckpt"))

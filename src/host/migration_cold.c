@@ -1,0 +1,471 @@
+#include "host/migration_cold.h"
+
+#include "base/error.h"
+#include "host/agreement.h"
+#include "host/checkpoint.h"
+#include "host/definition.h"
+#include "host/events.h"
+#include "host/fields.h"
+#include "host/resume.h"
+#include "host/vm_directory.h"
+#include "host/vm_owner.h"
+#include "host/vm_runnable.h"
+#include "host/vm_suspended.h"
+
+#include <ferry/checkpoint.h>
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    return text ? text : "";
+}
+
+static bool is_state(const json_t *cold, const char *state)
+{
+    return strcmp(text_of(cold, "state"), state) == 0;
+}
+
+/* --- source: before it begins --- */
+
+int cold_prepare(struct migration *migration, struct vm *vm, struct ferry_error *err)
+{
+    struct host *host = migration->host;
+    json_t *cold = NULL;
+    int result = vm_check_runnable(host, vm, err);
+
+    if (result < 0)
+        return result;
+    host_lock(host);
+    if (vm->process && vm_runs(vm))
+        cold = json_pack("{s:s, s:b}", "state", "running", "paused", vm->state == VM_STATE_PAUSED);
+    else if (!vm->process && vm->state == VM_STATE_SUSPENDED)
+        cold =
+            json_pack("{s:s, s:O, s:O}", "state", "suspended", "file", json_object_get(vm->suspended, "file"),
+                      "checkpoint", json_object_get(vm->suspended, "checkpoint"));
+    else if (!vm->process && (vm->state == VM_STATE_STOPPED || vm->state == VM_STATE_CRASHED))
+        cold = json_pack("{s:s}", "state", "stopped");
+    else
+        result =
+            error_set(err, HOST_CONFLICT, "VM %s is %s: it cannot be moved now", vm->name, vm_state_text(vm));
+    if (cold) {
+        json_decref(migration->cold);
+        migration->cold = cold;
+    }
+    host_unlock(host);
+    return result == 0 && !cold ? error_set(err, -ENOMEM, "out of memory") : result;
+}
+
+/* --- source: the job --- */
+
+static void set_progress(struct migration *migration, const char *state, int number, const char *phase,
+                         int percent)
+{
+    json_t *progress =
+        json_pack("{s:s, s:i, s:s, s:i, s:I}", "state", state, "state_number", number, "phase", phase,
+                  "percent", percent, "total_ns", (json_int_t)(clock_realtime_ns() - migration->started_ns));
+
+    host_lock(migration->host);
+    json_decref(migration->progress);
+    migration->progress = progress;
+    migration_touch(migration);
+    host_unlock(migration->host);
+}
+
+int cold_begin(struct migration *migration, struct vm *vm, struct ferry_error *err)
+{
+    struct host *host = migration->host;
+    bool runs = is_state(migration->cold, "running");
+    int result;
+
+    if (!runs) {
+        host_lock(host);
+        vm->refs++;
+        host_unlock(host);
+    }
+    /* One that runs is not yet moving: first it is saved. */
+    migration_register(migration, runs ? NULL : vm);
+    migration_record(migration);
+    result = migration_start_job(migration, err);
+    if (result < 0)
+        migration_end(migration, "failed", "internal", err->text);
+    return result;
+}
+
+/* Where the guest of a VM that runs waits meanwhile: beside its disk, which both hosts reach. */
+static void choose_file(const struct migration *migration, const struct vm *vm, char file[static PATH_MAX])
+{
+    const char *beside = NULL;
+    const char *slash;
+    json_t *disk;
+    size_t i;
+
+    json_array_foreach(definition_disks(vm->definition), i, disk)
+    {
+        if (!beside && !json_is_true(json_object_get(disk, "readonly")))
+            beside = text_of(disk, "path");
+    }
+    slash = beside ? strrchr(beside, '/') : NULL;
+    if (!slash || strncmp(beside, "/dev/", 5) == 0) {
+        beside = migration->host->config->state_dir;
+        slash = beside + strlen(beside);
+    }
+    snprintf(file, PATH_MAX, "%.*s/%.63s-%.8s.ckpt", (int)(slash - beside), beside, migration->vm_name,
+             migration->id);
+}
+
+static int await_save(struct migration *migration, const char *id, struct ferry_error *err)
+{
+    struct host *host = migration->host;
+    json_t *object = NULL;
+    unsigned seen = 0;
+    bool ended = false;
+    int result = 0;
+
+    while (!ended && result == 0 && !host_stopping(host)) {
+        json_decref(object);
+        object = NULL;
+        result = checkpoint_watch(host, id, &seen, clock_deadline(host_vm_ms(host)), &object, &ended, err);
+        if (object)
+            set_progress(migration, "MIGRATE_TO_VMX_PRECOPY", 2, "Copy",
+                         (int)json_integer_value(json_object_get(object, "percent")));
+    }
+    if (result == 0 && !ended)
+        result = error_set(err, -ECANCELED, "ferryd is stopping");
+    else if (result == 0 && strcmp(text_of(object, "outcome"), "completed") != 0)
+        result = error_set(err, strcmp(text_of(object, "outcome"), "cancelled") == 0 ? -ECANCELED : -EIO,
+                           "it could not be suspended: %.400s", text_of(object, "error"));
+    json_decref(object);
+    return result;
+}
+
+/* The VM, which has no process any more, is moving from now on. */
+static int attach(struct migration *migration, struct ferry_error *err)
+{
+    struct host *host = migration->host;
+    struct vm *vm;
+    int result = vm_claim(host, migration->vm_name, "being moved", &vm, err);
+
+    if (result < 0)
+        return result;
+    result = cold_prepare(migration, vm, err);
+    if (result == 0) {
+        host_lock(host);
+        vm->refs++;
+        migration->vm = vm;
+        vm->migration = migration;
+        migration->refs++;
+        host_unlock(host);
+    }
+    vm_release(host, vm);
+    return result;
+}
+
+static int suspend_first(struct migration *migration, char file[static PATH_MAX], struct ferry_error *err)
+{
+    struct host *host = migration->host;
+    struct checkpoint_options options = {.file = file, .kind = "suspend", .bandwidth = migration->own_limit};
+    struct vm *vm = vm_get(host, migration->vm_name, err);
+    int result;
+
+    if (!vm)
+        return HOST_NOT_FOUND;
+    choose_file(migration, vm, file);
+    vm_unref(host, vm);
+    migration_log(migration, LOG_LEVEL_INFO, "suspending VM %s to %s", migration->vm_name, file);
+    result = checkpoint_save(host, migration->vm_name, &options, migration->saving, err);
+    if (result == 0)
+        result = await_save(migration, migration->saving, err);
+    return result < 0 ? result : attach(migration, err);
+}
+
+/* Nobody runs it, or will while this is held. *lock NULL: it has none. */
+static int take_lock(const struct migration *migration, struct vm_lock **lock, struct ferry_error *err)
+{
+    struct vm_owner owner;
+    int result = vm_owner_read(migration->host, migration->vm, &owner, err);
+
+    *lock = NULL;
+    if (result < 0 || !owner.path[0])
+        return result;
+    if (vm_owner_is_moving(&owner.record))
+        return error_set(err, -EBUSY,
+                         "VM %s is being moved from %s to %s (migration %s); decide with: ferry recover %s",
+                         migration->vm_name, owner.record.source, owner.record.destination,
+                         owner.record.migration, migration->vm_name);
+    result = vm_lock_open(lock, owner.path, err);
+    if (result == 0)
+        result = vm_lock_take(*lock, err);
+    if (result < 0) {
+        vm_lock_close(*lock);
+        *lock = NULL;
+    }
+    return result;
+}
+
+/* The other host gets it. HOST_UNREACHABLE, -ETIMEDOUT: whether it has, is not known. */
+static int hand_over(struct migration *migration, struct ferry_error *err)
+{
+    struct host *host = migration->host;
+    struct vm_lock *lock;
+    struct vm_ban ban;
+    json_t *body;
+    int result = take_lock(migration, &lock, err);
+
+    if (result < 0)
+        return result;
+    vm_ban_by_migration(&ban, migration->destination, migration->id, "unknown",
+                        "it is being moved, and does not run meanwhile");
+    vm_set_ban(host, migration->vm, &ban);
+    set_progress(migration, "MIGRATE_TO_VMX_WAIT_HANDSHAKE", 4, "Frozen", 90);
+    body = migration_offer_body(migration, migration->vm->definition, false);
+    if (migration->saving[0]) { /* it is resumed there, on the generation that the file has */
+        vm_lock_close(lock);
+        lock = NULL;
+    }
+    result = migration_call_peer(migration, "POST", "/v1/incoming", body, PEER_LONG, NULL, err);
+    json_decref(body);
+    if (result < 0 && result != HOST_UNREACHABLE && result != -ETIMEDOUT)
+        vm_lift_ban(host, migration->vm);
+    vm_lock_close(lock);
+    return result;
+}
+
+/* --- source: one that ran, goes on --- */
+
+/* The move has failed: as if it had never been. WHY (not empty) gets what failed, too. */
+static void resume_here(struct migration *migration, const char *file, bool paused, struct ferry_error *why)
+{
+    struct host *host = migration->host;
+    const struct resume_options options = {.file = file, .eager = true, .paused = paused};
+    struct ferry_error err;
+    json_t *answer = NULL;
+
+    migration_release_vm(migration);
+    if (vms_resume(host, &options, &answer, &err) < 0) {
+        struct ferry_error both;
+
+        error_set(&both, -EIO, "%.200s; it is suspended on host %s: %.200s", why->text, host->config->name,
+                  err.text);
+        *why = both;
+        return;
+    }
+    json_decref(answer);
+    unlink(file);
+}
+
+/* --- source --- */
+
+static const char *cause_of(int result)
+{
+    if (result == HOST_UNREACHABLE || result == -ETIMEDOUT)
+        return "network";
+    return result == -EBUSY ? "lock" : "internal";
+}
+
+static void finish_done(struct migration *migration)
+{
+    set_progress(migration, "MIGRATE_TO_VMX_FINISHED", 5, "Frozen", 100);
+    migration_finish_completed(migration);
+}
+
+static void run_running(struct migration *migration)
+{
+    char file[PATH_MAX] = "";
+    bool paused = json_is_true(json_object_get(migration->cold, "paused"));
+    struct ferry_error err = {0};
+    int result = suspend_first(migration, file, &err);
+
+    if (host_stopping(migration->host))
+        return; /* the save is taken up by the next ferryd; the VM is suspended then, or runs on */
+    if (result < 0) {
+        bool cancelled = result == -ECANCELED;
+
+        migration_finish_failed(migration, cancelled ? "cancelled" : "failed",
+                                cancelled ? "cancelled" : "internal", err.text);
+        return;
+    }
+    /* It may see now whether it reaches the file. */
+    result = migration_check(migration, migration->vm->definition, NULL, &err);
+    if (result == 0) {
+        host_lock(migration->host);
+        json_object_set_new(migration->cold, "resume", json_true());
+        json_object_set_new(migration->cold, "paused", json_boolean(paused));
+        host_unlock(migration->host);
+        result = hand_over(migration, &err);
+    }
+    if (result == 0) {
+        unlink(file);
+        finish_done(migration);
+    } else if (result == HOST_UNREACHABLE || result == -ETIMEDOUT) {
+        migration_finish_doubted(migration, "unknown", "network", err.text);
+    } else {
+        resume_here(migration, file, paused, &err);
+        migration_finish_failed(migration, "failed", cause_of(result), err.text);
+    }
+}
+
+void cold_run(struct migration *migration)
+{
+    struct ferry_error err = {0};
+    int result;
+
+    migration_log(migration, LOG_LEVEL_INFO, "cold migration %s set up: VM %s (%s) from host %s to host %s",
+                  migration->id, migration->vm_name, text_of(migration->cold, "state"), migration->source,
+                  migration->destination);
+    events_emit(migration->host, EVENT_MIGRATION_OUT_STARTED, migration->vm_name, migration->machine,
+                migration->id, "cold migration of VM %s from host %s to host %s started", migration->vm_name,
+                migration->source, migration->destination);
+    if (is_state(migration->cold, "running")) {
+        run_running(migration);
+        return;
+    }
+    result = hand_over(migration, &err);
+    if (result == 0)
+        finish_done(migration);
+    else if (result == HOST_UNREACHABLE || result == -ETIMEDOUT)
+        migration_finish_doubted(migration, "unknown", "network", err.text);
+    else
+        migration_finish_failed(migration, "failed", cause_of(result), err.text);
+}
+
+void cold_take_up(struct migration *migration, struct vm *vm)
+{
+    struct host *host = migration->host;
+    bool given;
+
+    host_lock(host);
+    given = vm && strcmp(vm->ban.migration, migration->id) == 0;
+    host_unlock(host);
+    vm_unref(host, vm);
+    migration->fresh = false;
+    migration->recorded = true;
+    migration->in_doubt = given;
+    migration_register(migration, NULL);
+    migration_log(migration, LOG_LEVEL_INFO, "ferryd was restarted during the migration");
+    if (given) /* the other host knows */
+        migration_end(migration, "unknown", "internal",
+                      "ferryd ended while the VM was given to the other host");
+    else
+        migration_end(migration, "failed", "internal",
+                      "ferryd ended before the VM was given to the other host");
+}
+
+/* --- destination --- */
+
+int cold_check_file(const json_t *cold, const char *vm, const char *host, struct ferry_error *err)
+{
+    const char *file = text_of(cold, "file");
+    struct ferry_checkpoint *checkpoint = NULL;
+    struct ferry_error why = {0};
+    int result = 0;
+
+    if (!is_state(cold, "suspended"))
+        return 0;
+    if (file[0] != '/')
+        return error_set(err, HOST_USAGE, "\"file\" must be an absolute path");
+    if (ferry_checkpoint_open(&checkpoint, file, &why) < 0)
+        result =
+            error_set(err, HOST_REFUSED,
+                      "VM %s cannot move: host %s does not reach the file that its guest is in (%.250s); put "
+                      "it on storage that both share, under the same path",
+                      vm, host, why.text);
+    else if (strcmp(ferry_checkpoint_info(checkpoint)->id, text_of(cold, "checkpoint")) != 0)
+        result = error_set(err, HOST_REFUSED, "VM %s cannot move: on host %s %.200s is another file", vm,
+                           host, file);
+    ferry_checkpoint_close(checkpoint);
+    return result;
+}
+
+static int make_vm(struct host *host, const struct migration_offer *offer, const json_t *definition,
+                   struct ferry_error *err)
+{
+    bool suspended = is_state(offer->cold, "suspended");
+    char why[128];
+    struct vm *vm = NULL;
+    int result = vm_make(host, definition, "arriving", true, &vm, err);
+
+    if (result < 0)
+        return result;
+    snprintf(why, sizeof(why), "it did not run when it moved here from host %s", offer->source);
+    result = vm_directory_mark_incoming(vm, offer->id, offer->source, err);
+    if (result == 0)
+        result = vm_directory_leave_exit(vm, why, err);
+    if (result < 0) {
+        vm_drop(host, vm);
+        vm_release(host, vm);
+        return result;
+    }
+    if (suspended)
+        vm_set_suspended(host, vm, text_of(offer->cold, "file"), text_of(offer->cold, "checkpoint"));
+    vm_lift_ban(host, vm);
+    vm_directory_arrived(vm); /* from here on it is this host's, also for the next ferryd */
+    host_lock(host);
+    if (!suspended) {
+        vm->state = VM_STATE_STOPPED;
+        snprintf(vm->why, sizeof(vm->why), "%s", why);
+    }
+    vm->listed = true;
+    host_unlock(host);
+    vm_release(host, vm);
+    return 0;
+}
+
+/* It ran at the source. All of it is read before it runs: then the file is not needed any more. */
+static int resume_arrived(struct host *host, const struct migration_offer *offer, const char *name,
+                          struct ferry_error *err)
+{
+    const struct resume_options options = {.file = text_of(offer->cold, "file"),
+                                           .eager = true,
+                                           .paused = json_is_true(json_object_get(offer->cold, "paused"))};
+    json_t *answer = NULL;
+    struct vm *vm;
+    int result = vms_resume(host, &options, &answer, err);
+
+    json_decref(answer);
+    if (result < 0 && vm_claim(host, name, "being removed", &vm, NULL) == 0) {
+        vm_drop(host, vm);
+        vm_release(host, vm);
+    }
+    return result;
+}
+
+int cold_receive(struct host *host, const struct migration_offer *offer, const json_t *definition,
+                 struct ferry_error *err)
+{
+    const char *vm = definition_name(definition);
+    struct migration *migration =
+        migration_new(host, offer->id, vm, definition_machine(definition), offer->source, host->config->name);
+    int result;
+
+    if (!migration)
+        return error_set(err, -ENOMEM, "out of memory");
+    migration->cold = json_incref((json_t *)offer->cold);
+    peers_find(host, offer->source, migration->peer_address, NULL);
+    result = make_vm(host, offer, definition, err);
+    if (result == 0 && json_is_true(json_object_get(offer->cold, "resume")))
+        result = resume_arrived(host, offer, vm, err);
+    if (result < 0) {
+        migration_unref(migration);
+        return error_prefix(err, HOST_REFUSED, "VM %s cannot be set up on host %s", vm, host->config->name);
+    }
+    migration_register(migration, NULL);
+    set_progress(migration, "MIGRATE_FROM_VMX_FINISHED", 11, "Frozen", 100);
+    events_emit(host, EVENT_MIGRATION_IN_STARTED, vm, migration->machine, migration->id,
+                "cold migration of VM %s from host %s to host %s started", vm, offer->source,
+                host->config->name);
+    migration_log(migration, LOG_LEVEL_INFO, "VM %s (%s) has arrived from host %s", vm,
+                  text_of(offer->cold, "state"), offer->source);
+    events_emit(host, EVENT_VM_CREATED, vm, migration->machine, migration->id, "VM %s was created on host %s",
+                vm, host->config->name);
+    events_emit(host, EVENT_MIGRATION_IN_COMPLETED, vm, migration->machine, migration->id,
+                "cold migration of VM %s from host %s to host %s completed", vm, offer->source,
+                host->config->name);
+    migration_end(migration, "completed", "", "");
+    migration_unref(migration);
+    return 0;
+}
