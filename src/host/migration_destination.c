@@ -17,6 +17,8 @@
 #include <string.h>
 #include <sys/random.h>
 
+#define REMAINS_LOOK_MS 100 /* how often it is looked whether a VM has become free, when nothing tells */
+
 int migration_make_token(char text[static MIGRATION_TOKEN_SIZE], struct ferry_error *err)
 {
     uint8_t token[MIGRATION_TOKEN_SIZE / 2];
@@ -244,6 +246,21 @@ static struct vm *find_arriving(struct host *host, const char *id, bool *moving)
     return found;
 }
 
+/* Somebody may be dropping the same remains this moment: who asked for that waits until they are gone. */
+static int claim_remains(struct host *host, const char *name, struct vm **vm)
+{
+    uint64_t deadline = clock_deadline(host_vm_ms(host));
+    int result;
+
+    while ((result = vm_claim(host, name, "being removed", vm, NULL)) == -EBUSY &&
+           clock_left_ms(deadline) != 0 && !host_stopping(host)) {
+        host_lock(host);
+        thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(REMAINS_LOOK_MS));
+        host_unlock(host);
+    }
+    return result;
+}
+
 bool migration_drop_remains(struct host *host, const char *id)
 {
     json_t *list = vms_list(host);
@@ -259,8 +276,7 @@ bool migration_drop_remains(struct host *host, const char *id)
         bool doubted;
 
         if (!json_is_null(json_object_get(object, "pid")) ||
-            vm_claim(host, json_string_value(json_object_get(object, "name")), "being removed", &vm, NULL) <
-                0)
+            claim_remains(host, json_string_value(json_object_get(object, "name")), &vm) < 0)
             continue;
         mark = vm_directory_incoming(vm);
         marked = json_string_value(json_object_get(mark, "id"));

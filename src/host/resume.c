@@ -128,14 +128,15 @@ static uint64_t changed_ns(const struct stat *status)
 /* Who writes to a disk file without its lock is not seen by the lock. */
 static int check_disk_times(const struct resume *resume, struct ferry_error *err)
 {
-    uint64_t limit = resume->info->stopped_realtime_ns + DISK_SLACK_NS;
+    uint64_t stopped = resume->info->stopped_realtime_ns;
+    uint64_t limit = stopped + DISK_SLACK_NS;
     struct stat status;
     json_t *disk;
     size_t i;
 
-    if (stat(resume->options->file, &status) == 0 && changed_ns(&status) < limit &&
-        changed_ns(&status) >= resume->info->stopped_realtime_ns)
-        limit = changed_ns(&status);
+    /* The file was finished after the last write to a disk, unless this is a copy of it. */
+    if (stat(resume->options->file, &status) == 0 && changed_ns(&status) < limit)
+        limit = changed_ns(&status) > stopped ? changed_ns(&status) : stopped;
     json_array_foreach(definition_disks(resume->definition), i, disk)
     {
         const char *path = json_string_value(json_object_get(disk, "path"));

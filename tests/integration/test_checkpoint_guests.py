@@ -1,0 +1,97 @@
+"""Snapshots, suspends and cold moves between two ferryd with the real ferry-vm: a guest that fills and verifies its memory, and
+has a disk that is written to, whose lock decides."""
+import os
+import signal
+
+import pytest
+
+from hosts import assert_refused, wait_until
+from test_checkpoint_hosts import finish, resume, save
+from test_ferryd_vm import hosts, pytestmark, run, ticks, wait_for_ticks  # noqa: F401 (a fixture, and what the test needs)
+
+
+@pytest.fixture
+def disk(hosts):
+    path = hosts.directory / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+def run_with_disk(host, disk):
+    run(host, disks=[{"path": str(disk)}])
+    wait_for_ticks(host)
+
+
+def assert_whole(host):
+    """No line of the console is missing or double, and every check of memory was right."""
+    numbers = ticks(host)
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+def test_suspended_guest_goes_on_on_another_host_once(hosts, disk):
+    a, b = hosts.pair()
+    file = hosts.directory / "web.ckpt"
+    run_with_disk(a, disk)
+    ended = finish(a, save(a, "web", file))
+    assert (ended["outcome"], ended["error"]) == ("completed", ""), ended
+    assert a.vm("web")["state"] == "SUSPENDED"
+    assert resume(b, file)["state"] == "RUNNING"
+    wait_for_ticks(b)
+    assert_whole(b)
+    assert a.vm("web")["not_runnable"]["reason"] == "the guest was resumed on host b"
+    assert_refused(lambda: resume(a, file), 409, "conflict", "still runs on host b")
+    b.post("/v1/vms/web/kill")
+    # Its disk may be ahead of the file now.
+    for host in (a, b):
+        assert_refused(lambda: resume(host, file), 422, "refused", "has run since, on host b", "--disks-restored")
+    assert resume(a, file, disks_restored=True)["state"] == "RUNNING"
+    wait_for_ticks(a)
+    assert_whole(a)
+
+
+def test_disk_written_to_behind_its_lock_is_noticed(hosts, disk):
+    a = hosts.start("a")
+    file = hosts.directory / "web.ckpt"
+    run_with_disk(a, disk)
+    assert finish(a, save(a, "web", file))["outcome"] == "completed"
+    disk.write_bytes(b"x" * (1 << 20))
+    later = file.stat().st_mtime_ns + 60_000_000_000  # whatever the clock's grain
+    os.utime(disk, ns=(later, later))
+    assert_refused(lambda: resume(a, file), 422, "refused", str(disk), "was written to", "--disks-restored")
+    assert a.vm("web")["state"] == "SUSPENDED"
+
+
+def test_resume_that_fails_leaves_it_resumable(hosts, disk):
+    """Its memory is damaged: that is found after the lock was taken, and before the guest runs."""
+    a = hosts.start("a")
+    file, good = hosts.directory / "web.ckpt", hosts.directory / "good"
+    run_with_disk(a, disk)
+    assert finish(a, save(a, "web", file))["outcome"] == "completed"
+    good.write_bytes(file.read_bytes())
+    content = bytearray(good.read_bytes())
+    for at in range(len(content) // 4, len(content), 1 << 16):  # noise is in its pages
+        content[at] ^= 1
+    file.write_bytes(content)
+    assert_refused(lambda: resume(a, file, eager=True), 500, "failed", str(file))
+    assert a.vm("web")["state"] == "SUSPENDED"
+    a.restart(signal.SIGKILL)
+    file.write_bytes(good.read_bytes())
+    assert resume(a, file, eager=True)["state"] == "RUNNING"
+    wait_for_ticks(a)
+    assert_whole(a)
+
+
+def test_running_guest_moves_cold(hosts, disk):
+    a, b = hosts.pair()
+    run_with_disk(a, disk)
+    ended = a.move("web", b, cold=True)
+    assert (ended["outcome"], ended["kind"], ended["error"]) == ("completed", "cold", ""), ended
+    wait_for_ticks(b)
+    assert_whole(b)
+    assert a.has_left("web", b)
+    b.post("/v1/vms/web/kill")
+    back = b.move("web", a, cold=True)
+    assert back["outcome"] == "completed", back
+    assert a.post("/v1/vms/web/start")["state"] == "RUNNING"
+    assert b.has_left("web", a)
+    wait_until(lambda: ticks(a)[-1:] >= [1], "it to boot")
