@@ -66,6 +66,7 @@ int saving_save(struct saving *saving, struct ferry_error *err)
     if (result < 0)
         return result;
     result = ferry_checkpoint_write(saving->writer, err);
+    thread_join(&saving->helper);
     ferry_checkpoint_progress(saving->writer, &saving->progress);
     ferry_checkpoint_writer_free(saving->writer);
     saving->writer = NULL;

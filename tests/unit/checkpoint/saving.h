@@ -32,6 +32,7 @@ struct saving {
     uint64_t count;                      /* and its count */
     const char *step;                    /* call on_step before this one */
     void (*on_step)(struct saving *saving);
+    struct thread helper; /* started by on_step; ends before the writer does */
     char log[4096];
 };
 

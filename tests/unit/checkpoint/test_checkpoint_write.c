@@ -296,11 +296,9 @@ static void *cancel_soon(void *opaque)
     return NULL;
 }
 
-static struct thread canceller;
-
 static void start_cancelling(struct saving *saving)
 {
-    thread_start(&canceller, THREAD_GENERAL, "canceller", cancel_soon, saving, NULL);
+    thread_start(&saving->helper, THREAD_GENERAL, "canceller", cancel_soon, saving, NULL);
 }
 
 static void cancel_ends_waiting_for_bandwidth(void **state)
@@ -314,7 +312,6 @@ static void cancel_ends_waiting_for_bandwidth(void **state)
     saving.step = "dirty_start";
     saving.on_step = start_cancelling;
     assert_int_equal(saving_save(&saving, &err), -ECANCELED);
-    thread_join(&canceller);
     assert_true(saving.progress.total_ns < UINT64_C(12000000000));
     assert_int_equal(saving_files(&saving), 0);
     saving_free(&saving);
