@@ -19,6 +19,7 @@
 struct log {
     struct log *parent;
     char tag[LOG_TAG_SIZE];
+    struct log_labels labels;
 
     /* the rest: roots only */
     int fd;
@@ -101,8 +102,18 @@ struct log *log_scope(struct log *parent, const char *tag)
     if (!log)
         return NULL;
     log->parent = parent;
+    log->labels = parent->labels;
     snprintf(log->tag, sizeof(log->tag), "%s", tag);
     sanitize(log->tag, strlen(log->tag));
+    return log;
+}
+
+struct log *log_scope_labelled(struct log *parent, const char *tag, const struct log_labels *labels)
+{
+    struct log *log = log_scope(parent, tag);
+
+    if (log)
+        log->labels = *labels;
     return log;
 }
 
@@ -233,9 +244,11 @@ static void write_line(struct log *root, char *line, size_t size)
 
 static void call_listener(struct log *log, struct log *root, enum log_level level, const char *text)
 {
+    const struct log_line line = {.level = level, .tag = log->tag, .text = text, .labels = &log->labels};
+
     pthread_rwlock_rdlock(&root->listener_lock);
     if (root->listener)
-        root->listener(root->listener_opaque, level, log->tag, text);
+        root->listener(root->listener_opaque, &line);
     pthread_rwlock_unlock(&root->listener_lock);
 }
 

@@ -39,16 +39,36 @@ int log_descriptor(const struct log *log);
  */
 struct log *log_scope(struct log *parent, const char *tag);
 
+/* What lines are about, for who files them by it (a listener). Empty: nothing. */
+#define LOG_LABEL_SIZE 64
+
+struct log_labels {
+    char vm[LOG_LABEL_SIZE];
+    char migration[LOG_LABEL_SIZE];
+    char host[LOG_LABEL_SIZE]; /* where it happened, if that is elsewhere */
+    char code[LOG_LABEL_SIZE]; /* of an event */
+};
+
+/* As log_scope; its lines have these labels (a copy), those of views of it too. */
+struct log *log_scope_labelled(struct log *parent, const char *tag, const struct log_labels *labels);
+
 /* Frees the log or view. NULL is allowed. */
 void log_close(struct log *log);
 
 /*
  * Optional second consumer of every line at or above INFO (a UI, a control socket), whatever the threshold.
- * One a destination: setting it on a view sets it on the view's root. Called on the logging thread with the
- * innermost tag ("" without one), several threads at once; it may log, but not set a listener. Once
- * log_set_listener returns, the former listener is not running and will not be called again.
+ * One a destination: setting it on a view sets it on the view's root. Called on the logging thread, several
+ * threads at once; it may log, but not set a listener. Once log_set_listener returns, the former listener is
+ * not running and will not be called again.
  */
-typedef void log_listener(void *opaque, enum log_level level, const char *tag, const char *text);
+struct log_line {
+    enum log_level level;
+    const char *tag; /* the innermost; "" without one */
+    const char *text;
+    const struct log_labels *labels; /* never NULL */
+};
+
+typedef void log_listener(void *opaque, const struct log_line *line);
 void log_set_listener(struct log *log, log_listener *listener, void *opaque);
 
 /*

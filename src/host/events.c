@@ -101,15 +101,43 @@ void events_free(struct events *events)
     free(events);
 }
 
+static const char *text_of(const json_t *event, const char *key)
+{
+    const char *text = json_string_value(json_object_get(event, key));
+
+    return text ? text : "";
+}
+
+static void write_log(struct host *host, const json_t *event)
+{
+    const char *migration = text_of(event, "migration");
+    const char *vm = text_of(event, "vm");
+    struct log_labels labels;
+    char tag[LOG_TAG_SIZE];
+    struct log *view;
+
+    snprintf(labels.vm, sizeof(labels.vm), "%s", vm);
+    snprintf(labels.migration, sizeof(labels.migration), "%s", migration);
+    snprintf(labels.host, sizeof(labels.host), "%s", text_of(event, "host"));
+    snprintf(labels.code, sizeof(labels.code), "%s", text_of(event, "code"));
+    snprintf(tag, sizeof(tag), "%s%s",
+             *migration ? "migration "
+             : *vm      ? "vm "
+                        : "",
+             *migration ? migration
+             : *vm      ? vm
+                        : "host");
+    view = log_scope_labelled(host->log, tag, &labels);
+    log_write(view, level_of(text_of(event, "level")), "%s %s (host %s)", labels.code, text_of(event, "text"),
+              labels.host);
+    log_close(view);
+}
+
 /* Numbers EVENT (takes it over), wakes watchers, writes it to log and store. */
 static void publish(struct host *host, json_t *event)
 {
     struct events *events = host->events;
-    const char *migration = json_string_value(json_object_get(event, "migration"));
-    const char *vm = json_string_value(json_object_get(event, "vm"));
     struct ferry_error err;
-    char tag[LOG_TAG_SIZE];
-    struct log *view;
     uint64_t number;
 
     pthread_mutex_lock(&events->lock);
@@ -122,19 +150,7 @@ static void publish(struct host *host, json_t *event)
     pthread_cond_broadcast(&events->arrived);
     pthread_mutex_unlock(&events->lock);
 
-    snprintf(tag, sizeof(tag), "%s%s",
-             migration ? "migration "
-             : vm      ? "vm "
-                       : "",
-             migration ? migration
-             : vm      ? vm
-                       : "host");
-    view = log_scope(host->log, tag);
-    log_write(view, level_of(json_string_value(json_object_get(event, "level"))), "%s %s (host %s)",
-              json_string_value(json_object_get(event, "code")),
-              json_string_value(json_object_get(event, "text")),
-              json_string_value(json_object_get(event, "host")));
-    log_close(view);
+    write_log(host, event);
     if (host->store->ops->event_put(host->store, event, &err) < 0)
         host_record_failed(host, &err);
     json_decref(event);

@@ -15,6 +15,7 @@
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/machines.h"
+#include "host/journal.h"
 #include "host/migration.h"
 #include "host/migration_files.h"
 #include "host/peers.h"
@@ -331,6 +332,20 @@ static int open_log(struct host *host, struct ferry_error *err)
     return result;
 }
 
+/* ferryd.log is enough to go on with. */
+static void open_journal(struct host *host)
+{
+    const char *path = getenv("FERRY_JOURNAL_SOCKET");
+    struct ferry_error err;
+
+    if (!journal_is_stream(getenv("JOURNAL_STREAM"), STDERR_FILENO))
+        return;
+    if (journal_open(&host->journal, path ? path : JOURNAL_SOCKET, host->config->name, &err) < 0)
+        log_warn(host->log, "%s", err.text);
+    else
+        log_set_listener(host->log, journal_listen, host->journal);
+}
+
 static int open_records(struct host *host, struct ferry_error *err)
 {
     char path[PATH_MAX];
@@ -404,6 +419,8 @@ int host_new(struct host **out, const struct config *config, struct loop *loop, 
     if (result == 0)
         result = open_log(host, err);
     if (result == 0)
+        open_journal(host);
+    if (result == 0)
         result = check_lock_dir(config, err);
     if (result == 0)
         result = certificate_load(host, err);
@@ -470,6 +487,9 @@ void host_free(struct host *host)
     cpu_baseline_close(host);
     store_close(host->store);
     credentials_unref(host->credentials);
+    if (host->journal)
+        log_set_listener(host->log, NULL, NULL);
+    journal_close(host->journal);
     log_close(host->log);
     if (host->pid_fd >= 0)
         close(host->pid_fd);

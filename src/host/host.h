@@ -55,6 +55,7 @@ struct saving;
 struct events;
 struct api;
 struct agreement_thread;
+struct journal;
 struct migration_files;
 struct ferry_credentials;
 struct probe_door;
@@ -64,6 +65,7 @@ struct host {
     /* constant after host_new */
     const struct config *config;
     struct log *log;
+    struct journal *journal; /* NULL: nobody reads it there */
     struct loop *loop;
     struct store *store;
     struct events *events;

@@ -178,6 +178,7 @@ static void store_line(struct host *host, const char *id, const json_t *line)
 static void add_line(struct migration *migration, uint64_t time_ns, enum log_level level, const char *text)
 {
     struct host *host = migration->host;
+    struct log_labels labels = {0};
     char tag[LOG_TAG_SIZE];
     struct log *view;
     bool recorded;
@@ -185,7 +186,9 @@ static void add_line(struct migration *migration, uint64_t time_ns, enum log_lev
                              level_text(level), "host", host->config->name, "text", fields_text(text));
 
     snprintf(tag, sizeof(tag), "migration %s", migration->id);
-    view = log_scope(host->log, tag);
+    snprintf(labels.migration, sizeof(labels.migration), "%s", migration->id);
+    snprintf(labels.vm, sizeof(labels.vm), "%s", migration->vm_name);
+    view = log_scope_labelled(host->log, tag, &labels);
     log_write(view, level, "%s", text);
     log_close(view);
     host_lock(host);

@@ -537,6 +537,34 @@ def test_log_of_ferryd_is_rotated_and_bounded(hosts):
     assert len(list(a.state_dir.glob("ferryd.log*"))) == 3
 
 
+def read_journal(path, lines):
+    """What systemd's journal would do, until it is told that the migration is complete."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(path))
+        journal.settimeout(DEADLINE)
+        while not lines or lines[-1].get("FERRY_CODE") != "VMS2451":
+            lines.append(dict(field.split("=", 1) for field in journal.recv(65536).decode().splitlines()))
+
+
+def test_journal_is_told_what_lines_are_about(hosts, tmp_path):
+    """A socket stands for systemd's journal; standard error is what $JOURNAL_STREAM says."""
+    a, b = hosts.new("a"), hosts.start("b")
+    path, lines = tmp_path / "journal", []
+    reader = threading.Thread(target=read_journal, args=(path, lines))
+    reader.start()
+    wait_until(path.exists, "the journal")
+    a.environment["FERRY_JOURNAL_SOCKET"] = str(path)
+    a.prefix = ["sh", "-c", 'JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) exec "$@"', "sh"]
+    a.start()
+    introduce(a, b)
+    a.run("web")
+    migration = a.move("web", b)["id"]
+    reader.join()
+    about = [line for line in lines if line.get("FERRY_MIGRATION_ID") == migration]
+    assert {line["FERRY_VM"] for line in about} == {"web"} and "a" in {line["FERRY_HOST"] for line in about}
+    assert all(f"[migration {migration}] {line['MESSAGE']}" in a.log() for line in about)
+
+
 def test_views_are_files_too(hosts):
     a, b = hosts.pair()
     a.run("web")

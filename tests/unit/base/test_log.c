@@ -253,13 +253,13 @@ struct heard {
     struct log *log;
 };
 
-static void hear(void *opaque, enum log_level level, const char *tag, const char *text)
+static void hear(void *opaque, const struct log_line *line)
 {
     struct heard *heard = opaque;
 
-    heard->level = level;
-    snprintf(heard->tag, sizeof(heard->tag), "%s", tag);
-    snprintf(heard->text, sizeof(heard->text), "%s", text);
+    heard->level = line->level;
+    snprintf(heard->tag, sizeof(heard->tag), "%s", line->tag);
+    snprintf(heard->text, sizeof(heard->text), "%s", line->text);
     if (heard->count++ == 0)
         log_info(heard->log, "from the listener");
 }
