@@ -1,19 +1,18 @@
 #include "cli/command.h"
 
+#include "cli/events_follow.h"
 #include "cli/object.h"
 #include "cli/units.h"
 
 #include <errno.h>
 #include <string.h>
 
-static int print_event(void *opaque, json_t *event, struct ferry_error *err)
+static int print_event(struct cli *cli, const json_t *event)
 {
-    struct cli *cli = opaque;
     const char *level = object_text(event, "level");
     const char *color = "";
     char time[UNITS_TEXT_SIZE];
 
-    (void)err;
     if (strcmp(level, "error") == 0)
         color = cli->term.red;
     else if (strncmp(level, "warn", 4) == 0)
@@ -31,13 +30,20 @@ static int print_event(void *opaque, json_t *event, struct ferry_error *err)
     return ferror(cli->out) ? 1 : 0;
 }
 
+static int take_event(void *opaque, json_t *event, struct ferry_error *err)
+{
+    (void)err;
+    return print_event(opaque, event);
+}
+
 static int events(struct cli *cli, struct ferry_error *err)
 {
-    bool follow = args_has(&cli->args, "follow");
-    struct client_stream stream = {.opaque = cli, .object = print_event, .wake_fd = -1};
-    int result =
-        client_follow(&cli->client, follow ? "/v1/events?follow=1" : "/v1/events?follow=0", &stream, err);
+    struct client_stream stream = {.opaque = cli, .object = take_event, .wake_fd = -1};
+    int result;
 
+    if (args_has(&cli->args, "follow"))
+        return events_follow(cli, args_has(&cli->args, "local"), print_event, err);
+    result = client_follow(&cli->client, "/v1/events?follow=0", &stream, err);
     return result < 0 ? result : 0;
 }
 
@@ -45,10 +51,13 @@ const struct command command_events = {
     .name = "events",
     .group = "Hosts",
     .summary = "Show what happened on this host, and with -f what happens",
-    .text = "With --json each event is an object on a line of its own.",
+    .text = "With -f those of the hosts that this one knows follow, too, as they happen; a host that is away "
+            "is waited for, and tells what happened meanwhile. With --json each event is an object on a line "
+            "of its own.",
     .options =
         (const struct option[]){
             {.name = "follow", .letter = 'f', .help = "go on as events happen, until Ctrl-C"},
+            {.name = "local", .help = "with -f: of this host alone, and what others tell it"},
             {.name = NULL},
         },
     .examples =

@@ -88,6 +88,7 @@ int api_events(struct api_request *request)
 {
     const char *migration = api_query(request, "migration");
     struct event_stream *stream = calloc(1, sizeof(*stream));
+    bool fresh = false;
     int result;
 
     if (!stream)
@@ -98,10 +99,14 @@ int api_events(struct api_request *request)
     result = api_query_bool(request, "follow", &stream->follow);
     if (result == 0)
         result = api_query_uint(request, "since", &stream->since);
+    if (result == 0)
+        result = api_query_bool(request, "new", &fresh);
     if (result < 0) {
         free_events(stream);
         return result;
     }
+    if (fresh)
+        stream->since = events_last(request->host);
     if (stream->follow)
         api_bear_with_reader(request);
     return api_answer_stream(request, "application/x-ndjson", fill_events, stream, free_events);

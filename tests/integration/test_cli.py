@@ -628,6 +628,7 @@ def test_migrations_failed_shows_the_reason(run, fake):
 
 
 def test_events_followed_come_as_they_happen_and_end_quietly_with_the_reader(fake):
+    fake.hosts = {}
     process = subprocess.Popen(
         [FERRY, "--host", fake.state_dir, "events", "-f", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),

@@ -454,6 +454,44 @@ def test_followed_events_arrive_as_they_happen(host):
             received += stream.recv(4096)
 
 
+def start_following(host, *options):
+    """`ferry events -f` there, and what it has printed so far."""
+    command = [str(BUILD / "ferry"), "--host", str(host.state_dir), "events", "-f", "--json", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen, words = [], []
+    for stream, kept in ((process.stdout, seen), (process.stderr, words)):
+        threading.Thread(target=lambda stream=stream, kept=kept: kept.extend(stream), daemon=True).start()
+    return process, seen, words
+
+
+def test_followed_events_are_of_all_hosts_each_once_and_go_on_when_one_was_away(hosts):
+    a, b = hosts.pair()
+    process, seen, words = start_following(a)
+
+    def codes(host):
+        return [event["code"] for event in map(json.loads, seen) if event["host"] == host]
+
+    try:
+        wait_until(lambda: "host-started" in codes("a"), "what is recorded on a")
+        wait_until(lambda: b.post("/v1/host/migration", {"enabled": False}) and
+                   b.post("/v1/host/migration", {"enabled": True}) and "host-setting" in codes("b"), "an event of b")
+        for host in (a, b):
+            host.run("of-" + host.name)
+            wait_until(lambda: "vm-started" in codes(host.name), f"the start on {host.name}")
+        a.move("of-a", b)
+        wait_until(lambda: {"VMS2451", "VMS2431"} <= {*codes("a"), *codes("b")}, "the end of the move")
+        b.restart(signal.SIGKILL)
+        wait_until(lambda: "host-started" in codes("b"), "b's restart")
+        a.restart()
+        wait_until(lambda: codes("a").count("host-started") == 2, "a's restart")
+        assert any("b is away" in line for line in words) and any("b answers again" in line for line in words)
+        for host, codes_there in (("a", SOURCE_CODES), ("b", DESTINATION_CODES)):
+            assert all(codes(host).count(code) == 1 for code in codes_there), codes(host)
+    finally:
+        process.terminate()
+        process.wait()
+
+
 # --- migrations ---
 
 
