@@ -9,6 +9,7 @@
 #define FERRY_MACHINE_BOARD_H
 
 #include "bus/memory.h"
+#include "device/device.h"
 #include "machine/accel.h"
 #include "machine/machine.h"
 
@@ -33,6 +34,9 @@ struct board {
     const struct accel_ops *accel;
     int (*add_memory)(struct memory *memory, uint64_t size, struct ferry_error *err);
     struct board_place (*place)(enum board_device device, unsigned index);
+    /* Makes the real-time clock that this kind of machine has. */
+    int (*create_rtc)(struct device **out, const struct device_env *env, unsigned index,
+                      struct ferry_error *err);
     /*
      * Loads kernel, initrd and what describes the machine, as the configuration says, and fills in where the
      * boot vCPU starts. May be called again for a guest's reboot.

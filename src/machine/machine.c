@@ -3,7 +3,6 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "device/device.h"
-#include "device/goldfish_rtc.h"
 #include "device/uart16550.h"
 #include "device/virtio_blk.h"
 #include "device/virtio_console.h"
@@ -180,7 +179,7 @@ static int machine_add_platform_devices(struct machine *machine, struct ferry_er
         return result;
     machine_add(machine, machine->uart);
     env = machine_place(machine, BOARD_RTC, 0);
-    result = goldfish_rtc_create(&device, &env, 0, err);
+    result = machine->board->create_rtc(&device, &env, 0, err);
     if (result)
         return result;
     machine_add(machine, device);

@@ -21,6 +21,7 @@ BUSY = "procs=2,mem=2M,rate=0,interval=500,tick=5000,spins=2M"
 WORK = re.compile(r"^work (\d+) .*errors=(\d+) .* pass=(\d+) fp=(\d+) tcp=(\d+) tcp_errors=(\d+)$", re.MULTILINE)
 DISK = re.compile(r"^disk (\d+) .*errors=(\d+) ", re.MULTILINE)
 CLOCK = re.compile(r"^clock (\d+) wall=([+-]\d+)us monotonic=([+-]\d+)us rtt=(\d+)us$", re.MULTILINE)
+ABOUT = re.compile(r"^about rtc=(.+) seconds=(\d+) flags= (.+)$", re.MULTILINE)
 STATES = {"source": ["MIGRATE_TO_VMX_READY (1)", "MIGRATE_TO_VMX_PRECOPY (2)", "MIGRATE_TO_VMX_CHECKPT (3)",
                      "MIGRATE_TO_VMX_WAIT_HANDSHAKE (4)", "MIGRATE_TO_VMX_FINISHED (5)"],
           "destination": ["MIGRATE_FROM_VMX_INIT (7)", "MIGRATE_FROM_VMX_WAITING (8)", "MIGRATE_FROM_VMX_PRECOPY (9)",
@@ -40,12 +41,24 @@ def hosts(tmp_path_factory):
         yield made
 
 
-def run(host, name, cpus, work, words=""):
+def run(host, name, cpus, work, words="", options=""):
     disk = f"/tmp/{name}.img"
     host.lab.run(f"truncate -s 8M {disk}")
     host.ferry(f"run {name} --machine x86_64 --cpus {cpus} --memory 192M --kernel /guest/kernel --initrd /guest/initrd "
-               f"--disk {disk} --net user --cmdline 'console=ttyS0 quiet ferry.work={work} ferry.clock=10.0.2.2:{TIME_PORT} "
+               f"{options} --disk {disk} --net user --cmdline 'console=ttyS0 quiet ferry.work={work} ferry.clock=10.0.2.2:{TIME_PORT} "
                f"ferry.disk=/dev/vda,size=1M,rate=16K {words}'")
+
+
+def about(host, vm, after=0):
+    """(driver of the real-time clock, what that shows, flags of the CPU) as the guest says after AFTER characters of its console; the
+    second is compared with the host's time, and left out."""
+    end = time.monotonic() + 240
+    while not (said := ABOUT.findall(host.console(vm)[after:])):
+        assert time.monotonic() < end, "the guest does not say what it is like:\n" + host.console(vm)[-4000:]
+        time.sleep(2)
+    driver, shown, flags = said[-1]
+    assert abs(int(shown) - int(host.lab.run("date +%s"))) < 60, said[-1]
+    return driver, set(flags.split())
 
 
 class Seen:
@@ -160,12 +173,26 @@ def test_dirty_rings_and_log_tell_every_page(hosts):
 
 def test_linux_boots_and_moves_there_and_back(hosts):
     a, b = hosts
-    run(a, "one", 1, QUIET)
+    run(a, "one", 1, QUIET, "ferry.about")
     seen = boots(a, "one")
+    assert about(a, "one")[0].startswith("rtc_cmos")
     assert "kernel=6." in seen.text
     seen = move(a, b, "one", seen)
     move(b, a, "one", seen)
     stop(a, "one")
+
+
+@pytest.mark.long
+def test_guest_of_a_baseline_keeps_its_cpu(hosts):
+    """What is beyond it is not there, though the hosts have it, and does not come by a move."""
+    a, b = hosts
+    run(a, "base", 1, QUIET, "ferry.about", "--cpu x86-64-v2,-popcnt")
+    seen = boots(a, "base")
+    _, first = about(a, "base")
+    assert {"sse4_2", "ssse3", "cx16"} <= first and not first & {"popcnt", "avx", "avx2", "fma", "bmi1"}, first
+    move(a, b, "base", seen)
+    assert about(b, "base", len(seen.text))[1] == first
+    stop(b, "base")
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "device/goldfish_rtc.h"
 #include "machine/loader.h"
 #include "machine/riscv64/device_tree.h"
 #include "machine/riscv64/layout.h"
@@ -203,5 +204,6 @@ const struct board board_riscv64 = {
     .accel = &accel_soft,
     .add_memory = board_add_memory,
     .place = board_place,
+    .create_rtc = goldfish_rtc_create,
     .load = board_load,
 };

@@ -1,6 +1,7 @@
 #include "machine/x86_64/acpi.h"
 
 #include "base/error.h"
+#include "device/mc146818.h"
 #include "machine/board.h"
 #include "machine/x86_64/aml.h"
 #include "machine/x86_64/layout.h"
@@ -28,7 +29,6 @@
 /* §5.2.9.3 and §5.2.9, table 5.10 */
 #define BOOT_LEGACY_DEVICES 0x0001
 #define BOOT_NO_VGA         0x0004
-#define BOOT_NO_CMOS_RTC    0x0020
 #define FADT_WBINVD         (1u << 0)
 #define FADT_NO_PWR_BUTTON  (1u << 4)
 #define FADT_NO_SLP_BUTTON  (1u << 5)
@@ -128,6 +128,17 @@ static void put_com1(struct buffer *out)
     aml_device(out, "COM1", &body);
 }
 
+static void put_rtc(struct buffer *out)
+{
+    struct buffer body = BUFFER_INIT, resources = BUFFER_INIT;
+
+    aml_name_eisa_id(&body, "_HID", "PNP0B00");
+    aml_resource_ports(&resources, X86_64_PORT_CMOS, MC146818_PORTS);
+    aml_resource_isa_irq(&resources, X86_64_RTC_IRQ);
+    aml_name_resources(&body, "_CRS", &resources);
+    aml_device(out, "RTC0", &body);
+}
+
 static void put_dsdt(struct buffer *out, const struct machine_config *config)
 {
     static const uint8_t sleep_types[] = {0, 0, 0, 0}; /* PM1 control's SLP_TYP is 0 */
@@ -136,6 +147,7 @@ static void put_dsdt(struct buffer *out, const struct machine_config *config)
     unsigned number = 0;
 
     put_com1(&bus);
+    put_rtc(&bus);
     put_virtio(&bus, &number, BOARD_RNG, 0);
     put_virtio(&bus, &number, BOARD_CONSOLE, 0);
     for (unsigned i = 0; i < config->disk_count; i++)
@@ -196,8 +208,9 @@ static void put_fadt(struct buffer *out, uint64_t dsdt, uint64_t facs)
     fadt_skip(out, start, 96);
     buffer_put_u16(out, 0xffff); /* C2 and C3 are not there: latencies beyond the allowed */
     buffer_put_u16(out, 0xffff);
-    fadt_skip(out, start, 109);
-    buffer_put_u16(out, BOOT_LEGACY_DEVICES | BOOT_NO_VGA | BOOT_NO_CMOS_RTC);
+    fadt_skip(out, start, 108);
+    buffer_put_u8(out, MC146818_CENTURY);
+    buffer_put_u16(out, BOOT_LEGACY_DEVICES | BOOT_NO_VGA);
     fadt_skip(out, start, 112);
     buffer_put_u32(out, FADT_WBINVD | FADT_NO_PWR_BUTTON | FADT_NO_SLP_BUTTON | FADT_NO_FIXED_RTC |
                             FADT_RESET_REGISTER);

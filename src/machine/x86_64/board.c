@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "device/mc146818.h"
 #include "machine/loader.h"
 #include "machine/x86_64/acpi.h"
 #include "machine/x86_64/layout.h"
@@ -55,7 +56,7 @@ static struct board_place board_place(enum board_device device, unsigned index)
     case BOARD_UART:
         return (struct board_place){X86_64_PORTS + X86_64_PORT_UART, X86_64_UART_IRQ};
     case BOARD_RTC:
-        return (struct board_place){X86_64_RTC_BASE, X86_64_RTC_IRQ};
+        return (struct board_place){X86_64_PORTS + X86_64_PORT_CMOS, X86_64_RTC_IRQ};
     case BOARD_RNG:
         slot += SLOT_RNG;
         break;
@@ -184,5 +185,6 @@ const struct board board_x86_64 = {
     .accel = &accel_kvm,
     .add_memory = board_add_memory,
     .place = board_place,
+    .create_rtc = mc146818_create,
     .load = board_load,
 };

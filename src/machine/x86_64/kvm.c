@@ -217,6 +217,7 @@ static int kvm_reset(struct accel *accel, const struct accel_boot *boot, struct 
     if (result)
         return error_prefix(err, result, "cannot reset the VM");
     kvm_clock_reset(kvm);
+    kvm->ports.pm1_enable = 0;
     return kvm_cpu_boot(&kvm->cpus[0], boot, err);
 }
 

@@ -1,6 +1,6 @@
 /*
- * What is saved of a VM on KVM: sections "cpuid", "vcpu0" and on, "irqchip", "pit" and "clock", in this
- * order.
+ * What is saved of a VM on KVM: sections "cpuid", "vcpu0" and on, "irqchip", "pit", "clock" and "ports", in
+ * this order.
  *
  * The tables name the fields of KVM's own structures one by one; what is meant by each is in the kernel's
  * documentation. All state that KVM gives is in them but for what follows from other state: the TSC is in
@@ -503,7 +503,15 @@ static int load_clock(struct kvm_accel *kvm, const struct clock_image *image, st
 
 /* ---- sections: by index ---- */
 
-enum section_kind { SECTION_CPUID, SECTION_VCPU, SECTION_IRQCHIP, SECTION_PIT, SECTION_CLOCK, SECTION_NONE };
+enum section_kind {
+    SECTION_CPUID,
+    SECTION_VCPU,
+    SECTION_IRQCHIP,
+    SECTION_PIT,
+    SECTION_CLOCK,
+    SECTION_PORTS,
+    SECTION_NONE
+};
 
 /* Which comes at INDEX; *cpu for a vCPU. */
 static enum section_kind section_kind(const struct kvm_accel *kvm, unsigned index, unsigned *cpu)
@@ -518,6 +526,7 @@ static enum section_kind section_kind(const struct kvm_accel *kvm, unsigned inde
     return index == 0   ? SECTION_IRQCHIP
            : index == 1 ? SECTION_PIT
            : index == 2 ? SECTION_CLOCK
+           : index == 3 ? SECTION_PORTS
                         : SECTION_NONE;
 }
 
@@ -525,7 +534,7 @@ void kvm_sections(struct accel *accel, struct accel_section *sections, size_t *c
 {
     static const struct state_table *const tables[] = {
         [SECTION_CPUID] = &cpuid_state, [SECTION_VCPU] = &vcpu_state,   [SECTION_IRQCHIP] = &irqchip_state,
-        [SECTION_PIT] = &pit_state,     [SECTION_CLOCK] = &clock_state,
+        [SECTION_PIT] = &pit_state,     [SECTION_CLOCK] = &clock_state, [SECTION_PORTS] = &pc_ports_state,
     };
     const struct kvm_accel *kvm = kvm_accel_of(accel);
     size_t used = 0;
@@ -586,6 +595,9 @@ int kvm_section_save(struct accel *accel, unsigned index, struct buffer *out, st
     case SECTION_CLOCK:
         state_save(&clock_state, &clock, out);
         break;
+    case SECTION_PORTS:
+        state_save(&pc_ports_state, &kvm->ports, out);
+        break;
     case SECTION_NONE:
         return error_set(err, -EINVAL, "a VM on KVM has no state section %u", index);
     }
@@ -643,6 +655,8 @@ int kvm_section_load(struct accel *accel, unsigned index, uint32_t version, stru
     case SECTION_CLOCK:
         result = state_load(&clock_state, "clock", version, &clock, in, err);
         return result ? result : load_clock(kvm, &clock, err);
+    case SECTION_PORTS:
+        return state_load(&pc_ports_state, "ports", version, &kvm->ports, in, err);
     case SECTION_NONE:
         break;
     }

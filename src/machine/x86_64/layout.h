@@ -5,7 +5,6 @@
  *     0x0000_0000  RAM, up to 3 GiB; 640 KiB to 1 MiB is reserved in the memory map
  *     0xc000_0000  nothing, then devices (the hole that PCI has on a PC):
  *     0xd000_0000  virtio-mmio slot 0, 0x1000 bytes each
- *     0xd010_0000  goldfish RTC
  *     0xfec0_0000  I/O APIC, 0xfee0_0000 local APICs (in the kernel)
  *     0xfffb_c000  what KVM needs for itself on Intel processors
  *     1_0000_0000  the rest of RAM
@@ -29,12 +28,11 @@
 #define X86_64_PORT_COUNT 0x10000
 
 #define X86_64_PORT_I8042 0x64
+#define X86_64_PORT_CMOS  0x70 /* index, and data at +1 */
 #define X86_64_PORT_UART  0x3f8
 #define X86_64_PORT_PM1A  0x600 /* ACPI: event block of 4 bytes, control block at +4 */
 #define X86_64_UART_IRQ   4
-
-#define X86_64_RTC_BASE UINT64_C(0xd0100000)
-#define X86_64_RTC_IRQ  8
+#define X86_64_RTC_IRQ    8
 
 #define X86_64_VIRTIO_BASE   UINT64_C(0xd0000000)
 #define X86_64_VIRTIO_STRIDE UINT64_C(0x1000)

@@ -2,6 +2,7 @@
 
 #include "base/bitmap.h"
 #include "base/error.h"
+#include "device/goldfish_rtc.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -207,5 +208,6 @@ const struct board board_fake = {
     .accel = &accel_fake,
     .add_memory = fake_add_memory,
     .place = fake_place,
+    .create_rtc = goldfish_rtc_create,
     .load = fake_load_guest,
 };

@@ -89,6 +89,8 @@ static void all_tables_are_found_and_add_up(void **state)
     assert_int_equal(get(tables, fadt + 64, 4), 0x604);
     assert_int_equal(get(tables, fadt + 120, 8), 0x64);
     assert_int_equal(get(tables, fadt + 128, 1), 0xfe);
+    assert_int_equal(get(tables, fadt + 108, 1), 0x32);     /* the century's index in the CMOS */
+    assert_int_equal(get(tables, fadt + 109, 2) & 0x20, 0); /* which there is */
     assert_true(tables->all.size <= ACPI_END - ACPI_START);
 }
 

@@ -103,7 +103,7 @@ static int load(const struct fixture *fixture, const char *name, const struct bu
 
 static void sections_have_a_defined_order(void **state)
 {
-    static const char *const names[] = {"cpuid", "vcpu0", "vcpu1", "irqchip", "pit", "clock"};
+    static const char *const names[] = {"cpuid", "vcpu0", "vcpu1", "irqchip", "pit", "clock", "ports"};
     struct fixture *fixture = *state;
 
     assert_int_equal(fixture->count, ARRAY_SIZE(names));

@@ -354,10 +354,12 @@ static void guest_ends_by_acpi_and_keyboard_controller(void **state)
     assert_int_equal(event, ACCEL_EVENT_RESET);
     assert_true(mmio_bus_read(bus, X86_64_PORTS + 0x604, 2, &value));
     assert_int_equal(value, 1);
-    /* Linux enables the global lock's event and reads that it is. */
-    assert_true(mmio_bus_write(bus, X86_64_PORTS + 0x602, 2, 0x0020));
-    assert_true(mmio_bus_read(bus, X86_64_PORTS + 0x602, 2, &value));
-    assert_int_equal(value, 0x20);
+    /* Linux enables and disables events, and reads that they are. */
+    for (unsigned enabled = 0; enabled <= 0x420; enabled += 0x20) {
+        assert_true(mmio_bus_write(bus, X86_64_PORTS + 0x602, 2, enabled));
+        assert_true(mmio_bus_read(bus, X86_64_PORTS + 0x602, 2, &value));
+        assert_int_equal(value, enabled);
+    }
     mmio_bus_free(bus);
 }
 
