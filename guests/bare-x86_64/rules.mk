@@ -9,7 +9,7 @@ BARE64_CFLAGS := -std=gnu17 -O2 -g0 -m64 -march=x86-64 -mgeneral-regs-only -mno-
 	-fno-tree-loop-distribute-patterns $(WARNINGS) -MMD -MP
 BARE64_LDFLAGS := -nostdlib -static -no-pie -Wl,--build-id=none -Wl,--no-warn-rwx-segments -Wl,-z,max-page-size=4096
 
-BARE64_RUNTIME := start console common-args common-console common-memory
+BARE64_RUNTIME := start console smp common-args common-console common-memory
 BARE64_PROGRAMS := stress
 BARE64_ELFS := $(BARE64_PROGRAMS:%=$(OUT)/%-x86_64.elf)
 

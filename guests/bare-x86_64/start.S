@@ -5,6 +5,10 @@
  * Ring 0 does the least that can be done: page tables that are there already (identity for the first 4 GiB,
  * open to ring 3), long mode, a task state segment whose I/O bitmap opens all ports, and from there to ring
  * 3, where everything else runs. There is no interrupt table: any fault ends the machine.
+ *
+ * Other processors begin at second_start, in real mode, in a copy of it below 1 MiB (smp.c); they go the same
+ * way to ring 3, where they call what smp_start says. They have no task state segment: their I/O privilege
+ * level opens the ports.
  */
 #define CR0_PE_PG        0x80000033 /* PG NE ET MP PE */
 #define CR4_PAE_SSE      0x620      /* PAE OSFXSR OSXMMEXCPT */
@@ -18,6 +22,11 @@
 #define SELECTOR_USER_SS 0x1b
 #define SELECTOR_USER_CS 0x23
 #define SELECTOR_TSS     0x28
+#define SELECTOR_CODE32  0x38
+
+#define RFLAGS_NONE      0x2        /* interrupts off */
+#define RFLAGS_IOPL3     0x3002
+#define CR0_PE           0x1
 
 #define TSS_IO_BITMAP    0x68
 #define TSS_SIZE         (TSS_IO_BITMAP + 65536 / 8 + 1)
@@ -28,12 +37,8 @@
     .asciz "Xen"
     .long _start
 
-    .section .text.start, "ax"
-    .code32
-    .globl _start
-_start:
-    cld
-    mov $boot_stack_top, %esp
+/* From 32-bit protected mode without paging; changes EAX, ECX, EDX. */
+    .macro enter_long_mode target
     mov $CR4_PAE_SSE, %eax
     mov %eax, %cr4
     mov $page_root, %eax
@@ -45,7 +50,28 @@ _start:
     mov $CR0_PE_PG, %eax
     mov %eax, %cr0
     lgdt gdt_pointer
-    ljmp $SELECTOR_CODE, $long_mode
+    ljmp $SELECTOR_CODE, $\target
+    .endm
+
+    .macro enter_ring3 stack, flags, target
+    mov $SELECTOR_USER_SS, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    pushq $SELECTOR_USER_SS
+    pushq \stack
+    pushq $\flags
+    pushq $SELECTOR_USER_CS
+    pushq $\target
+    iretq
+    .endm
+
+    .section .text.start, "ax"
+    .code32
+    .globl _start
+_start:
+    cld
+    mov $boot_stack_top, %esp
+    enter_long_mode long_mode
 
     .code64
 long_mode:
@@ -56,16 +82,8 @@ long_mode:
     lidt no_idt
     mov $SELECTOR_TSS, %eax
     ltr %ax
-    mov $SELECTOR_USER_SS, %eax
-    mov %eax, %ds
-    mov %eax, %es
     mov %ebx, %ebx
-    pushq $SELECTOR_USER_SS
-    pushq $boot_stack_top
-    pushq $2                        /* RFLAGS: interrupts off */
-    pushq $SELECTOR_USER_CS
-    pushq $user_mode
-    iretq
+    enter_ring3 $boot_stack_top, RFLAGS_NONE, user_mode
 
 user_mode:
     mov $__bss_start, %edi
@@ -75,6 +93,47 @@ user_mode:
     rep stosb
     mov %rbx, %rdi
     call bare_main
+    ud2
+
+/* Copied as a whole to a page below 1 MiB: CS is that page, and nothing else is known. */
+    .code16
+    .globl second_start, second_start_end
+second_start:
+    cli
+    cld
+    lgdtl %cs:(second_gdt_pointer - second_start)
+    mov $CR0_PE, %eax
+    mov %eax, %cr0
+    ljmpl $SELECTOR_CODE32, $second_protected
+second_gdt_pointer:
+    .word gdt_pointer - gdt - 1
+    .long gdt
+second_start_end:
+
+    .code32
+second_protected:
+    mov $SELECTOR_DATA, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    mov %eax, %ss
+    mov smp_start, %esp
+    enter_long_mode second_long_mode
+
+    .code64
+second_long_mode:
+    mov $SELECTOR_DATA, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    mov %eax, %ss
+    lidt no_idt
+    mov smp_start, %rbx
+    enter_ring3 %rbx, RFLAGS_IOPL3, second_user_mode
+
+second_user_mode:
+    mov smp_start + 16, %rdi
+    mov smp_start + 8, %rax
+    movl $1, smp_start + 24
+    call *%rax
     ud2
 
     .section .data, "aw"
@@ -92,6 +151,7 @@ gdt:
     .byte 0x89                      /* present, 64-bit TSS */
     .byte 0, 0
     .quad 0
+    .quad 0x00cf9b000000ffff        /* ring 0 code, 32 bits */
 gdt_pointer:
     .word gdt_pointer - gdt - 1
     .quad gdt

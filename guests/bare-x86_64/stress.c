@@ -9,6 +9,7 @@
 #include "../common/console.h"
 #include "port.h"
 #include "pvh.h"
+#include "smp.h"
 
 #define WORK_BASE   (UINT64_C(1) << 39) /* the second entry of the root */
 #define LARGE_PAGE  (UINT64_C(2) << 20)
@@ -24,6 +25,8 @@
 #define SLEEP_ENABLE  0x2000 /* ACPI PM1 control: SLP_EN, with SLP_TYP 0 */
 
 #define REGISTERS 16
+
+#define START_WAIT_S 60 /* for another CPU; its first steps may be emulated, and the host busy */
 
 extern char __image_end[];
 extern uint64_t page_root[];
@@ -152,11 +155,11 @@ static bool registers_hold(void)
 
 /* ---- CPUs and the end ---- */
 
+static uint64_t start_wait;
+
 static bool start_cpu(void (*function)(void *), void *argument)
 {
-    (void)function;
-    (void)argument;
-    return false;
+    return smp_start_cpu(function, argument, start_wait);
 }
 
 /* A fault, with nothing to handle it: triple fault. */
@@ -203,5 +206,6 @@ void bare_main(const struct pvh_start_info *info)
     machine.memory = (uint8_t *)WORK_BASE;
     machine.memory_size = mapper.mapped;
     machine.hz = measure_hz();
+    start_wait = machine.hz * START_WAIT_S;
     stress_main(&machine);
 }

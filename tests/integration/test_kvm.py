@@ -84,6 +84,18 @@ def test_guest_that_writes_moves_with_either_way_of_tracking(vms, how, words):
     verifies_all(moved)
 
 
+def test_guest_that_writes_from_all_vcpus_moves(vms):
+    """The guest starts the others itself, from real mode."""
+    vm = vms.start("a", definition("mem=24M rate=0 interval=20 cpus=2", vcpus=2))
+    assert vm.wait_for_console(r"^work begins harts=(\d)").group(1) == "2"
+    vm.wait_for_console(r"^work 2 ")
+    moved = vms.start_incoming("b", vm.definition)
+    assert vms.migrate(vm, moved)["outcome"] == "completed"
+    verifies_all(moved)
+    moved.type("r")
+    moved.wait_for_console(r"work begins harts=2[\s\S]*^work 2 ", len(moved.console()))
+
+
 def test_tracking_that_is_not_there_is_refused(vms):
     vm = vms.make("a", {**definition(""), "machine": "riscv64"}, "--dirty-tracking", "ring")
     assert "built-in CPU" in vm.ready["error"]
