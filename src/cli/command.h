@@ -99,6 +99,8 @@ json_t *cli_pack(const char *format, ...);
 
 extern const struct command command_cancel;
 extern const struct command command_check;
+extern const struct command command_checkpoint_diff;
+extern const struct command command_checkpoint_show;
 extern const struct command command_cluster_baseline_compute;
 extern const struct command command_cluster_baseline_set;
 extern const struct command command_cluster_baseline_show;

@@ -29,6 +29,8 @@ const struct command *const commands[] = {
     &command_snapshot,
     &command_suspend,
     &command_resume,
+    &command_checkpoint_show,
+    &command_checkpoint_diff,
     &command_host_show,
     &command_host_list,
     &command_host_add,

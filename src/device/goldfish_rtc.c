@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/thread.h"
+#include "device/tables.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -48,7 +49,7 @@ static const struct state_field rtc_fields[] = {
     STATE_FIELD(struct rtc_state, irq_enabled, STATE_BOOL),
 };
 
-static const struct state_table rtc_table = {
+const struct state_table goldfish_rtc_table = {
     .name = "goldfish-rtc",
     .version = 1,
     .fields = rtc_fields,
@@ -226,7 +227,7 @@ static int rtc_quiesce(struct device *device, uint64_t deadline_ns, struct ferry
 
 static void rtc_save(struct device *device, struct buffer *out)
 {
-    state_save(&rtc_table, &from_device(device)->state, out);
+    state_save(&goldfish_rtc_table, &from_device(device)->state, out);
 }
 
 static int rtc_load(struct device *device, uint32_t version, struct reader *in, struct ferry_error *err)
@@ -235,7 +236,7 @@ static int rtc_load(struct device *device, uint32_t version, struct reader *in, 
     int result;
 
     pthread_mutex_lock(&rtc->lock);
-    result = state_load(&rtc_table, device->name, version, &rtc->state, in, err);
+    result = state_load(&goldfish_rtc_table, device->name, version, &rtc->state, in, err);
     pthread_mutex_unlock(&rtc->lock);
     return result;
 }
@@ -272,7 +273,7 @@ int goldfish_rtc_create(struct device **out, const struct device_env *env, unsig
     if (!rtc)
         return error_set(err, -ENOMEM, "out of memory while adding rtc%u", index);
     rtc->device.ops = &rtc_ops;
-    rtc->device.state = &rtc_table;
+    rtc->device.state = &goldfish_rtc_table;
     snprintf(rtc->device.name, sizeof(rtc->device.name), "rtc%u", index);
     rtc->env = *env;
     pthread_mutex_init(&rtc->lock, NULL);

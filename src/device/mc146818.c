@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/thread.h"
+#include "device/tables.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -70,7 +71,7 @@ static const struct state_field cmos_fields[] = {
     STATE_ARRAY(struct cmos_state, registers, STATE_BYTES),
 };
 
-static const struct state_table cmos_table = {
+const struct state_table mc146818_table = {
     .name = "mc146818",
     .version = 1,
     .fields = cmos_fields,
@@ -402,7 +403,7 @@ static int cmos_quiesce(struct device *device, uint64_t deadline_ns, struct ferr
 
 static void cmos_save(struct device *device, struct buffer *out)
 {
-    state_save(&cmos_table, &from_device(device)->state, out);
+    state_save(&mc146818_table, &from_device(device)->state, out);
 }
 
 static int cmos_load(struct device *device, uint32_t version, struct reader *in, struct ferry_error *err)
@@ -411,7 +412,7 @@ static int cmos_load(struct device *device, uint32_t version, struct reader *in,
     int result;
 
     pthread_mutex_lock(&cmos->lock);
-    result = state_load(&cmos_table, device->name, version, &cmos->state, in, err);
+    result = state_load(&mc146818_table, device->name, version, &cmos->state, in, err);
     pthread_mutex_unlock(&cmos->lock);
     return result;
 }
@@ -448,7 +449,7 @@ int mc146818_create(struct device **out, const struct device_env *env, unsigned 
     if (!cmos)
         return error_set(err, -ENOMEM, "out of memory while adding cmos%u", index);
     cmos->device.ops = &cmos_ops;
-    cmos->device.state = &cmos_table;
+    cmos->device.state = &mc146818_table;
     snprintf(cmos->device.name, sizeof(cmos->device.name), "cmos%u", index);
     cmos->env = *env;
     cmos->state.registers[REG_A] = A_32768_HZ;

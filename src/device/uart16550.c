@@ -1,6 +1,7 @@
 #include "device/uart16550.h"
 
 #include "base/error.h"
+#include "device/tables.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -105,7 +106,7 @@ static const struct state_field uart_fields[] = {
     STATE_FIELD(struct uart_state, input_count, STATE_U16, .max = UART_INPUT_SIZE),
 };
 
-static const struct state_table uart_table = {
+const struct state_table uart16550_table = {
     .name = "uart16550",
     .version = 1,
     .fields = uart_fields,
@@ -389,7 +390,7 @@ static void uart_save(struct device *device, struct buffer *out)
     struct uart *uart = from_device(device);
 
     pthread_mutex_lock(&uart->lock); /* input may come at any time */
-    state_save(&uart_table, &uart->state, out);
+    state_save(&uart16550_table, &uart->state, out);
     pthread_mutex_unlock(&uart->lock);
 }
 
@@ -399,7 +400,7 @@ static int uart_load(struct device *device, uint32_t version, struct reader *in,
     int result;
 
     pthread_mutex_lock(&uart->lock);
-    result = state_load(&uart_table, device->name, version, &uart->state, in, err);
+    result = state_load(&uart16550_table, device->name, version, &uart->state, in, err);
     pthread_mutex_unlock(&uart->lock);
     return result;
 }
@@ -430,7 +431,7 @@ int uart16550_create(struct device **out, const struct device_env *env, unsigned
     if (!uart)
         return error_set(err, -ENOMEM, "out of memory while adding uart%u", index);
     uart->device.ops = &uart_ops;
-    uart->device.state = &uart_table;
+    uart->device.state = &uart16550_table;
     snprintf(uart->device.name, sizeof(uart->device.name), "uart%u", index);
     uart->env = *env;
     uart->options = *options;

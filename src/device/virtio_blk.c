@@ -1,6 +1,7 @@
 #include "device/virtio_blk.h"
 
 #include "base/error.h"
+#include "device/tables.h"
 #include "device/virtio_mmio.h"
 #include "disk/image.h"
 
@@ -115,7 +116,7 @@ static const struct state_field blk_fields[] = {
     STATE_FIELD(struct blk_state, capacity, STATE_U64),
 };
 
-static const struct state_table blk_table = {
+const struct state_table virtio_blk_table = {
     .name = "virtio-blk",
     .version = 1,
     .fields = blk_fields,
@@ -523,14 +524,14 @@ static int blk_quiesce(struct device *device, uint64_t deadline_ns, struct ferry
 
 static void blk_save(struct device *device, struct buffer *out)
 {
-    state_save(&blk_table, &from_device(device)->state, out);
+    state_save(&virtio_blk_table, &from_device(device)->state, out);
 }
 
 static int blk_load(struct device *device, uint32_t version, struct reader *in, struct ferry_error *err)
 {
     struct virtio_blk *blk = from_device(device);
     struct blk_state loaded = blk->state;
-    int result = state_load(&blk_table, device->name, version, &loaded, in, err);
+    int result = state_load(&virtio_blk_table, device->name, version, &loaded, in, err);
 
     if (result == 0) {
         result = virtio_state_check(&blk->virtio, &loaded.virtio, err);
@@ -610,7 +611,7 @@ int virtio_blk_create(struct device **out, const struct device_env *env, unsigne
     if (!blk)
         return error_set(err, -ENOMEM, "out of memory while adding disk %s", options->path);
     blk->device.ops = &blk_device_ops;
-    blk->device.state = &blk_table;
+    blk->device.state = &virtio_blk_table;
     snprintf(blk->device.name, sizeof(blk->device.name), "virtio-blk%u", index);
     result = image_open(&blk->image, options->path, options->readonly, options->direct, err);
     if (result < 0)

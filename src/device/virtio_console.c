@@ -1,6 +1,7 @@
 #include "device/virtio_console.h"
 
 #include "base/error.h"
+#include "device/tables.h"
 #include "device/virtio_mmio.h"
 
 #include <endian.h>
@@ -106,7 +107,7 @@ static const struct state_field console_fields[] = {
     STATE_ARRAY(struct console_state, line, STATE_BYTES),
 };
 
-static const struct state_table console_table = {
+const struct state_table virtio_console_table = {
     .name = "virtio-console",
     .version = 1,
     .fields = console_fields,
@@ -380,7 +381,7 @@ static void console_save(struct device *device, struct buffer *out)
     struct virtio_console *console = from_device(device);
 
     pthread_mutex_lock(&console->virtio.lock); /* input may come at any time */
-    state_save(&console_table, &console->state, out);
+    state_save(&virtio_console_table, &console->state, out);
     pthread_mutex_unlock(&console->virtio.lock);
 }
 
@@ -388,7 +389,7 @@ static int console_load(struct device *device, uint32_t version, struct reader *
 {
     struct virtio_console *console = from_device(device);
     struct console_state loaded = console->state;
-    int result = state_load(&console_table, device->name, version, &loaded, in, err);
+    int result = state_load(&virtio_console_table, device->name, version, &loaded, in, err);
 
     if (result == 0) {
         result = virtio_state_check(&console->virtio, &loaded.virtio, err);
@@ -430,7 +431,7 @@ int virtio_console_create(struct device **out, const struct device_env *env, uns
     if (!console)
         return error_set(err, -ENOMEM, "out of memory while adding virtio-console%u", index);
     console->device.ops = &console_device_ops;
-    console->device.state = &console_table;
+    console->device.state = &virtio_console_table;
     snprintf(console->device.name, sizeof(console->device.name), "virtio-console%u", index);
     console->options = *options;
     console->config.max_ports = htole32(PORTS);

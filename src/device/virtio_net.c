@@ -1,6 +1,7 @@
 #include "device/virtio_net.h"
 
 #include "base/error.h"
+#include "device/tables.h"
 #include "device/virtio_mmio.h"
 
 #include <endian.h>
@@ -59,7 +60,7 @@ static const struct state_field net_fields[] = {
     STATE_ARRAY(struct net_state, mac, STATE_BYTES),
 };
 
-static const struct state_table net_table = {
+const struct state_table virtio_net_table = {
     .name = "virtio-net",
     .version = 1,
     .fields = net_fields,
@@ -248,14 +249,14 @@ static int net_quiesce(struct device *device, uint64_t deadline_ns, struct ferry
 
 static void net_save(struct device *device, struct buffer *out)
 {
-    state_save(&net_table, &from_device(device)->state, out);
+    state_save(&virtio_net_table, &from_device(device)->state, out);
 }
 
 static int net_load(struct device *device, uint32_t version, struct reader *in, struct ferry_error *err)
 {
     struct virtio_net *net = from_device(device);
     struct net_state loaded = net->state;
-    int result = state_load(&net_table, device->name, version, &loaded, in, err);
+    int result = state_load(&virtio_net_table, device->name, version, &loaded, in, err);
 
     if (result == 0) {
         result = virtio_state_check(&net->virtio, &loaded.virtio, err);
@@ -300,7 +301,7 @@ int virtio_net_create(struct device **out, const struct device_env *env, unsigne
         return error_set(err, -ENOMEM, "out of memory while adding virtio-net%u", index);
     }
     net->device.ops = &net_device_ops;
-    net->device.state = &net_table;
+    net->device.state = &virtio_net_table;
     snprintf(net->device.name, sizeof(net->device.name), "virtio-net%u", index);
     memcpy(net->config.mac, options->mac, sizeof(net->config.mac));
     net->config.status = htole16(NET_S_LINK_UP);

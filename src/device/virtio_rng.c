@@ -1,6 +1,7 @@
 #include "device/virtio_rng.h"
 
 #include "base/error.h"
+#include "device/tables.h"
 #include "device/virtio_mmio.h"
 
 #include <errno.h>
@@ -27,7 +28,7 @@ static const struct state_field rng_fields[] = {
     VIRTQUEUE_STATE_FIELDS(struct rng_state, virtio.queues[0]),
 };
 
-static const struct state_table rng_table = {
+const struct state_table virtio_rng_table = {
     .name = "virtio-rng",
     .version = 1,
     .fields = rng_fields,
@@ -108,14 +109,14 @@ static int rng_quiesce(struct device *device, uint64_t deadline_ns, struct ferry
 
 static void rng_save(struct device *device, struct buffer *out)
 {
-    state_save(&rng_table, &from_device(device)->state, out);
+    state_save(&virtio_rng_table, &from_device(device)->state, out);
 }
 
 static int rng_load(struct device *device, uint32_t version, struct reader *in, struct ferry_error *err)
 {
     struct virtio_rng *rng = from_device(device);
     struct rng_state loaded = rng->state;
-    int result = state_load(&rng_table, device->name, version, &loaded, in, err);
+    int result = state_load(&virtio_rng_table, device->name, version, &loaded, in, err);
 
     if (result == 0) {
         result = virtio_state_check(&rng->virtio, &loaded.virtio, err);
@@ -155,7 +156,7 @@ int virtio_rng_create(struct device **out, const struct device_env *env, unsigne
     if (!rng)
         return error_set(err, -ENOMEM, "out of memory while adding virtio-rng%u", index);
     rng->device.ops = &rng_device_ops;
-    rng->device.state = &rng_table;
+    rng->device.state = &virtio_rng_table;
     snprintf(rng->device.name, sizeof(rng->device.name), "virtio-rng%u", index);
     result = virtio_init(&rng->virtio, &rng_virtio_ops, &rng->state.virtio, 0, NULL, 0, rng->device.name, env,
                          err);

@@ -1,12 +1,13 @@
 """Snapshots, suspends and cold moves between two ferryd with the real ferry-vm: a guest that fills and verifies its memory, and
 has a disk that is written to, whose lock decides."""
+import json
 import os
 import signal
 
 import pytest
 
 from hosts import assert_refused, wait_until
-from test_checkpoint_hosts import finish, resume, save
+from test_checkpoint_hosts import ferry, finish, resume, save
 from test_ferryd_vm import hosts, pytestmark, run, ticks, wait_for_ticks  # noqa: F401 (a fixture, and what the test needs)
 
 
@@ -79,6 +80,36 @@ def test_resume_that_fails_leaves_it_resumable(hosts, disk):
     assert resume(a, file, eager=True)["state"] == "RUNNING"
     wait_for_ticks(a)
     assert_whole(a)
+
+
+def test_checkpoint_files_are_shown_and_compared(hosts, disk):
+    a = hosts.start("a")
+    one, two = hosts.directory / "one", hosts.directory / "two"
+    run_with_disk(a, disk)
+    finish(a, save(a, "web", one, "snapshot"))
+    wait_for_ticks(a)
+    finish(a, save(a, "web", two, "snapshot", compress="zstd"))
+    shown = ferry(a, "checkpoint", "show", str(one), "--json")
+    assert shown.returncode == 0, shown.stderr
+    told = json.loads(shown.stdout)
+    sections = {section["name"]: section["fields"] for section in told["sections"]}
+    assert int(sections["hart0"]["pc"], 16) >= 0x80000000 and sections["virtio-blk0"]["capacity"] == "0x800"
+    assert all(sections.values()) and told["damage"] == "" and told["definition"]["disks"][0]["path"] == str(disk)
+    assert len(told["regions"][0]["map"]) == 64 and sum(told["regions"][0]["map"]) > 0
+    assert "hart0" in ferry(a, "checkpoint", "show", str(two)).stdout
+
+    same = ferry(a, "checkpoint", "diff", str(one), str(one))
+    assert (same.returncode, same.stdout) == (0, "")
+    differs = ferry(a, "checkpoint", "diff", str(one), str(two))
+    assert differs.returncode == 1 and "hart0.retired" in differs.stdout and "memory ram0: " in differs.stdout
+    assert "capacity" not in differs.stdout
+
+    content = bytearray(one.read_bytes())
+    content[len(content) // 4] ^= 1  # noise is there
+    one.write_bytes(content)
+    damaged = ferry(a, "checkpoint", "show", str(one))
+    assert damaged.returncode == 1 and "memory region ram0 is damaged" in damaged.stderr
+    assert ferry(a, "checkpoint", "show", str(disk)).returncode == 1
 
 
 def test_running_guest_moves_cold(hosts, disk):

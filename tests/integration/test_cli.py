@@ -210,13 +210,6 @@ def test_unknown_command_names_the_closest():
     assert ferry("host", "lits").stderr == "ferry: there is no command 'host lits'; did you mean 'host list'?\n"
 
 
-@pytest.mark.parametrize("later", ["checkpoint"])
-def test_commands_that_are_not_there_yet_are_refused(later):
-    done = ferry(later, "web")
-    assert done.returncode == 2
-    assert later not in ferry("--help").stdout.split("Moving:")[0].split()
-
-
 def test_no_command_prints_the_overview_as_an_error():
     done = ferry()
     assert done.returncode == 2

@@ -7,6 +7,7 @@
  */
 #include "machine/riscv64/fpu.h"
 #include "machine/riscv64/hart.h"
+#include "machine/tables.h"
 
 #include "base/error.h"
 
@@ -99,6 +100,17 @@ static const struct state_table clock_state = {
     .field_count = ARRAY_SIZE(clock_fields),
     .object_size = sizeof(struct clock_image),
 };
+
+const struct state_table *soft_state_table(const char *kind)
+{
+    static const struct state_table *const tables[] = {&hart_state, &plic_state, &clock_state};
+
+    for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
+        if (strcmp(tables[i]->name, kind) == 0)
+            return tables[i];
+    }
+    return NULL;
+}
 
 static void hart_to_image(struct hart *hart, struct hart_image *image)
 {

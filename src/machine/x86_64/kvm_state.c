@@ -10,6 +10,7 @@
  * say what mode the local APIC is in) before the APIC, the APIC before MSRs (which arm its timer), and what
  * is pending last.
  */
+#include "machine/tables.h"
 #include "machine/x86_64/kvm_accel.h"
 
 #include "base/error.h"
@@ -502,6 +503,18 @@ static int load_clock(struct kvm_accel *kvm, const struct clock_image *image, st
 }
 
 /* ---- sections: by index ---- */
+
+const struct state_table *kvm_state_table(const char *kind)
+{
+    static const struct state_table *const tables[] = {&cpuid_state, &vcpu_state,  &irqchip_state,
+                                                       &pit_state,   &clock_state, &pc_ports_state};
+
+    for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
+        if (strcmp(tables[i]->name, kind) == 0)
+            return tables[i];
+    }
+    return NULL;
+}
 
 enum section_kind {
     SECTION_CPUID,
