@@ -109,6 +109,10 @@ const struct command command_run = {
              .help = "a network card; user: network of the host's user, with "
                      "hostfwd=tcp:ADDR:PORT-:PORT to reach the guest; mac=52:54:00:xx:xx:xx to fix its "
                      "address; may be repeated"},
+            {.name = "console-marks",
+             .help =
+                 "moves leave marks with the time in the guest's console: HAL0331 where it stopped, HAL0332 "
+                 "where it went on"},
             {.name = "paused", .help = "do not let it run yet: ferry unpause does"},
             {.name = NULL},
         },

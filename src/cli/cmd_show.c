@@ -74,6 +74,8 @@ static void print_vm(struct cli *cli, const json_t *vm)
     fields_text(&fields, "kernel", object_text(vm, "definition.kernel"));
     fields_text(&fields, "initrd", object_text(vm, "definition.initrd"));
     fields_text(&fields, "command line", object_text(vm, "definition.cmdline"));
+    if (object_flag(vm, "definition.console_marks"))
+        fields_text(&fields, "console marks", "moves leave HAL0331 and HAL0332");
     print_disks(&fields, object_get(vm, "definition.disks"));
     print_nets(&fields, object_get(vm, "definition.nets"));
     if (object_number(vm, "pid"))

@@ -24,8 +24,8 @@ struct builder {
 
 bool definition_is_option(const char *name)
 {
-    static const char *const names[] = {"initrd", "cmdline", "machine", "memory",
-                                        "cpus",   "cpu",     "disk",    "net"};
+    static const char *const names[] = {"initrd", "cmdline", "machine", "memory",       "cpus",
+                                        "cpu",    "disk",    "net",     "console-marks"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcmp(names[i], name) == 0)
@@ -245,6 +245,8 @@ int definition_make(const struct args *args, bool local, json_t **definition, st
         result = add_text(&builder, builder.definition, "cpu", args_text(args, "cpu", ""));
     if (result == 0 && args_has(args, "cmdline"))
         result = add_text(&builder, builder.definition, "cmdline", args_text(args, "cmdline", ""));
+    if (args_has(args, "console-marks"))
+        json_object_set_new(builder.definition, "console_marks", json_true());
     if (result == 0)
         result = add_repeated(&builder, "disk", "disks", add_disk);
     if (result == 0)

@@ -160,73 +160,119 @@ static int check_cpu(const char *name, const char *machine, const char *cpu, str
     return 0;
 }
 
-int definition_normalise(const json_t *input, json_t **out, struct ferry_error *err)
+/* What a definition says, borrowed from it; the lists are new. */
+struct draft {
+    const char *name, *machine, *kernel, *initrd, *cmdline, *cpu;
+    uint64_t memory, hugepages, vcpus;
+    bool console_marks;
+    json_t *disks, *nets;
+};
+
+static int check_name(const char *name, struct ferry_error *err)
 {
-    const char *name = NULL;
-    const char *machine = "riscv64";
-    const char *kernel = NULL;
-    const char *initrd = NULL;
-    const char *cmdline = "";
-    const char *cpu = NULL;
-    uint64_t memory = DEFINITION_MEMORY_DEFAULT;
-    uint64_t hugepages = HUGEPAGES_NOT_SAID;
-    uint64_t vcpus = 1;
-    json_t *disks_in = NULL;
-    json_t *nets_in = NULL;
+    if (config_name_valid(name))
+        return 0;
+    return error_set(err, -EINVAL,
+                     "\"%.80s\" is not a VM's name: 1 to 63 of letters, digits, '.', '_' and '-', "
+                     "beginning with a letter or a digit",
+                     name);
+}
+
+static int check_machine(const char *machine, struct ferry_error *err)
+{
+    if (strcmp(machine, "riscv64") == 0 || strcmp(machine, "x86_64") == 0)
+        return 0;
+    return error_set(err, -EINVAL, "there is no machine \"%.64s\"; there are riscv64 and x86_64", machine);
+}
+
+static int check_draft(const struct draft *draft, struct ferry_error *err)
+{
+    int result = check_name(draft->name, err);
+
+    if (result == 0)
+        result = check_machine(draft->machine, err);
+    if (result == 0 && strlen(draft->cmdline) >= 2048)
+        result = error_set(err, -EINVAL, "\"cmdline\" of the definition is longer than 2047 bytes");
+    if (result == 0)
+        result = check_numbers(draft->machine, draft->memory, draft->vcpus, err);
+    if (result == 0 && draft->hugepages != HUGEPAGES_NOT_SAID)
+        result = check_hugepages(draft->name, draft->memory, draft->hugepages, err);
+    if (result == 0 && draft->cpu)
+        result = check_cpu(draft->name, draft->machine, draft->cpu, err);
+    if (result == 0)
+        result = check_path(draft->kernel, "kernel", err);
+    if (result == 0 && draft->initrd)
+        result = check_path(draft->initrd, "initrd", err);
+    return result;
+}
+
+static int read_draft(const json_t *input, struct draft *draft, struct ferry_error *err)
+{
+    json_t *disks = NULL;
+    json_t *nets = NULL;
     const struct field fields[] = {
-        {"name", FIELD_STRING, true, &name},          {"machine", FIELD_STRING, false, &machine},
-        {"memory", FIELD_UINT, false, &memory},       {"vcpus", FIELD_UINT, false, &vcpus},
-        {"kernel", FIELD_STRING, true, &kernel},      {"initrd", FIELD_STRING, false, &initrd},
-        {"cmdline", FIELD_STRING, false, &cmdline},   {"disks", FIELD_ARRAY, false, &disks_in},
-        {"nets", FIELD_ARRAY, false, &nets_in},       {"cpu", FIELD_STRING, false, &cpu},
-        {"hugepages", FIELD_UINT, false, &hugepages},
+        {"name", FIELD_STRING, true, &draft->name},
+        {"machine", FIELD_STRING, false, &draft->machine},
+        {"memory", FIELD_UINT, false, &draft->memory},
+        {"vcpus", FIELD_UINT, false, &draft->vcpus},
+        {"kernel", FIELD_STRING, true, &draft->kernel},
+        {"initrd", FIELD_STRING, false, &draft->initrd},
+        {"cmdline", FIELD_STRING, false, &draft->cmdline},
+        {"disks", FIELD_ARRAY, false, &disks},
+        {"nets", FIELD_ARRAY, false, &nets},
+        {"cpu", FIELD_STRING, false, &draft->cpu},
+        {"hugepages", FIELD_UINT, false, &draft->hugepages},
+        {"console_marks", FIELD_BOOL, false, &draft->console_marks},
     };
-    json_t *disks = json_array();
-    json_t *nets = json_array();
-    json_t *made = NULL;
     int result =
         fields_read(input, fields, sizeof(fields) / sizeof(fields[0]), FIELDS_STRICT, "the definition", err);
 
-    if (result == 0 && !config_name_valid(name))
-        result = error_set(err, -EINVAL,
-                           "\"%.80s\" is not a VM's name: 1 to 63 of letters, digits, '.', '_' and '-', "
-                           "beginning with a letter or a digit",
-                           name);
-    if (result == 0 && strcmp(machine, "riscv64") != 0 && strcmp(machine, "x86_64") != 0)
-        result =
-            error_set(err, -EINVAL, "there is no machine \"%.64s\"; there are riscv64 and x86_64", machine);
-    if (result == 0 && strlen(cmdline) >= 2048)
-        result = error_set(err, -EINVAL, "\"cmdline\" of the definition is longer than 2047 bytes");
     if (result == 0)
-        result = check_numbers(machine, memory, vcpus, err);
-    if (result == 0 && hugepages != HUGEPAGES_NOT_SAID)
-        result = check_hugepages(name, memory, hugepages, err);
-    if (result == 0 && cpu)
-        result = check_cpu(name, machine, cpu, err);
+        result = check_draft(draft, err);
     if (result == 0)
-        result = check_path(kernel, "kernel", err);
-    if (result == 0 && initrd)
-        result = check_path(initrd, "initrd", err);
+        result = read_list(disks, DEFINITION_DISKS_MAX, "disks", read_disk, draft->disks, err);
     if (result == 0)
-        result = read_list(disks_in, DEFINITION_DISKS_MAX, "disks", read_disk, disks, err);
-    if (result == 0)
-        result = read_list(nets_in, DEFINITION_NETS_MAX, "networks", read_net, nets, err);
-    if (result == 0) {
-        made = json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:O, s:O}", "name", name, "machine", machine,
-                         "memory", (json_int_t)memory, "vcpus", (json_int_t)vcpus, "kernel", kernel,
-                         "cmdline", cmdline, "disks", disks, "nets", nets);
-        if (made && cpu)
-            json_object_set_new(made, "cpu", json_string(cpu));
-        if (made && initrd)
-            json_object_set_new(made, "initrd", json_string(initrd));
-        if (made && hugepages != HUGEPAGES_NOT_SAID)
-            json_object_set_new(made, "hugepages", json_integer((json_int_t)hugepages));
-        if (!made)
-            result = error_set(err, -ENOMEM, "out of memory");
-    }
-    json_decref(disks);
-    json_decref(nets);
-    *out = made;
+        result = read_list(nets, DEFINITION_NETS_MAX, "networks", read_net, draft->nets, err);
+    return result;
+}
+
+/* What was not said is left out where older hosts do not know it. */
+static json_t *make(const struct draft *draft)
+{
+    json_t *made =
+        json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:O, s:O}", "name", draft->name, "machine", draft->machine,
+                  "memory", (json_int_t)draft->memory, "vcpus", (json_int_t)draft->vcpus, "kernel",
+                  draft->kernel, "cmdline", draft->cmdline, "disks", draft->disks, "nets", draft->nets);
+
+    if (made && draft->cpu)
+        json_object_set_new(made, "cpu", json_string(draft->cpu));
+    if (made && draft->initrd)
+        json_object_set_new(made, "initrd", json_string(draft->initrd));
+    if (made && draft->hugepages != HUGEPAGES_NOT_SAID)
+        json_object_set_new(made, "hugepages", json_integer((json_int_t)draft->hugepages));
+    if (made && draft->console_marks)
+        json_object_set_new(made, "console_marks", json_true());
+    return made;
+}
+
+int definition_normalise(const json_t *input, json_t **out, struct ferry_error *err)
+{
+    struct draft draft = {
+        .machine = "riscv64",
+        .cmdline = "",
+        .memory = DEFINITION_MEMORY_DEFAULT,
+        .hugepages = HUGEPAGES_NOT_SAID,
+        .vcpus = 1,
+        .disks = json_array(),
+        .nets = json_array(),
+    };
+    int result = read_draft(input, &draft, err);
+
+    *out = result == 0 ? make(&draft) : NULL;
+    if (result == 0 && !*out)
+        result = error_set(err, -ENOMEM, "out of memory");
+    json_decref(draft.disks);
+    json_decref(draft.nets);
     return result;
 }
 

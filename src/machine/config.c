@@ -364,11 +364,18 @@ static int parse_cpu(void *object, const char *where, const json_t *value, struc
     return parse_text(&config->cpu, where, value, CPU_MAX_SIZE, "a baseline and features to leave out", err);
 }
 
+static int parse_console_marks(void *object, const char *where, const json_t *value, struct ferry_error *err)
+{
+    struct machine_config *config = object;
+
+    return parse_bool(&config->console_marks, where, value, err);
+}
+
 static const struct config_key config_keys[] = {
     {"name", parse_name},           {"machine", parse_machine}, {"memory", parse_memory},
     {"hugepages", parse_hugepages}, {"vcpus", parse_vcpus},     {"kernel", parse_kernel},
     {"initrd", parse_initrd},       {"cmdline", parse_cmdline}, {"disks", parse_disks},
-    {"nets", parse_nets},           {"cpu", parse_cpu},
+    {"nets", parse_nets},           {"cpu", parse_cpu},         {"console_marks", parse_console_marks},
 };
 
 /* 52:54:00 is a prefix in the locally administered range; the rest is random. */
@@ -440,10 +447,11 @@ json_t *machine_config_to_json(const struct machine_config *config)
                  mac[5]);
         json_array_append_new(nets, json_pack("{s:s, s:s}", "backend", net->backend, "mac", text));
     }
-    return json_pack("{s:s, s:s, s:I, s:o*, s:i, s:s*, s:s*, s:s*, s:s*, s:o, s:o}", "name", config->name,
-                     "machine", config->machine, "memory", (json_int_t)config->memory, "hugepages", hugepages,
-                     "vcpus", (int)config->vcpus, "kernel", config->kernel, "initrd", config->initrd,
-                     "cmdline", config->cmdline, "cpu", config->cpu, "disks", disks, "nets", nets);
+    return json_pack("{s:s, s:s, s:I, s:o*, s:i, s:s*, s:s*, s:s*, s:s*, s:o, s:o, s:o*}", "name",
+                     config->name, "machine", config->machine, "memory", (json_int_t)config->memory,
+                     "hugepages", hugepages, "vcpus", (int)config->vcpus, "kernel", config->kernel, "initrd",
+                     config->initrd, "cmdline", config->cmdline, "cpu", config->cpu, "disks", disks, "nets",
+                     nets, "console_marks", config->console_marks ? json_true() : NULL);
 }
 
 void machine_config_free(struct machine_config *config)

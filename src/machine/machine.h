@@ -52,6 +52,7 @@ struct machine_config {
     char *cpu;      /* as the user asked for it, or NULL; what comes of that is the next two */
     bool cpu_cut;   /* the guest gets of the host's features only those; not in the JSON form */
     struct cpu_features cpu_features;
+    bool console_marks;            /* a migration leaves marks in the guest's console (vm/console_mark.h) */
     enum memory_tracking tracking; /* this host's choice; not in the JSON form */
     struct machine_disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;

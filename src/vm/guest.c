@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "vm/checkpoint.h"
+#include "vm/console_mark.h"
 #include "vm/files.h"
 #include "vm/migrate.h"
 #include "vm/ownership.h"
@@ -104,6 +105,8 @@ static int guest_resume(void *guest, bool run, struct ferry_error *err)
 
     pthread_mutex_lock(&vm->lock);
     if (run)
+        console_mark_continues(vm);
+    if (run)
         result = machine_resume(vm->machine, err);
     if (!result) {
         vm->running = run;
@@ -128,6 +131,7 @@ static int guest_save_own(struct vm *vm, struct ferry_sink *sink, struct ferry_e
     struct buffer buffer = BUFFER_INIT;
     int result = 0;
 
+    console_mark_stopped(vm);
     /* The process that comes next reads on in the log. */
     if (migration_active(vm->migration) && migration_stays(vm->migration))
         console_flush(vm->console);

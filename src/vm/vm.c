@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/sock.h"
 #include "vm/checkpoint.h"
+#include "vm/console_mark.h"
 #include "vm/files.h"
 #include "vm/migrate.h"
 #include "vm/ownership.h"
@@ -492,6 +493,7 @@ static int vm_go_on(struct vm *vm, const struct ferry_handover *handover, struct
     if (ownership_retake(vm->ownership, handover, 0, &why) != FERRY_RETAKE_RESUME)
         return error_set(err, -EBUSY, "%s may not run here: %.430s", vm->config.name, why.text);
     if (vm->was_running) {
+        console_mark_continues(vm);
         result = machine_resume(vm->machine, err);
         if (result)
             return result; /* owned and paused */

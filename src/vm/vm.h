@@ -84,10 +84,11 @@ struct vm {
     struct console *console;
     struct jsonrpc_server *control;
 
-    pthread_mutex_t lock; /* guards the next nine; see above */
+    pthread_mutex_t lock; /* guards the next ten; see above */
     bool setup;           /* an arriving VM that does not run yet */
     bool running;         /* the guest is meant to run, whether or not it does at this moment */
     bool frozen;
+    bool marked;      /* the console says that the guest stopped, and not yet that it went on */
     bool away;        /* nobody can say where the VM runs; it must not run here */
     bool was_running; /* before it was away */
     char why[FERRY_ERROR_TEXT_SIZE];

@@ -302,7 +302,8 @@ def test_run_sends_the_definition_with_absolute_paths(run, fake, tmp_path):
     done = subprocess.run(
         [FERRY, "run", "new", "--kernel", "Image", "--initrd=initrd", "--cmdline", "console=ttyS0 quiet",
          "--memory", "512M", "--cpus", "2", "--machine", "riscv64", "--disk", "disk.img,readonly,direct",
-         "--disk", "a,b.img", "--net", "user,hostfwd=tcp:127.0.0.1:2222-:22", "--net", "user,mac=52:54:00:00:00:01"],
+         "--disk", "a,b.img", "--net", "user,hostfwd=tcp:127.0.0.1:2222-:22", "--net", "user,mac=52:54:00:00:00:01",
+         "--console-marks"],
         cwd=tmp_path, env=environment(FERRY_HOST=fake.state_dir), capture_output=True, text=True, timeout=DEADLINE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -326,6 +327,7 @@ def test_run_sends_the_definition_with_absolute_paths(run, fake, tmp_path):
                     {"backend": "user,hostfwd=tcp:127.0.0.1:2222-:22"},
                     {"backend": "user", "mac": "52:54:00:00:00:01"},
                 ],
+                "console_marks": True,
             },
         }
     ]

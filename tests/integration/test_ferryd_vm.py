@@ -1,11 +1,14 @@
 """ferryd with the real ferry-vm and a bare-metal guest that fills and verifies its memory."""
+import datetime
 import os
 import pathlib
 import re
 import signal
+import time
 
 import pytest
 
+from fault_points import FaultyHosts
 from hosts import BUILD, DEADLINE, Hosts, assert_refused, wait_until
 
 GUEST = BUILD / "guest" / "stress-riscv64.elf"
@@ -70,6 +73,44 @@ def test_guest_goes_on_through_moves_and_its_console_goes_with_it(hosts):
         wait_for_ticks(destination)
     numbers = ticks(b)
     assert numbers == list(range(numbers[0], numbers[-1] + 1)), "a line of the console is missing or double"
+
+
+def marks(host):
+    return re.findall(r"^(HAL\d+) (\S+) VM web (stopped|continued) on host (\w)\r?$", console(host), re.MULTILINE)
+
+
+def test_console_marks_tell_where_the_guest_stopped_and_went_on(hosts):
+    a, b = hosts.pair()
+    run(a, console_marks=True)
+    wait_for_ticks(a)
+    for source, destination in ((a, b), (b, a)):
+        before, begin = marks(source), time.time()
+        source.move("web", destination)
+        wait_until(lambda: len(marks(destination)) == len(before) + 2, "both marks")
+        stopped, went_on = marks(destination)[-2:]
+        assert (stopped[0], *stopped[2:]) == ("HAL0331", "stopped", source.name)
+        assert (went_on[0], *went_on[2:]) == ("HAL0332", "continued", destination.name)
+        at = [datetime.datetime.fromisoformat(mark[1]).timestamp() for mark in (stopped, went_on)]
+        assert begin - 0.001 <= at[0] <= at[1] <= time.time()
+        wait_for_ticks(destination)
+        text = console(destination)
+        assert re.search(r"^work \d+", text[text.index(went_on[1]):], re.MULTILINE), "the guest goes on after it"
+    destination.post("/v1/vms/web/pause")
+    destination.move("web", b)
+    assert len(marks(b)) == 4, "a guest that was paused neither stopped nor went on"
+
+
+def test_console_marks_of_a_failed_move_end_at_the_source():
+    with FaultyHosts() as hosts:
+        a, b = hosts.pair()
+        run(a, console_marks=True)
+        hosts.set_fault(b, "destination-after-load:error")
+        assert a.move("web", b)["outcome"] == "failed"
+        assert [(mark[0], mark[3]) for mark in marks(a)] == [("HAL0331", "a"), ("HAL0332", "a")]
+        wait_for_ticks(a)
+        a.upgrade("web")
+        wait_for_ticks(a)
+        assert len(marks(a)) == 2
 
 
 def log_files(host, name="web"):

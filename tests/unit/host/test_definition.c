@@ -47,6 +47,24 @@ static void huge_pages_are_kept_and_not_made_up(void **state)
     json_decref(made);
 }
 
+static void console_marks_are_kept_and_not_made_up(void **state)
+{
+    struct ferry_error err;
+    json_t *made;
+
+    assert_ok(normalise("{\"name\": \"web\", \"kernel\": \"/k\", \"console_marks\": true}", &made, &err),
+              err);
+    assert_true(json_is_true(json_object_get(made, "console_marks")));
+    json_decref(made);
+    assert_ok(normalise("{\"name\": \"web\", \"kernel\": \"/k\", \"console_marks\": false}", &made, &err),
+              err);
+    assert_null(json_object_get(made, "console_marks")); /* which older hosts do not know */
+    json_decref(made);
+    assert_int_equal(normalise("{\"name\": \"web\", \"kernel\": \"/k\", \"console_marks\": 1}", &made, &err),
+                     -EINVAL);
+    assert_non_null(strstr(err.text, "console_marks"));
+}
+
 static void mac_is_made_once_and_then_kept(void **state)
 {
     struct ferry_error err;
@@ -131,6 +149,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_filled_in),
         cmocka_unit_test(huge_pages_are_kept_and_not_made_up),
+        cmocka_unit_test(console_marks_are_kept_and_not_made_up),
         cmocka_unit_test(mac_is_made_once_and_then_kept),
         cmocka_unit_test(nonsense_is_refused_by_name),
     };
