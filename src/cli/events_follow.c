@@ -80,6 +80,7 @@ static int take_event(void *opaque, json_t *event, struct ferry_error *err)
 
     (void)err;
     source->last = object_number(event, "number");
+    source->heard = true;
     if (source->name && strcmp(object_text(event, "host"), source->name) != 0)
         return 0;
     pthread_mutex_lock(&follower->lock);

@@ -114,28 +114,36 @@ bool cpu_baseline_given(struct host *host, const char *name, char vendor[static 
     return known;
 }
 
-/* The names of the VMs with a process, a new array. */
+/* The names of the x86_64 VMs with a process, a new array. */
 static json_t *list_running(struct host *host)
 {
     json_t *names = json_array();
 
     host_lock(host);
     for (struct vm *vm = host->vms; vm; vm = vm->next) {
-        if (vm->listed && vm->process)
+        if (vm->listed && vm->process && strcmp(definition_machine(vm->definition), "x86_64") == 0)
             json_array_append_new(names, json_string(vm->name));
     }
     host_unlock(host);
     return names;
 }
 
-/* No running VM may have been given more than BASELINE: it would be lowered under them. */
+static size_t add_name(char *names, size_t length, const char *name)
+{
+    if (length < NAMES_SIZE)
+        length += (size_t)snprintf(names + length, NAMES_SIZE - length, "%s%s", length ? ", " : "", name);
+    return length;
+}
+
+/* No running VM may have been given more than BASELINE: it would be lowered under them. Of one whose process
+ * does not say what that was, nobody knows. */
 static int check_running(struct host *host, const char *name, const struct cpu *baseline,
                          struct ferry_error *err)
 {
     json_t *running = list_running(host);
     struct cpu_features beyond = {0};
-    char vms[NAMES_SIZE] = "", features[NAMES_SIZE];
-    size_t length = 0;
+    char vms[NAMES_SIZE] = "", silent[NAMES_SIZE] = "", features[NAMES_SIZE];
+    size_t length = 0, silent_length = 0;
     json_t *vm;
     size_t i;
 
@@ -144,17 +152,22 @@ static int check_running(struct host *host, const char *name, const struct cpu *
         char vendor[CPU_VENDOR_SIZE];
         struct cpu_features given, more;
 
-        if (!cpu_baseline_given(host, json_string_value(vm), vendor, &given))
+        if (!cpu_baseline_given(host, json_string_value(vm), vendor, &given)) {
+            silent_length = add_name(silent, silent_length, json_string_value(vm));
             continue;
+        }
         more = cpu_features_without(&given, &baseline->features);
         if (cpu_features_empty(&more))
             continue;
         beyond = cpu_features_or(&beyond, &more);
-        if (length < sizeof(vms))
-            length += (size_t)snprintf(vms + length, sizeof(vms) - length, "%s%s", length ? ", " : "",
-                                       json_string_value(vm));
+        length = add_name(vms, length, json_string_value(vm));
     }
     json_decref(running);
+    if (!vms[0] && silent[0])
+        return error_set(err, HOST_REFUSED,
+                         "the baseline of host %s cannot be %s: the processes of %s do not say what CPU they "
+                         "were given; try again, or kill them first",
+                         host->config->name, name, silent);
     if (!vms[0])
         return 0;
     cpu_features_text(&beyond, features, sizeof(features));

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from hosts import BUILD, KVM, ROOT, Hosts, assert_refused, introduce, wait_until
+from hosts import BUILD, KVM, ROOT, Hosts, assert_refused, introduce, stopped, wait_until
 from moving import passes
 
 TABLES = ROOT / "tests" / "unit" / "cpu" / "tables"
@@ -142,6 +142,18 @@ def test_vm_never_goes_where_a_feature_it_was_given_is_missing(hosts):
                    "set baseline amd-rome and power-cycle web")
     assert any(row["check"] == "cpu" and row["severity"] == "error" for row in rows(a, b))
     assert a.vm("web")["state"] == "RUNNING"
+
+
+def test_baseline_is_not_lowered_while_a_vm_does_not_say_what_it_was_given(hosts):
+    a = hosts.start("a", "--cpu-table", str(TABLES / "amd-milan.txt"), "--vm-timeout", "1")
+    pid = run(a, cpu="amd-milan")["pid"]
+    a.stop()
+    with stopped(pid):
+        a.start()
+        assert_refused(lambda: set_baseline(a, "amd-rome"), 422, "refused", "the processes of web do not say")
+    wait_until(lambda: a.vm("web")["cpu"], "word of web")
+    assert_refused(lambda: set_baseline(a, "amd-rome"), 422, "refused", "were given more: web", "pku")
+    set_baseline(a, "amd-milan")
 
 
 def test_unreachable_host_keeps_the_baseline_as_it_is(hosts):

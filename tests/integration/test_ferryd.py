@@ -484,7 +484,8 @@ def test_followed_events_are_of_all_hosts_each_once_and_go_on_when_one_was_away(
         wait_until(lambda: "host-started" in codes("b"), "b's restart")
         a.restart()
         wait_until(lambda: codes("a").count("host-started") == 2, "a's restart")
-        assert any("b is away" in line for line in words) and any("b answers again" in line for line in words)
+        for sentence in ("b is away", "b answers again"):
+            wait_until(lambda: any(sentence in line for line in words), sentence)
         for host, codes_there in (("a", SOURCE_CODES), ("b", DESTINATION_CODES)):
             assert all(codes(host).count(code) == 1 for code in codes_there), codes(host)
     finally:
@@ -544,6 +545,7 @@ def test_statistics_count_every_migration_once_by_its_end(hosts):
     assert a.move("web", b)["outcome"] == b.move("web", a)["outcome"] == "completed"
     assert a.move("bad", b)["outcome"] == "failed"
     for host in (a, b):
+        wait_until(lambda: host.get("/v1/migrations/statistics")["active"] == 0, f"the last end on {host.name}")
         hot = host.get("/v1/migrations/statistics")["kinds"]["hot"]
         assert (hot["count"], hot["completed"], hot["failed"], hot["success_permille"]) == (3, 2, 1, 666)
         assert hot["causes"] == {"network": 1}
