@@ -16,12 +16,13 @@ import traceback
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import cases  # noqa: E402
+import checkpoints  # noqa: E402
 import faults  # noqa: E402
 import forecasts  # noqa: E402
 import kvm  # noqa: E402
 import moves  # noqa: E402
 
-CASES = dict(sorted({**cases.CASES, **faults.CASES, **forecasts.CASES, **kvm.CASES, **moves.CASES}.items()))
+CASES = dict(sorted({**cases.CASES, **checkpoints.CASES, **faults.CASES, **forecasts.CASES, **kvm.CASES, **moves.CASES}.items()))
 
 
 def render(rows):

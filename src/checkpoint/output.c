@@ -141,6 +141,14 @@ int output_write(struct output *output, const void *data, size_t size, uint64_t 
     return 0;
 }
 
+int output_allocate(struct output *output, uint64_t offset, uint64_t size, struct ferry_error *err)
+{
+    if (fallocate(output->fd, 0, (off_t)offset, (off_t)size) == 0 || errno == EOPNOTSUPP || errno == ENOSYS ||
+        errno == EINTR)
+        return 0;
+    return write_failed(output, -errno, err);
+}
+
 void output_punch(struct output *output, uint64_t offset, uint64_t size)
 {
     (void)fallocate(output->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);

@@ -37,6 +37,8 @@ int output_open(struct output *output, const char *path, const char *id, bool ov
 /* Whole pages at whole pages go past the page cache, from memory at whole pages. */
 int output_write(struct output *output, const void *data, size_t size, uint64_t offset,
                  struct ferry_error *err);
+/* Has these bytes given by the disk, where it does that; -ENOSPC in words. */
+int output_allocate(struct output *output, uint64_t offset, uint64_t size, struct ferry_error *err);
 /* Makes a hole of what may have been written; what cannot be one stays, and is not read. */
 void output_punch(struct output *output, uint64_t offset, uint64_t size);
 int output_resize(struct output *output, uint64_t size, struct ferry_error *err);

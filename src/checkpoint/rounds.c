@@ -238,6 +238,20 @@ static int write_range(struct worker *worker, size_t region, size_t first, size_
 
 /* ---- workers ---- */
 
+/* Takes pages of zeros out of the set. Whole words of it: no other thread has to do with them. */
+static void scan_span(struct ferry_checkpoint_writer *writer, size_t region, size_t first, size_t end)
+{
+    uint64_t *bits = writer->set.bits[region];
+    const uint8_t *memory = writer->map.regions[region].host_ptr;
+
+    for (size_t page = bitmap_next_set(bits, end, first); page < end;
+         page = bitmap_next_set(bits, end, page + 1)) {
+        __builtin_prefetch(memory + (page + PAGES_LOOK_AHEAD) * FERRY_PAGE_SIZE);
+        if (page_is_zero(memory + page * FERRY_PAGE_SIZE))
+            bitmap_clear(bits, page);
+    }
+}
+
 static int worker_init(struct worker *worker, struct ferry_checkpoint_writer *writer, struct ferry_error *err)
 {
     *worker = (struct worker){.writer = writer};
@@ -308,7 +322,9 @@ static void *worker_main(void *opaque)
         thread_set_background(true);
     while (result == 0 && next_span(writer, &region, &first, &end)) {
         result = writer_check(writer, &err);
-        if (result == 0)
+        if (result == 0 && writer->scanning)
+            scan_span(writer, region, first, end);
+        else if (result == 0)
             result = write_span(worker, region, first, end, &err);
     }
     if (result < 0)
@@ -338,6 +354,40 @@ int rounds_write(struct ferry_checkpoint_writer *writer, struct ferry_error *err
         worker_free(&workers[i]);
     }
     return writer_check(writer, err);
+}
+
+int rounds_scan(struct ferry_checkpoint_writer *writer, struct ferry_error *err)
+{
+    int result;
+
+    writer->scanning = true;
+    result = rounds_write(writer, err);
+    writer->scanning = false;
+    return result;
+}
+
+int rounds_allocate(struct ferry_checkpoint_writer *writer, struct ferry_error *err)
+{
+    int result = 0;
+
+    for (size_t i = 0; i < writer->map.count && result == 0; i++) {
+        const uint64_t *bits = writer->set.bits[i];
+        size_t pages = writer->map.pages[i], to;
+
+        for (size_t from = bitmap_next_set(bits, pages, 0); from < pages && result == 0;) {
+            size_t next = from;
+
+            /* Over small gaps, which are not worth a hole. */
+            do {
+                to = bitmap_next_clear(bits, pages, next);
+                next = bitmap_next_set(bits, pages, to);
+            } while (next < pages && next - to < CHECKPOINT_BLOCK_PAGES);
+            result = output_allocate(&writer->output, writer->regions[i].file_offset + from * FERRY_PAGE_SIZE,
+                                     (to - from) * FERRY_PAGE_SIZE, err);
+            from = next;
+        }
+    }
+    return result;
 }
 
 /* ---- pages that were copied ---- */

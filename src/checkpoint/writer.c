@@ -238,17 +238,34 @@ static int begin(struct ferry_checkpoint_writer *writer, struct ferry_error *err
     return result;
 }
 
+/* Compressed, nobody knows yet what places will be needed. */
+static int make_room(struct ferry_checkpoint_writer *writer, struct ferry_error *err)
+{
+    int result = writer->options.zstd ? 0 : rounds_scan(writer, err);
+
+    if (writer->options.zstd || result < 0)
+        return result;
+    pthread_mutex_lock(&writer->lock);
+    writer->output.expected = page_set_count(&writer->set, &writer->map) * FERRY_PAGE_SIZE;
+    pthread_mutex_unlock(&writer->lock);
+    return rounds_allocate(writer, err);
+}
+
 /* Until little is left: *PAGES in the set. */
 static int run_rounds(struct ferry_checkpoint_writer *writer, uint64_t *pages, struct ferry_error *err)
 {
     uint64_t last = UINT64_MAX;
     unsigned same = 0;
+    int result;
 
     writer->background = true;
+    result = make_room(writer, err);
+    if (result < 0)
+        return result;
     for (unsigned rounds = 1;; rounds++) {
         uint64_t begin_ns = clock_now_ns();
-        int result = rounds_write(writer, err);
 
+        result = rounds_write(writer, err);
         if (result < 0)
             return result;
         page_set_clear(&writer->set, &writer->map);
@@ -483,7 +500,8 @@ static int write_directory(struct ferry_checkpoint_writer *writer, struct checkp
     return result;
 }
 
-/* Everything but the header, which makes a checkpoint of it, is on the disk before that is written. */
+/* All is on the disk before the file has its name; and where it has another until then, everything but the
+ * header, which makes a checkpoint of it, before that is written. */
 static int complete(struct ferry_checkpoint_writer *writer, const struct stop *stop, struct ferry_error *err)
 {
     struct checkpoint_directory directory = {0};
@@ -503,7 +521,7 @@ static int complete(struct ferry_checkpoint_writer *writer, const struct stop *s
     header.file_size = at;
     if (result == 0)
         result = output_resize(&writer->output, at, err);
-    if (result == 0)
+    if (result == 0 && writer->output.partial[0])
         result = output_sync(&writer->output, err);
     if (result == 0) {
         checkpoint_header_encode(page, &header);

@@ -52,6 +52,7 @@ struct ferry_checkpoint_writer {
     struct pace pace;
     uint64_t bandwidth; /* atomic */
     int cancel_fd;
+    bool scanning;   /* the workers look for zeros, and write nothing */
     bool background; /* the guest's vCPUs run, and go before */
 
     uint64_t span_next;     /* atomic: of the round */
@@ -75,6 +76,10 @@ int writer_fail(struct ferry_checkpoint_writer *writer, int code, const struct f
 
 /* Maps the index and lays the file out. */
 int rounds_prepare(struct ferry_checkpoint_writer *writer, struct ferry_error *err);
+/* Takes pages of zeros out of the set. Before the first round: what is not zero any more is in the next. */
+int rounds_scan(struct ferry_checkpoint_writer *writer, struct ferry_error *err);
+/* Has the file system give the set's pages their places: writers do not wait for each other then. */
+int rounds_allocate(struct ferry_checkpoint_writer *writer, struct ferry_error *err);
 /* Writes all pages of the set, as they are now in the guest's memory. */
 int rounds_write(struct ferry_checkpoint_writer *writer, struct ferry_error *err);
 /* Takes what was written since last time into the set; returns how many pages it has then. */
