@@ -51,6 +51,7 @@ struct virtio_net {
     unsigned pending_count;
     struct virtqueue_chain chain;
     struct net_packet batch[TX_BATCH]; /* the worker's own */
+    bool new_address;                  /* constant */
 };
 
 static const struct state_field net_fields[] = {
@@ -260,6 +261,11 @@ static int net_load(struct device *device, uint32_t version, struct reader *in, 
 
     if (result == 0) {
         result = virtio_state_check(&net->virtio, &loaded.virtio, err);
+        if (result == 0 && net->new_address) {
+            /* The driver reads it when it starts the card anew. */
+            memcpy(loaded.mac, net->state.mac, sizeof(loaded.mac));
+            loaded.virtio.config_generation++;
+        }
         if (result == 0 && memcmp(loaded.mac, net->state.mac, sizeof(loaded.mac)) != 0)
             result = error_set(err, -EINVAL, "field mac: the guest knows its card by another address");
         if (result < 0)
@@ -306,6 +312,7 @@ int virtio_net_create(struct device **out, const struct device_env *env, unsigne
     memcpy(net->config.mac, options->mac, sizeof(net->config.mac));
     net->config.status = htole16(NET_S_LINK_UP);
     memcpy(net->state.mac, options->mac, sizeof(net->state.mac));
+    net->new_address = options->new_address;
     net->backend = options->backend;
     net->backend->receive = net_receive;
     net->backend->receiver = net;

@@ -16,6 +16,7 @@
 struct virtio_net_options {
     struct net_backend *backend; /* from net_backend_new; taken over, also when create fails */
     uint8_t mac[6];
+    bool new_address; /* state that is loaded may have another: the guest's before it became another VM */
 };
 
 int virtio_net_create(struct device **out, const struct device_env *env, unsigned index,

@@ -386,8 +386,10 @@ static int start(struct resume *resume, struct vm *vm, bool is_new, json_t **ans
 {
     struct host *host = resume->host;
     bool paused = resume->options->paused;
-    const struct vm_process_resume how = {
-        .file = resume->options->file, .eager = resume->options->eager, .generation = resume->generation};
+    const struct vm_process_resume how = {.file = resume->options->file,
+                                          .eager = resume->options->eager,
+                                          .new_identity = resume->renamed,
+                                          .generation = resume->generation};
     struct vm_process *process = NULL;
     int result =
         vm_process_resume(&process, host, vm, paused ? VM_PROCESS_PAUSED : 0, &how, host_start_ms(host), err);

@@ -314,6 +314,8 @@ static int spawn(const struct config *config, const struct start *start, int rea
         argv[argc++] = (char *)start->resume->file;
         argv[argc++] = start->resume->eager ? "--eager" : "--lazy";
     }
+    if (start->resume && start->resume->new_identity)
+        argv[argc++] = "--new-identity";
     if (start->resume && start->resume->generation) {
         snprintf(generation, sizeof(generation), "%llu", (unsigned long long)start->resume->generation);
         argv[argc++] = "--lock-generation";

@@ -59,6 +59,7 @@ int vm_process_start(struct vm_process **out, struct host *host, struct vm *vm, 
 struct vm_process_resume {
     const char *file;
     bool eager;          /* all of its memory is read before it runs */
+    bool new_identity;   /* as another VM than it was */
     uint64_t generation; /* what its lock must say: nobody has had the VM since; 0: anything */
 };
 

@@ -155,6 +155,7 @@ static int machine_add_net(struct machine *machine, unsigned index, struct ferry
     int result;
 
     memcpy(options.mac, config->mac, sizeof(options.mac));
+    options.new_address = machine->config.new_identity;
     result = net_backend_new(&options.backend, config->backend, machine->log, err);
     if (result)
         return error_prefix(err, result, "net %u", index);
@@ -248,6 +249,7 @@ static int machine_copy_config(struct machine *machine, const struct machine_con
     machine->config.cpu_cut = config->cpu_cut;
     machine->config.cpu_features = config->cpu_features;
     machine->config.tracking = config->tracking;
+    machine->config.new_identity = config->new_identity;
     return result;
 }
 

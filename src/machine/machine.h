@@ -54,6 +54,7 @@ struct machine_config {
     struct cpu_features cpu_features;
     bool console_marks;            /* a migration leaves marks in the guest's console (vm/console_mark.h) */
     enum memory_tracking tracking; /* this host's choice; not in the JSON form */
+    bool new_identity;             /* the guest that is loaded was another VM; not in the JSON form */
     struct machine_disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
     struct machine_net_config nets[MACHINE_NETS_MAX];

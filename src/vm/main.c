@@ -47,6 +47,7 @@ static const char usage[] =
     "  --lock-dir DIR  where the lock of a VM without a writable disk file is, shared with the other hosts\n"
     "  --lock-wait SECONDS\n"
     "                  how long to try for the lock when a destination does not answer any more (120)\n"
+    "  --new-identity  with --resume: as another VM, with other MAC addresses\n"
     "  --lock-generation N\n"
     "                  start only if the lock says this generation: nobody has had the VM since\n"
     "  --cpu-features NAMES\n"
@@ -125,6 +126,7 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         {"lock-dir", required_argument, NULL, 'l'},
         {"lock-wait", required_argument, NULL, 'w'},
         {"lock-generation", required_argument, NULL, 'g'},
+        {"new-identity", no_argument, NULL, 'N'},
         {"log-limit", required_argument, NULL, 'K'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
@@ -177,6 +179,9 @@ static int parse_arguments(int argc, char **argv, struct vm_options *options, co
         case 'w':
             if (parse_seconds(optarg, &options->lock_wait_ns) < 0)
                 return bad_usage("--lock-wait %s is not a number of seconds, at most 86400", optarg);
+            break;
+        case 'N':
+            options->new_identity = true;
             break;
         case 'g':
             options->lock_generation = strtoull(optarg, NULL, 10);

@@ -783,6 +783,7 @@ static int vm_make_machine(struct vm *vm, struct ferry_error *err)
             return error_prefix(err, result, "--cpu-features");
     }
     vm->config.tracking = vm->options.tracking;
+    vm->config.new_identity = vm->options.new_identity;
     result = machine_new(&vm->machine, &vm->config, vm->log, &vm->callbacks, err);
     if (result)
         return result;

@@ -43,6 +43,7 @@ struct vm_options {
     const char *host;         /* this host's name; NULL: the machine's */
     const char *lock_dir;     /* NULL: none */
     uint64_t lock_wait_ns;    /* for the lock, when a destination does not answer */
+    bool new_identity;        /* with resume: as another VM than it was */
     uint64_t lock_generation; /* starts only if the lock says it: nobody has had the VM since; 0: any */
     const char *cpu_features; /* names with commas: the guest gets of the host's only those; NULL: all */
     enum memory_tracking tracking;

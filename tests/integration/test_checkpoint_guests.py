@@ -50,6 +50,23 @@ def test_suspended_guest_goes_on_on_another_host_once(hosts, disk):
     assert_whole(a)
 
 
+def test_snapshot_goes_on_beside_its_guest_as_another_vm(hosts):
+    a = hosts.start("a")
+    file = hosts.directory / "web.ckpt"
+    run(a, nets=[{"backend": "user"}])
+    wait_for_ticks(a)
+    assert finish(a, save(a, "web", file, "snapshot"))["outcome"] == "completed"
+    other = resume(a, file, name="web2")
+    assert other["definition"]["nets"][0]["mac"] != a.vm("web")["definition"]["nets"][0]["mac"]
+    for name in ("web", "web2"):
+        wait_for_ticks(a, name=name)
+    # From now on its identity is its own, wherever it goes on.
+    again = hosts.directory / "web2.ckpt"
+    assert finish(a, save(a, "web2", again))["outcome"] == "completed"
+    assert resume(a, again)["definition"]["nets"] == other["definition"]["nets"]
+    wait_for_ticks(a, name="web2")
+
+
 def test_disk_written_to_behind_its_lock_is_noticed(hosts, disk):
     a = hosts.start("a")
     file = hosts.directory / "web.ckpt"
