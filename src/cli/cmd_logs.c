@@ -103,6 +103,22 @@ static int find_host_name(struct cli *cli, struct reading *reading, struct ferry
     return result;
 }
 
+/* What its process says on this host; it has no guest's output to follow to another one. */
+static int process_logs(struct cli *cli, const char *vm, bool follow, struct ferry_error *err)
+{
+    struct reading reading = {0};
+    struct client_stream stream = {.opaque = &reading, .data = show, .wake_fd = -1};
+    char *path = client_path("/v1/vms/%s/log?follow=%s", vm, follow ? "1" : "0");
+    int result;
+
+    guest_output_init(&reading.output, cli, vm);
+    result = cli->json ? find_host_name(cli, &reading, err) : 0;
+    if (result == 0)
+        result = client_follow(&cli->client, path, &stream, err);
+    free(path);
+    return result < 0 ? result : 0;
+}
+
 static int logs(struct cli *cli, struct ferry_error *err)
 {
     const char *vm = args_operand(&cli->args, 0);
@@ -112,6 +128,10 @@ static int logs(struct cli *cli, struct ferry_error *err)
     char *path = client_path("/v1/vms/%s/console/log?follow=%s", vm, follow ? "1" : "0");
     int result = 0;
 
+    if (args_has(&cli->args, "process")) {
+        free(path);
+        return process_logs(cli, vm, follow, err);
+    }
     guest_output_init(&reading.output, cli, vm);
     if (cli->json)
         result = find_host_name(cli, &reading, err);
@@ -139,6 +159,8 @@ const struct command command_logs = {
     .options =
         (const struct option[]){
             {.name = "follow", .letter = 'f', .help = "go on as the guest writes"},
+            {.name = "process",
+             .help = "not the guest's console, but what the VM's process on this host says: its newest log"},
             {.name = NULL},
         },
     .operands =
@@ -150,6 +172,7 @@ const struct command command_logs = {
         (const struct example[]){
             {"ferry logs web | tail", "its last lines"},
             {"ferry logs web -f", "and what comes"},
+            {"ferry logs web --process", "what ferry-vm says about it, its moves among that"},
             {NULL, NULL},
         },
     .needs_host = true,

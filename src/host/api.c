@@ -51,6 +51,7 @@ static const struct api_route routes[] = {
     {"POST", "/v1/probe", api_probe},
     {"GET", "/v1/vms/*/console", api_console},
     {"GET", "/v1/vms/*/console/log", api_console_log},
+    {"GET", "/v1/vms/*/log", api_vm_log},
     {"POST", "/v1/vms/*/checkpoint", api_vm_checkpoint},
     {"POST", "/v1/vms/*/resumed", api_vm_resumed},
     {"POST", "/v1/resume", api_resume},

@@ -134,6 +134,7 @@ api_handler api_vm_recover;
 /* api_console.c */
 api_handler api_console;
 api_handler api_console_log;
+api_handler api_vm_log;
 /* api_migrations.c */
 api_handler api_vm_migrate;
 api_handler api_vm_upgrade;

@@ -1,4 +1,5 @@
-/* The guest's console: its history as a stream, and the live connection by HTTP upgrade. */
+/* The guest's console: its history as a stream, and the live connection by HTTP upgrade. Also what the VM's
+ * process says, which is read like the history. */
 #include "host/api.h"
 
 #include "base/buffer.h"
@@ -26,7 +27,7 @@ struct log_stream {
     struct host *host;
     struct vm *vm; /* a reference */
     int client_fd;
-    int fd;      /* console.log; -1: not there yet */
+    int fd;      /* the file; -1: not there yet */
     int inotify; /* -1: not following */
     bool follow;
     char path[PATH_MAX];
@@ -103,7 +104,7 @@ static off_t overlap(int old, int fresh)
 }
 
 /*
- * ferry-vm keeps a long log short by putting a new file, which begins with the end of the old one, in its
+ * ferry-vm keeps a long log short by putting a new file, which may begin with the end of the old one, in its
  * place: all of the old one was read, so reading goes on behind what both have. A file begun anew in place is
  * read from its beginning.
  */
@@ -152,7 +153,8 @@ static size_t fill_log(void *opaque, char *buffer, size_t size)
     }
 }
 
-int api_console_log(struct api_request *request)
+/* The file NAME of the VM's directory. */
+static int answer_log(struct api_request *request, const char *name)
 {
     struct log_stream *stream = calloc(1, sizeof(*stream));
     int result;
@@ -172,7 +174,7 @@ int api_console_log(struct api_request *request)
         log_stream_free(stream);
         return result;
     }
-    if (snprintf(stream->path, sizeof(stream->path), "%s/console.log", stream->vm->directory) >= PATH_MAX)
+    if (snprintf(stream->path, sizeof(stream->path), "%s/%s", stream->vm->directory, name) >= PATH_MAX)
         stream->path[0] = '\0';
     if (stream->follow) {
         api_bear_with_reader(request);
@@ -181,6 +183,16 @@ int api_console_log(struct api_request *request)
     }
     stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     return api_answer_stream(request, "application/octet-stream", fill_log, stream, log_stream_free);
+}
+
+int api_console_log(struct api_request *request)
+{
+    return answer_log(request, "console.log");
+}
+
+int api_vm_log(struct api_request *request)
+{
+    return answer_log(request, "vm.log");
 }
 
 /* --- live --- */

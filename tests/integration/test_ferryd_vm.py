@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
 import time
 
 import pytest
@@ -142,6 +143,9 @@ def test_log_goes_on_at_the_destination_and_stays_bounded(hosts):
         first = newest.splitlines()[0]
         assert first in before.splitlines() and "MIGRATE_TO_VMX_PRECOPY" in newest
         assert newest.startswith(before[before.index(first):][:1000]), "not the lines that were last at the source"
+        said = subprocess.run([BUILD / "ferry", "--host", destination.state_dir, "logs", "web", "--process"],
+                              stdout=subprocess.PIPE, text=True, check=True, timeout=DEADLINE).stdout
+        assert said.startswith(newest)
 
 
 def test_forecast_is_made_and_kept_beside_what_came_of_it(hosts):
