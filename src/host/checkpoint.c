@@ -9,6 +9,8 @@
 #include "host/vm_suspended.h"
 #include "host/vms.h"
 
+#include <ferry/checkpoint.h>
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -419,18 +421,30 @@ static void end_completed(struct saving *saving)
     end(saving, "completed", "");
 }
 
+/* It has its name only when all of it is on the disk, and then the guest never runs on. */
+static bool file_is_complete(const struct saving *saving)
+{
+    struct ferry_checkpoint *file = NULL;
+    bool complete = ferry_checkpoint_open(&file, saving->file, NULL) == 0 &&
+                    strcmp(ferry_checkpoint_info(file)->id, saving->id) == 0;
+
+    ferry_checkpoint_close(file);
+    return complete;
+}
+
 /* Its process is gone without a word about the save, or knows nothing of it. */
 static void end_silent(struct saving *saving, bool known)
 {
     struct host *host = saving->host;
     char why[FERRY_ERROR_TEXT_SIZE];
-    bool suspended;
+    bool gone, suspended;
 
     host_lock(host);
-    suspended = !saving->vm->process && saving->vm->state == VM_STATE_SUSPENDED;
+    gone = !saving->vm->process;
+    suspended = gone && saving->vm->state == VM_STATE_SUSPENDED;
     snprintf(why, sizeof(why), "the VM ended meanwhile: %.400s", saving->vm->why);
     host_unlock(host);
-    if (suspended && saving->suspends)
+    if (saving->suspends && (suspended || (gone && file_is_complete(saving))))
         end_completed(saving);
     else if (known)
         end_failed(saving, "failed", why);

@@ -18,6 +18,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define SAVED_LOOK_MS 200 /* how often it is looked whether a save has ended, when nothing tells */
+
 static const char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -309,11 +311,88 @@ static void run_running(struct migration *migration)
     }
 }
 
+/* The VM was given to the other host, which knows what came of it. */
+static void end_given(struct migration *migration)
+{
+    migration->in_doubt = true;
+    migration_register(migration, NULL);
+    migration_end(migration, "unknown", "internal", "ferryd ended while the VM was given to the other host");
+}
+
+void cold_take_up(struct migration *migration, struct vm *vm)
+{
+    struct host *host = migration->host;
+    struct ferry_error err;
+    bool given;
+
+    host_lock(host);
+    given = vm && strcmp(vm->ban.migration, migration->id) == 0;
+    host_unlock(host);
+    vm_unref(host, vm);
+    migration->fresh = false;
+    migration->recorded = true;
+    migration_log(migration, LOG_LEVEL_INFO, "ferryd was restarted during the migration");
+    if (given) {
+        end_given(migration);
+        return;
+    }
+    migration_register(migration, NULL);
+    if (migration_start_job(migration, &err) < 0)
+        migration_end(migration, "failed", "internal", err.text);
+}
+
+static bool is_being_saved(struct host *host, const struct vm *vm)
+{
+    json_t *mark = vm_directory_saving(vm);
+    bool saving = mark != NULL;
+
+    json_decref(mark);
+    host_lock(host);
+    saving = saving || vm->saving;
+    host_unlock(host);
+    return saving;
+}
+
+/* A former ferryd began it, and did not give the VM away. One that ran may have been suspended for it. */
+static void run_adopted(struct migration *migration)
+{
+    struct host *host = migration->host;
+    struct vm *vm = vm_get(host, migration->vm_name, NULL);
+    struct ferry_error err;
+    char file[PATH_MAX] = "";
+    bool suspended = false;
+
+    error_set(&err, -ECANCELED, "ferryd ended before the VM was given to the other host");
+    while (vm && is_being_saved(host, vm) && !host_stopping(host)) {
+        host_lock(host);
+        thread_cond_wait_until(&host->changed, &host->lock, clock_deadline(SAVED_LOOK_MS));
+        host_unlock(host);
+    }
+    if (host_stopping(host)) {
+        vm_unref(host, vm);
+        return;
+    }
+    if (vm) {
+        choose_file(migration, vm, file);
+        host_lock(host);
+        suspended = vm->suspended && strcmp(text_of(vm->suspended, "file"), file) == 0;
+        host_unlock(host);
+    }
+    if (suspended)
+        resume_here(migration, file, false, &err);
+    vm_unref(host, vm);
+    migration_finish_failed(migration, "failed", "internal", err.text);
+}
+
 void cold_run(struct migration *migration)
 {
     struct ferry_error err = {0};
     int result;
 
+    if (!migration->fresh) {
+        run_adopted(migration);
+        return;
+    }
     migration_log(migration, LOG_LEVEL_INFO, "cold migration %s set up: VM %s (%s) from host %s to host %s",
                   migration->id, migration->vm_name, text_of(migration->cold, "state"), migration->source,
                   migration->destination);
@@ -331,28 +410,6 @@ void cold_run(struct migration *migration)
         migration_finish_doubted(migration, "unknown", "network", err.text);
     else
         migration_finish_failed(migration, "failed", cause_of(result), err.text);
-}
-
-void cold_take_up(struct migration *migration, struct vm *vm)
-{
-    struct host *host = migration->host;
-    bool given;
-
-    host_lock(host);
-    given = vm && strcmp(vm->ban.migration, migration->id) == 0;
-    host_unlock(host);
-    vm_unref(host, vm);
-    migration->fresh = false;
-    migration->recorded = true;
-    migration->in_doubt = given;
-    migration_register(migration, NULL);
-    migration_log(migration, LOG_LEVEL_INFO, "ferryd was restarted during the migration");
-    if (given) /* the other host knows */
-        migration_end(migration, "unknown", "internal",
-                      "ferryd ended while the VM was given to the other host");
-    else
-        migration_end(migration, "failed", "internal",
-                      "ferryd ended before the VM was given to the other host");
 }
 
 /* --- destination --- */

@@ -125,6 +125,13 @@ def test_process_that_dies_while_it_saves_ends_the_save(hosts, host):
     assert host.vm("web")["state"] == "CRASHED"
 
 
+def test_process_that_dies_when_the_file_is_complete_has_suspended_the_vm(hosts, host):
+    host.run("web", cmdline="die-saved")
+    assert finish(host, save(host, "web", hosts.directory / "web.ckpt"))["outcome"] == "completed"
+    assert host.vm("web")["state"] == "SUSPENDED"
+    assert resume(host, hosts.directory / "web.ckpt")["state"] == "RUNNING"
+
+
 # --- resuming ---
 
 
@@ -280,4 +287,16 @@ def test_running_vm_that_cannot_go_on_there_goes_on_here(hosts):
     ended = a.move("db", b, cold=True)
     assert ended["outcome"] == "failed" and "the disk is full" in ended["error"], ended
     assert a.vm("db")["state"] == "RUNNING"
+    assert not list(hosts.directory.glob("**/*.ckpt"))
+
+
+def test_ferryd_killed_in_a_cold_move_leaves_the_vm_running_at_the_source(hosts):
+    a, b = hosts.pair()
+    a.run("web", cmdline="slow-save")
+    migration = a.migrate("web", b, cold=True)
+    wait_until(lambda: list(hosts.directory.glob("**/*.partial")), "the save to begin")
+    a.restart(signal.SIGKILL)
+    ended = a.finish(migration)
+    assert (ended["outcome"], ended["kind"]) == ("failed", "cold"), ended
+    assert a.vm("web")["state"] == "RUNNING" and b.vm("web") is None
     assert not list(hosts.directory.glob("**/*.ckpt"))
