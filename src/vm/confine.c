@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/thread.h"
+#include "vm/capabilities.h"
 #include "vm/confine_rules.h"
 
 #include <errno.h>
@@ -185,9 +186,10 @@ static int make_program(struct confine *confine, enum thread_kind kind)
 static int install(const struct confine *confine, enum thread_kind kind)
 {
     const struct sock_fprog *program = &confine->programs[kind];
+    int result = capabilities_keep_for_kind(kind);
 
-    if (!program->len)
-        return 0;
+    if (result < 0 || !program->len)
+        return result;
     return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, program) < 0 ? -errno : 0;
 }
 
@@ -197,8 +199,7 @@ static void confine_thread(void *opaque, enum thread_kind kind)
     int result = install(opaque, kind);
 
     if (result < 0) {
-        fprintf(stderr, "ferry-vm: a thread's system call filter cannot be installed: %s\n",
-                strerror(-result));
+        fprintf(stderr, "ferry-vm: a thread cannot be confined: %s\n", strerror(-result));
         abort();
     }
 }
@@ -235,8 +236,7 @@ int confine_new(struct confine **out, enum confine_mode mode, struct ferry_error
         confine_free(confine);
         return result;
     }
-    if (mode != CONFINE_OFF)
-        thread_set_guard(confine_thread, confine);
+    thread_set_guard(confine_thread, confine);
     *out = confine;
     return 0;
 }
@@ -245,7 +245,7 @@ int confine_self(const struct confine *confine, struct ferry_error *err)
 {
     int result = install(confine, THREAD_GENERAL);
 
-    return result < 0 ? error_set_errno(err, result, "cannot install a system call filter") : 0;
+    return result < 0 ? error_set_errno(err, result, "the main thread cannot be confined") : 0;
 }
 
 void confine_free(struct confine *confine)

@@ -33,7 +33,7 @@ const char *confine_mode_name(enum confine_mode mode);
 /* What ferry-vm does unless it is told otherwise: on, or off when it was built without filters. */
 enum confine_mode confine_mode_default(void);
 
-/* To be freed when no thread is started any more. With CONFINE_OFF nothing is confined. -ENOSYS when this
+/* To be freed when no thread is started any more. With CONFINE_OFF no call is forbidden. -ENOSYS when this
  * build, or the kernel, has no filters. */
 int confine_new(struct confine **out, enum confine_mode mode, struct ferry_error *err);
 int confine_self(const struct confine *confine, struct ferry_error *err);

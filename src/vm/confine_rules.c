@@ -201,13 +201,15 @@ const struct confine_rule confine_rules[] = {
     CALL(memfd_create, CONTROL),
 
     /* Threads, not processes: clone3's flags are behind a pointer, and without it the C library uses clone.
-     * What a thread's urgency is, and its filter. */
+     * What a thread's urgency is, its rights and its filter. */
     CALL_REFUSED(clone3, EVERY, 0, 0, 0, ENOSYS),
     CALL_IF(clone, IO | CONTROL, 0, A_THREAD | NEW_NAMESPACES, A_THREAD),
     CALL(sched_setscheduler, CONTROL),
     CALL(sched_getaffinity, IO | CONTROL),
     CALL(getpriority, CONTROL),
     CALL(setpriority, CONTROL),
+    CALL(capget, GENERAL),
+    CALL(capset, GENERAL),
     CALL_WITH(seccomp, GENERAL, 0, SECCOMP_SET_MODE_FILTER),
 
     /* SIGPIPE is kept from calls that raise it. */

@@ -2,6 +2,7 @@
  * ferry-vm: arguments, and making the process independent of whoever started it.
  */
 #include "base/error.h"
+#include "vm/capabilities.h"
 #include "vm/confine.h"
 #include "vm/files.h"
 #include "vm/ownership.h"
@@ -309,7 +310,7 @@ int main(int argc, char **argv)
         return bad_directory(&options, former);
     if (chdir(options.dir) < 0)
         return bad_directory(&options, options.dir);
-    if (confine_new(&confine, options.confine_mode, &err) < 0)
+    if (capabilities_keep_for_setup(&err) < 0 || confine_new(&confine, options.confine_mode, &err) < 0)
         return bad_start(&options, &err);
     options.confine = confine;
     status = vm_main(&options);

@@ -98,6 +98,7 @@ class Host:
         self.name = name
         self.state_dir = directory / name
         self.socket = self.state_dir / "ferryd.sock"
+        self.program = BUILD / "ferryd"
         self.vm_program = vm_program
         self.options = list(options)
         self.environment = {}
@@ -107,7 +108,7 @@ class Host:
         self.last_words = ""
 
     def start(self, listen=True):
-        command = [*self.prefix, str(BUILD / "ferryd"), "--state-dir", str(self.state_dir), "--name", self.name]
+        command = [*self.prefix, str(self.program), "--state-dir", str(self.state_dir), "--name", self.name]
         if listen:
             command += ["--listen", self.address or "127.0.0.1:0"]
         command += self.options

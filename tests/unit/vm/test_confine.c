@@ -8,6 +8,7 @@
 #include "vm/confine.h"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -226,6 +227,39 @@ static void log_lets_forbidden_calls_pass(void **state)
         assert_int_equal(status_of(&attempts[i], CONFINE_LOG, text, sizeof(text)), 0);
 }
 
+/* Ends the process with 10 and, added to it, 1 for any right at all, 2 for one that would undo the rest. */
+static void look_at_rights(void)
+{
+    const uint64_t harmful = 1 << CAP_SYS_ADMIN | 1 << CAP_SETUID | 1 << CAP_SYS_MODULE | 1 << CAP_SYS_RAWIO |
+                             1 << CAP_SYS_CHROOT | 1 << CAP_SETPCAP | 1 << CAP_NET_ADMIN | 1 << CAP_CHOWN;
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+
+    if (syscall(SYS_capget, &header, sets) < 0)
+        _exit(3);
+    _exit(10 + (sets[0].permitted || sets[1].permitted) + (sets[0].permitted & harmful ? 2 : 0));
+}
+
+static void threads_keep_only_the_rights_they_need(void **state)
+{
+    static const struct {
+        enum thread_kind kind;
+        int status;
+    } kinds[] = {
+        {THREAD_VCPU, 10}, {THREAD_IO, 10}, {THREAD_NET, 11}, {THREAD_MIGRATION, 11}, {THREAD_GENERAL, 11}};
+
+    if (geteuid() != 0)
+        skip();
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        const struct attempt look = {kinds[i].kind, look_at_rights, 0};
+        char text[4096];
+        int status = status_of(&look, CONFINE_OFF, text, sizeof(text));
+
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), kinds[i].status);
+    }
+}
+
 static void modes_have_names(void **state)
 {
     assert_int_equal(confine_mode_named("on"), CONFINE_ON);
@@ -243,6 +277,7 @@ int main(void)
         cmocka_unit_test(threads_may_what_they_need),
         cmocka_unit_test(off_forbids_nothing),
         cmocka_unit_test(log_lets_forbidden_calls_pass),
+        cmocka_unit_test(threads_keep_only_the_rights_they_need),
         cmocka_unit_test(modes_have_names),
     };
 
