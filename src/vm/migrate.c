@@ -278,6 +278,8 @@ static int migration_new(struct migration **out, struct vm *vm, json_t *params, 
     if (!result)
         result =
             params_text(params, "destination", migration->destination, sizeof(migration->destination), err);
+    if (!result && is_source && !migration_stays(migration))
+        machine_dirty_tracking(vm->machine, migration->tracking, sizeof(migration->tracking));
     if (!result)
         result = loop_timer_add(vm->loop, migration_tick, migration, &migration->timer, err);
     snprintf(tag, sizeof(tag), "migration %s", migration->id);

@@ -29,6 +29,9 @@ struct migration {
     char ended[CLOCK_TEXT_SIZE]; /* empty: not yet */
     struct log *log;             /* lines carry the id */
     struct loop_timer *timer;    /* prepared: patience; running: the next progress notification */
+    /* How it is found out what the guest writes, at the source of a migration with rounds; else empty. Said
+     * here: the migration is described when the machine is gone, too. */
+    char tracking[64];
     int listen_fd;
     char listen_path[SOCK_ADDRESS_SIZE]; /* a Unix socket's, removed with it; empty: none */
     struct ferry_session *session;

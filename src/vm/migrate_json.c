@@ -67,16 +67,6 @@ static json_t *migration_encodings_json(const struct ferry_progress *progress)
     return object;
 }
 
-/* At the source of a migration with rounds: nobody else asks who writes. */
-static void set_tracking(json_t *json, const struct migration *migration)
-{
-    char text[64] = "";
-
-    if (migration->is_source && !migration_stays(migration) && migration->vm->machine)
-        machine_dirty_tracking(migration->vm->machine, text, sizeof(text));
-    json_object_set_new(json, "dirty_tracking", json_string(text));
-}
-
 json_t *migration_json(const struct migration *migration, bool with_log)
 {
     const struct ferry_progress *progress;
@@ -98,7 +88,7 @@ json_t *migration_json(const struct migration *migration, bool with_log)
         return json_null();
     /* READY is the state until the other side has answered, too. */
     json_object_set_new(json, "begun", json_boolean(migration->step != MIGRATION_PREPARED));
-    set_tracking(json, migration);
+    json_object_set_new(json, "dirty_tracking", json_string(migration->tracking));
     json_object_set_new(json, "encryption", json_string(progress->encryption));
     set_number(json, "memory_bytes", progress->memory_bytes);
     set_number(json, "remaining_bytes", progress->remaining_bytes);
