@@ -102,8 +102,9 @@ const struct command command_migrate = {
         "it is back: made by itself for a set time (ferryd --reconnect-time), afterwards by ferry recover "
         "VM on either host.\n"
         "With --cold a VM that is powered off or suspended moves with its definition; both hosts must reach "
-        "its disks, and the file that a suspended one is in. One that runs is suspended to a file beside its "
-        "disk, moved, and resumed at DEST; whatever fails resumes it here.",
+        "its disks, and the file that a suspended one is in is copied when DEST does not reach it. One that "
+        "runs is suspended to a file beside its disk, moved, and resumed at DEST; whatever fails resumes it "
+        "here.",
     .options =
         (const struct option[]){
             {.name = "detach", .letter = 'd', .help = "print the migration's id and return at once"},

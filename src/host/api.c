@@ -54,6 +54,7 @@ static const struct api_route routes[] = {
     {"GET", "/v1/vms/*/log", api_vm_log},
     {"POST", "/v1/vms/*/checkpoint", api_vm_checkpoint},
     {"POST", "/v1/vms/*/resumed", api_vm_resumed},
+    {"GET", "/v1/vms/*/suspended", api_vm_suspended},
     {"POST", "/v1/resume", api_resume},
     {"GET", "/v1/checkpoints", api_checkpoints_list},
     {"GET", "/v1/checkpoints/*", api_checkpoint_show},

@@ -157,6 +157,7 @@ api_handler api_checkpoint_watch;
 api_handler api_checkpoint_cancel;
 api_handler api_resume;
 api_handler api_vm_resumed;
+api_handler api_vm_suspended;
 /* api_events.c */
 api_handler api_events;
 api_handler api_events_take;

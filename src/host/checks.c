@@ -525,7 +525,7 @@ static const struct check {
     {"hugepages", CHECK_DESTINATION, CHECK_ERROR, check_hugepages},
     {"disks", CHECK_DESTINATION, CHECK_ERROR, check_disks},
     {"networks", CHECK_DESTINATION, CHECK_ERROR, check_networks},
-    {"checkpoint", CHECK_DESTINATION, CHECK_ERROR, check_file},
+    {"checkpoint", CHECK_DESTINATION, CHECK_WARNING, check_file},
     {"quick-resume", CHECK_DESTINATION, CHECK_ERROR, check_quick_resume_now},
     {"quick-resume", CHECK_DESTINATION, CHECK_WARNING, check_quick_resume_allowed},
     {"connections", CHECK_DESTINATION, CHECK_WARNING, check_network_connections},

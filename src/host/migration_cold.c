@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "host/agreement.h"
 #include "host/checkpoint.h"
+#include "host/checkpoint_copy.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
@@ -319,18 +320,40 @@ static void end_given(struct migration *migration)
     migration_end(migration, "unknown", "internal", "ferryd ended while the VM was given to the other host");
 }
 
+/* At the destination it has arrived when incoming.json is gone; else what there is is dropped. */
+static void end_arriving(struct migration *migration, struct vm *vm)
+{
+    json_t *mark = vm ? vm_directory_incoming(vm) : NULL;
+    bool arrived;
+
+    host_lock(migration->host);
+    arrived = vm && !mark && !vm->ban.by[0];
+    host_unlock(migration->host);
+    json_decref(mark);
+    vm_unref(migration->host, vm);
+    migration_register(migration, NULL);
+    if (arrived)
+        migration_end(migration, "completed", "", "");
+    else
+        migration_end(migration, "failed", "internal", "ferryd ended before the VM had arrived");
+}
+
 void cold_take_up(struct migration *migration, struct vm *vm)
 {
     struct host *host = migration->host;
     struct ferry_error err;
     bool given;
 
+    migration->fresh = false;
+    migration->recorded = true;
+    if (!migration->outgoing) {
+        end_arriving(migration, vm);
+        return;
+    }
     host_lock(host);
     given = vm && strcmp(vm->ban.migration, migration->id) == 0;
     host_unlock(host);
     vm_unref(host, vm);
-    migration->fresh = false;
-    migration->recorded = true;
     migration_log(migration, LOG_LEVEL_INFO, "ferryd was restarted during the migration");
     if (given) {
         end_given(migration);
@@ -414,42 +437,65 @@ void cold_run(struct migration *migration)
 
 /* --- destination --- */
 
+/* Is what is at FILE here the one written by the save ID? */
+static bool has_file(const char *file, const char *id)
+{
+    struct ferry_checkpoint *checkpoint = NULL;
+    bool has = ferry_checkpoint_open(&checkpoint, file, NULL) == 0 &&
+               strcmp(ferry_checkpoint_info(checkpoint)->id, id) == 0;
+
+    ferry_checkpoint_close(checkpoint);
+    return has;
+}
+
 int cold_check_file(const json_t *cold, const char *vm, const char *host, struct ferry_error *err)
 {
     const char *file = text_of(cold, "file");
-    struct ferry_checkpoint *checkpoint = NULL;
-    struct ferry_error why = {0};
-    int result = 0;
 
-    if (!is_state(cold, "suspended"))
+    if (!is_state(cold, "suspended") || (file[0] == '/' && has_file(file, text_of(cold, "checkpoint"))))
         return 0;
-    if (file[0] != '/')
-        return error_set(err, HOST_USAGE, "\"file\" must be an absolute path");
-    if (ferry_checkpoint_open(&checkpoint, file, &why) < 0)
-        result =
-            error_set(err, HOST_REFUSED,
-                      "VM %s cannot move: host %s does not reach the file that its guest is in (%.250s); put "
-                      "it on storage that both share, under the same path",
-                      vm, host, why.text);
-    else if (strcmp(ferry_checkpoint_info(checkpoint)->id, text_of(cold, "checkpoint")) != 0)
-        result = error_set(err, HOST_REFUSED, "VM %s cannot move: on host %s %.200s is another file", vm,
-                           host, file);
-    ferry_checkpoint_close(checkpoint);
-    return result;
+    return error_set(
+        err, HOST_REFUSED,
+        "the file that the guest of VM %s is in, %.200s, is not to be found on host %s: it is copied "
+        "there",
+        vm, file, host);
+}
+
+/* Where the guest's file is here: the same as there, or a copy that is made now. */
+static int get_file(struct host *host, const struct migration_offer *offer, const char *vm,
+                    char file[static PATH_MAX], struct ferry_error *err)
+{
+    const char *there = text_of(offer->cold, "file");
+    const char *id = text_of(offer->cold, "checkpoint");
+    char address[SOCK_ADDRESS_SIZE];
+    int result;
+
+    if (!migration_id_valid(id))
+        return error_set(err, HOST_USAGE, "\"checkpoint\" must be a UUID in lower case");
+    snprintf(file, PATH_MAX, "%s", there);
+    if (there[0] == '/' && has_file(there, id))
+        return 0;
+    snprintf(file, PATH_MAX, "%.3900s/%s-%s.ckpt", host->config->state_dir, vm, id);
+    result = peers_find(host, offer->source, address, err);
+    return result < 0 ? result : checkpoint_copy_fetch(host, address, vm, id, file, err);
 }
 
 static int make_vm(struct host *host, const struct migration_offer *offer, const json_t *definition,
                    struct ferry_error *err)
 {
     bool suspended = is_state(offer->cold, "suspended");
+    char file[PATH_MAX] = "";
     char why[128];
     struct vm *vm = NULL;
     int result = vm_make(host, definition, "arriving", true, &vm, err);
 
     if (result < 0)
         return result;
+    if (suspended)
+        result = get_file(host, offer, vm->name, file, err);
     snprintf(why, sizeof(why), "it did not run when it moved here from host %s", offer->source);
-    result = vm_directory_mark_incoming(vm, offer->id, offer->source, err);
+    if (result == 0)
+        result = vm_directory_mark_incoming(vm, offer->id, offer->source, err);
     if (result == 0)
         result = vm_directory_leave_exit(vm, why, err);
     if (result < 0) {
@@ -458,7 +504,7 @@ static int make_vm(struct host *host, const struct migration_offer *offer, const
         return result;
     }
     if (suspended)
-        vm_set_suspended(host, vm, text_of(offer->cold, "file"), text_of(offer->cold, "checkpoint"));
+        vm_set_suspended(host, vm, file, text_of(offer->cold, "checkpoint"));
     vm_lift_ban(host, vm);
     vm_directory_arrived(vm); /* from here on it is this host's, also for the next ferryd */
     host_lock(host);
@@ -476,19 +522,44 @@ static int make_vm(struct host *host, const struct migration_offer *offer, const
 static int resume_arrived(struct host *host, const struct migration_offer *offer, const char *name,
                           struct ferry_error *err)
 {
-    const struct resume_options options = {.file = text_of(offer->cold, "file"),
-                                           .eager = true,
-                                           .paused = json_is_true(json_object_get(offer->cold, "paused"))};
+    struct resume_options options = {.eager = true,
+                                     .paused = json_is_true(json_object_get(offer->cold, "paused"))};
+    char file[PATH_MAX] = "";
     json_t *answer = NULL;
     struct vm *vm;
-    int result = vms_resume(host, &options, &answer, err);
+    int result;
 
+    host_lock(host);
+    vm = vms_find(host, name);
+    if (vm && vm->suspended)
+        snprintf(file, sizeof(file), "%s", text_of(vm->suspended, "file"));
+    host_unlock(host);
+    options.file = file;
+    result = vms_resume(host, &options, &answer, err);
     json_decref(answer);
     if (result < 0 && vm_claim(host, name, "being removed", &vm, NULL) == 0) {
         vm_drop(host, vm);
         vm_release(host, vm);
     }
+    if (strcmp(file, text_of(offer->cold, "file")) != 0)
+        unlink(file); /* a copy of ours */
     return result;
+}
+
+static void tell_arrived(struct migration *migration)
+{
+    struct host *host = migration->host;
+    const char *vm = migration->vm_name;
+
+    set_progress(migration, "MIGRATE_FROM_VMX_FINISHED", 11, "Frozen", 100);
+    migration_log(migration, LOG_LEVEL_INFO, "VM %s (%s) has arrived from host %s", vm,
+                  text_of(migration->cold, "state"), migration->source);
+    events_emit(host, EVENT_VM_CREATED, vm, migration->machine, migration->id, "VM %s was created on host %s",
+                vm, host->config->name);
+    events_emit(host, EVENT_MIGRATION_IN_COMPLETED, vm, migration->machine, migration->id,
+                "cold migration of VM %s from host %s to host %s completed", vm, migration->source,
+                host->config->name);
+    migration_end(migration, "completed", "", "");
 }
 
 int cold_receive(struct host *host, const struct migration_offer *offer, const json_t *definition,
@@ -503,26 +574,22 @@ int cold_receive(struct host *host, const struct migration_offer *offer, const j
         return error_set(err, -ENOMEM, "out of memory");
     migration->cold = json_incref((json_t *)offer->cold);
     peers_find(host, offer->source, migration->peer_address, NULL);
+    /* From here on the source hears that it goes on, should it ask. */
+    migration_register(migration, NULL);
+    migration_record(migration);
+    events_emit(host, EVENT_MIGRATION_IN_STARTED, vm, migration->machine, migration->id,
+                "cold migration of VM %s from host %s to host %s started", vm, offer->source,
+                host->config->name);
     result = make_vm(host, offer, definition, err);
     if (result == 0 && json_is_true(json_object_get(offer->cold, "resume")))
         result = resume_arrived(host, offer, vm, err);
     if (result < 0) {
+        error_prefix(err, HOST_REFUSED, "VM %s cannot be set up on host %s", vm, host->config->name);
+        migration_end(migration, "failed", "internal", err->text);
         migration_unref(migration);
-        return error_prefix(err, HOST_REFUSED, "VM %s cannot be set up on host %s", vm, host->config->name);
+        return HOST_REFUSED;
     }
-    migration_register(migration, NULL);
-    set_progress(migration, "MIGRATE_FROM_VMX_FINISHED", 11, "Frozen", 100);
-    events_emit(host, EVENT_MIGRATION_IN_STARTED, vm, migration->machine, migration->id,
-                "cold migration of VM %s from host %s to host %s started", vm, offer->source,
-                host->config->name);
-    migration_log(migration, LOG_LEVEL_INFO, "VM %s (%s) has arrived from host %s", vm,
-                  text_of(offer->cold, "state"), offer->source);
-    events_emit(host, EVENT_VM_CREATED, vm, migration->machine, migration->id, "VM %s was created on host %s",
-                vm, host->config->name);
-    events_emit(host, EVENT_MIGRATION_IN_COMPLETED, vm, migration->machine, migration->id,
-                "cold migration of VM %s from host %s to host %s completed", vm, offer->source,
-                host->config->name);
-    migration_end(migration, "completed", "", "");
+    tell_arrived(migration);
     migration_unref(migration);
     return 0;
 }

@@ -32,7 +32,7 @@ void cold_take_up(struct migration *migration, struct vm *vm);
 /* At the destination: makes the VM, and its record. */
 int cold_receive(struct host *host, const struct migration_offer *offer, const json_t *definition,
                  struct ferry_error *err);
-/* Whether a suspended VM's file is there; nothing to check of others. */
+/* Whether a suspended VM's file is there, or must be copied; nothing to check of others. */
 int cold_check_file(const json_t *cold, const char *vm, const char *host, struct ferry_error *err);
 
 #endif

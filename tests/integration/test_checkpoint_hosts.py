@@ -1,12 +1,13 @@
 """Snapshots and suspends as ferryd's callers see them, with VM processes that only pretend (tests/host/fake_ferry_vm.py)."""
 import json
 import os
+import pathlib
 import signal
 import subprocess
 
 import pytest
 
-from hosts import BUILD, DEADLINE, Hosts, agreed_records, assert_refused, wait_until
+from hosts import BUILD, DEADLINE, Hosts, agreed_records, assert_refused, introduce, wait_until
 
 
 @pytest.fixture
@@ -258,12 +259,38 @@ def test_suspended_vm_moves_with_its_file(hosts):
     assert a.has_left("web", b)
 
 
+@pytest.mark.skipif(subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
+                    reason="needs a mount namespace")
+@pytest.mark.parametrize("runs", [False, True])
+def test_file_that_the_destination_does_not_reach_is_copied(hosts, runs):
+    place = hosts.directory / "a-only" if not runs else hosts.directory / "a"
+    place.mkdir()
+    a, b = hosts.new("a").start(), hosts.new("b")
+    b.prefix = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {place} && exec "$0" "$@"']
+    introduce(a, b.start())
+    if runs:  # its own state directory is where the file is then
+        a.run("web", kernel="/etc/hostname")
+        assert a.move("web", b, cold=True)["outcome"] == "completed"
+        assert b.vm("web")["state"] == "RUNNING" and not list(hosts.directory.glob("**/*.ckpt"))
+        return
+    file = suspended(a, "web", place / "web.ckpt", kernel="/etc/hostname")
+    ended = a.move("web", b, cold=True)
+    assert (ended["outcome"], ended["error"]) == ("completed", ""), ended
+    copy = pathlib.Path(b.vm("web")["suspended"]["file"])
+    assert copy.parent == b.state_dir and copy.read_bytes() == file.read_bytes()
+    assert any("it is copied there" in line["text"] for line in a.get(f"/v1/migrations/{ended['id']}")["log"])
+    assert resume(b, copy)["state"] == "RUNNING"
+
+
 def test_cold_move_that_is_refused_changes_nothing(hosts):
     a, b = hosts.pair()
     file = suspended(a, "web", hosts.directory / "web.ckpt")
     file.rename(hosts.directory / "elsewhere")
-    assert_refused(lambda: a.move("web", b, cold=True), 422, "refused", "host b does not reach", str(file))
+    ended = a.move("web", b, cold=True)
+    assert ended["outcome"] == "failed" and "could not be fetched" in ended["error"], ended
+    assert both_records(a, b, ended["id"]) == ["failed", "failed"]
     assert a.vm("web")["state"] == "SUSPENDED" and b.vm("web") is None
+    assert not list(hosts.directory.glob("**/*.partial"))
     assert_refused(lambda: a.move("web", b, cold=True, quick_resume="now"), 400, "usage", "exclude")
 
 
