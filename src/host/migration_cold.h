@@ -1,7 +1,7 @@
 /*
  * Cold migrations: a VM that does not run moves with its definition, and, when it is suspended, with the
- * place of the file that its guest is in, which both hosts must reach. One that runs is suspended first, and
- * resumed at the destination; what fails on the way resumes it at the source.
+ * file that its guest is in, which is copied when the destination does not reach it. One that runs is
+ * suspended first, and resumed at the destination; what fails on the way resumes it at the source.
  *
  *     source                                            destination
  *     checks, here and there                            the same as of other migrations, but for what a
