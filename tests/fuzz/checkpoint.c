@@ -11,8 +11,13 @@
  *
  * Without bit 1 a file that is accepted must restore the guest as it was.
  *
- *     meson setup -Dfuzz=true build-fuzz (with CC=clang); build-fuzz/tests/fuzz/fuzz_checkpoint
- * -max_total_time=600
+ * Inputs that reached something new are kept in corpus/checkpoint (replay.c). The long form, ten minutes:
+ *
+ *     CC=clang meson setup -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
+ *         -Dc_args=-fsanitize=fuzzer-no-link build-fuzz
+ *     ninja -C build-fuzz
+ *     mkdir inputs && build-fuzz/tests/fuzz/replay_checkpoint tests/fuzz/corpus/checkpoint inputs
+ *     build-fuzz/tests/fuzz/fuzz_checkpoint -max_total_time=600 -max_len=400 inputs
  */
 #include "checkpoint/format.h"
 #include "engine/testing/fake_guest.h"
