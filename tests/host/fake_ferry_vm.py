@@ -15,6 +15,7 @@ ferryd's tests use it to reach what a real VM does not do on demand. The VM's cm
     lost-move          the destination runs, but its RUNNING does not reach the source
     hang-send          migrate.send is never answered by progress; only cancel ends it
     slow-save          a save into a checkpoint file takes a second or two
+    gate-save          it goes on when there is a file of its name and .go
     fail-save=TEXT     it fails
     die-save           the process dies in the middle of it
     fail-resume=TEXT   it does not go on from a file; fail-resume-at-b: on host b
@@ -265,6 +266,9 @@ class FakeVm:
             raise RuntimeError(self.directives["fail-save"].replace("_", " "))
         with open(params["path"] + ".partial", "w", encoding="utf-8") as file:
             json.dump(params, file)
+        while "gate-save" in self.directives and not os.path.exists(params["path"] + ".go"):
+            if self.save_cancelled.wait(0.02):
+                raise RuntimeError("cancelled")
         steps = 10 if "slow-save" in self.directives else 2
         for step in range(steps):
             if self.save_cancelled.wait(0.15 if "slow-save" in self.directives else 0.02):

@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_refused(hosts, host):
 
 
 def test_cancelled_save_leaves_the_vm_running(hosts, host):
-    host.run("web", cmdline="slow-save")
+    host.run("web", cmdline="gate-save")
     saving = save(host, "web", hosts.directory / "web.ckpt")
     assert host.vm("web")["saving"] == saving
     assert_refused(lambda: save(host, "web", hosts.directory / "other"), 409, "conflict", "ferry cancel web")
@@ -319,10 +319,11 @@ def test_running_vm_that_cannot_go_on_there_goes_on_here(hosts):
 
 def test_ferryd_killed_in_a_cold_move_leaves_the_vm_running_at_the_source(hosts):
     a, b = hosts.pair()
-    a.run("web", cmdline="slow-save")
+    a.run("web", cmdline="gate-save")
     migration = a.migrate("web", b, cold=True)
-    wait_until(lambda: list(hosts.directory.glob("**/*.partial")), "the save to begin")
+    partial = wait_until(lambda: list(hosts.directory.glob("**/*.partial")), "the save to begin")[0]
     a.restart(signal.SIGKILL)
+    partial.with_suffix(".go").touch()
     ended = a.finish(migration)
     assert (ended["outcome"], ended["kind"]) == ("failed", "cold"), ended
     assert a.vm("web")["state"] == "RUNNING" and b.vm("web") is None
