@@ -99,8 +99,10 @@ def place(build):
 
 
 def _fio(directory, way, size):
-    """Bytes a second of sequential direct I/O; what was written is synchronised, as a checkpoint is."""
+    """Bytes a second of sequential direct I/O; a file that is written is a new one, and synchronised, as a checkpoint is."""
     name = directory / "fio"
+    if way == "write":
+        name.unlink(missing_ok=True)
     output = subprocess.run(
         ["fio", "--name=sequential", f"--filename={name}", f"--rw={way}", f"--size={size}M", "--bs=1M", "--direct=1",
          "--ioengine=libaio", "--iodepth=4", "--end_fsync=1", "--output-format=json"], capture_output=True, text=True,
@@ -174,7 +176,8 @@ def checkpoint(build, quick):
         with Vm(build, stress) as vm:
             vm.wait_console("work 1 ", 600)
             for _ in range(count):  # in turns, so that all meet the same disk
-                report = vm.save(directory / "full", overwrite=True)
+                (directory / "full").unlink(missing_ok=True)
+                report = vm.save(directory / "full")
                 mine.append(report["bytes"] / report["total_ns"] * 1e9)
                 disk.append(_fio(directory, "write", size))
                 reads.append(_fio(directory, "read", size))
