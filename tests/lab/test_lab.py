@@ -165,10 +165,10 @@ def test_kvm_is_told_to_be_genuine(hosts):
     assert [host.ask("host show")["kvm"] for host in hosts] == [{"kind": "hardware-assisted", "why": ""}] * 2
 
 
-def test_dirty_rings_and_log_tell_every_page(hosts):
-    """By the units, whose guest fills the rings; only genuine KVM never overruns them."""
-    said = hosts[0].lab.run("test_machine_kvm 'every_page_written*'", 300)
-    assert said.count("[       OK ]") == 2, said
+def test_units_of_the_machine_pass_on_genuine_kvm(hosts):
+    """Its vCPUs have state that a para-virtualised KVM's have not, and its dirty rings are never overrun."""
+    said = hosts[0].lab.run("test_machine_kvm", 300, check=False)
+    assert "[  PASSED  ]" in said and "[  FAILED  ]" not in said and "[  SKIPPED ]" not in said, said
 
 
 def test_linux_boots_and_moves_there_and_back(hosts):

@@ -6,6 +6,7 @@
  *     kvm_cpu.c     a vCPU: running it, what it exits for, kicks, slowing it down
  *     kvm_cpuid.c   what the guest is told of its CPU
  *     kvm_state.c   sections
+ *     kvm_msrs.c    which MSRs are state
  *     kvm_clock.c   TSC and kvm-clock, which stand still while vCPUs are stopped
  *     kvm_dirty.c   which pages were written: by KVM's dirty log, or
  *     kvm_ring.c    by its dirty rings, which also tell who wrote
@@ -30,6 +31,7 @@
 #include <time.h>
 
 #define KVM_MSRS_MAX          512
+#define KVM_SAVED_MSR_SIZE    12 /* u32 number, u64 value */
 #define KVM_CPUID_ENTRIES_MAX 256
 
 struct kvm_accel;
@@ -129,7 +131,7 @@ int kvm_cpuid_load(struct kvm_accel *kvm, const struct buffer *saved, struct fer
 
 /* ---- kvm_state.c ---- */
 
-/* Finds out which MSRs can be saved, and remembers all state as it is at power-on. */
+/* Finds out what there is to save, and remembers all state as it is at power-on. */
 int kvm_state_init(struct kvm_accel *kvm, struct ferry_error *err);
 void kvm_state_destroy(struct kvm_accel *kvm);
 /* Back to the state at power-on. */
@@ -138,8 +140,16 @@ void kvm_sections(struct accel *accel, struct accel_section *sections, size_t *c
 int kvm_section_save(struct accel *accel, unsigned index, struct buffer *out, struct ferry_error *err);
 int kvm_section_load(struct accel *accel, unsigned index, uint32_t version, struct reader *in,
                      struct ferry_error *err);
+
+/* ---- kvm_msrs.c ---- */
+
 int kvm_msr_get(const struct kvm_cpu *cpu, uint32_t msr, uint64_t *value);
 int kvm_msr_set(const struct kvm_cpu *cpu, uint32_t msr, uint64_t value);
+/* Finds out which MSRs are to be saved. Once there are vCPUs. */
+int kvm_msrs_find(struct kvm_accel *kvm, struct ferry_error *err);
+/* Entries of KVM_SAVED_MSR_SIZE; one that this host's KVM does not take is refused by its number. */
+int kvm_msrs_save(const struct kvm_cpu *cpu, struct buffer *out, struct ferry_error *err);
+int kvm_msrs_load(const struct kvm_cpu *cpu, const struct buffer *saved, struct ferry_error *err);
 
 /* ---- kvm_clock.c ---- */
 

@@ -20,10 +20,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MSR_TSC          0x10
-#define MSR_TSC_DEADLINE 0x6e0
-#define MSR_BATCH        64
-#define SAVED_MSR_SIZE   12 /* u32 number, u64 value */
 #define XSAVE_SIZE_MAX   (1 << 16)
 #define VCPU_EVENT_FLAGS 0x3f
 #define MP_STATE_MAX     4 /* KVM_MP_STATE_SIPI_RECEIVED */
@@ -115,7 +111,7 @@ static const struct state_field vcpu_fields[] = {
     VCPU(xcrs.xcrs[0].xcr, STATE_U32),
     VCPU(xcrs.xcrs[0].value, STATE_U64),
     VCPU(lapic.regs, STATE_BYTES, .count = KVM_APIC_REG_SIZE),
-    VCPU(msrs, STATE_BUFFER, .max = KVM_MSRS_MAX * SAVED_MSR_SIZE),
+    VCPU(msrs, STATE_BUFFER, .max = KVM_MSRS_MAX * KVM_SAVED_MSR_SIZE),
     VCPU(mp.mp_state, STATE_U32, .max = MP_STATE_MAX),
     VCPU(events.flags, STATE_U32, .max = VCPU_EVENT_FLAGS),
     VCPU(events.exception.injected, STATE_U8, .max = 1),
@@ -230,113 +226,6 @@ static const struct state_table clock_state = {
     .object_size = sizeof(struct clock_image),
 };
 
-/* ---- MSRs ---- */
-
-union msr_batch {
-    struct kvm_msrs msrs;
-    uint8_t room[sizeof(struct kvm_msrs) + MSR_BATCH * sizeof(struct kvm_msr_entry)];
-};
-
-int kvm_msr_get(const struct kvm_cpu *cpu, uint32_t msr, uint64_t *value)
-{
-    union msr_batch batch = {.msrs.nmsrs = 1};
-    int result;
-
-    batch.msrs.entries[0] = (struct kvm_msr_entry){.index = msr};
-    result = kvm_ioctl(cpu->fd, KVM_GET_MSRS, &batch);
-    *value = batch.msrs.entries[0].data;
-    return result < 0 ? result : result == 1 ? 0 : -ENOENT;
-}
-
-int kvm_msr_set(const struct kvm_cpu *cpu, uint32_t msr, uint64_t value)
-{
-    union msr_batch batch = {.msrs.nmsrs = 1};
-    int result;
-
-    batch.msrs.entries[0] = (struct kvm_msr_entry){.index = msr, .data = value};
-    result = kvm_ioctl(cpu->fd, KVM_SET_MSRS, &batch);
-    return result < 0 ? result : result == 1 ? 0 : -EINVAL;
-}
-
-/* Of those that KVM lists, the ones this CPU has: what cannot be written back is not state. */
-static int find_msrs(struct kvm_accel *kvm, struct ferry_error *err)
-{
-    struct kvm_msr_list *list = calloc(1, sizeof(*list) + KVM_MSRS_MAX * sizeof(list->indices[0]));
-    int result;
-
-    if (!list)
-        return error_set(err, -ENOMEM, "out of memory for the list of MSRs");
-    list->nmsrs = KVM_MSRS_MAX;
-    result = kvm_ioctl(kvm->kvm_fd, KVM_GET_MSR_INDEX_LIST, list);
-    if (result < 0) {
-        free(list);
-        return error_set_errno(err, result, "KVM does not list its MSRs");
-    }
-    for (uint32_t i = 0; i < list->nmsrs; i++) {
-        uint32_t msr = list->indices[i];
-        uint64_t value;
-
-        if (msr == MSR_TSC || msr == MSR_TSC_DEADLINE)
-            continue; /* kvm_clock.c */
-        if (kvm_msr_get(&kvm->cpus[0], msr, &value) == 0 && kvm_msr_set(&kvm->cpus[0], msr, value) == 0)
-            kvm->msrs[kvm->msr_count++] = msr;
-    }
-    free(list);
-    return 0;
-}
-
-static int save_msrs(const struct kvm_cpu *cpu, struct buffer *out, struct ferry_error *err)
-{
-    const struct kvm_accel *kvm = cpu->kvm;
-
-    for (size_t first = 0; first < kvm->msr_count; first += MSR_BATCH) {
-        size_t left = kvm->msr_count - first;
-        union msr_batch batch = {.msrs.nmsrs = (uint32_t)(left < MSR_BATCH ? left : MSR_BATCH)};
-        int result;
-
-        for (uint32_t i = 0; i < batch.msrs.nmsrs; i++)
-            batch.msrs.entries[i].index = kvm->msrs[first + i];
-        result = kvm_ioctl(cpu->fd, KVM_GET_MSRS, &batch);
-        if (result < 0)
-            return error_set_errno(err, result, "KVM does not give MSRs");
-        if ((uint32_t)result < batch.msrs.nmsrs)
-            return error_set(err, -EIO, "KVM does not give MSR 0x%x", batch.msrs.entries[result].index);
-        for (uint32_t i = 0; i < batch.msrs.nmsrs; i++) {
-            buffer_put_u32(out, batch.msrs.entries[i].index);
-            buffer_put_u64(out, batch.msrs.entries[i].data);
-        }
-    }
-    return 0;
-}
-
-static int load_msrs(const struct kvm_cpu *cpu, const struct buffer *saved, struct ferry_error *err)
-{
-    struct reader in = reader_init(saved->data, saved->size);
-
-    if (saved->size % SAVED_MSR_SIZE)
-        return error_set(err, -EINVAL, "vcpu%u: msrs: %zu bytes are no whole number of MSRs", cpu->index,
-                         saved->size);
-    while (reader_left(&in)) {
-        union msr_batch batch = {.msrs.nmsrs = 0};
-        int result;
-
-        while (reader_left(&in) && batch.msrs.nmsrs < MSR_BATCH) {
-            struct kvm_msr_entry *entry = &batch.msrs.entries[batch.msrs.nmsrs++];
-
-            entry->index = reader_get_u32(&in);
-            entry->data = reader_get_u64(&in);
-        }
-        result = kvm_ioctl(cpu->fd, KVM_SET_MSRS, &batch);
-        if (result < 0)
-            return error_set_errno(err, result, "vcpu%u: KVM does not take MSRs", cpu->index);
-        if ((uint32_t)result < batch.msrs.nmsrs)
-            return error_set(err, -EOPNOTSUPP, "vcpu%u: this host's KVM does not take 0x%llx for MSR 0x%x",
-                             cpu->index, (unsigned long long)batch.msrs.entries[result].data,
-                             batch.msrs.entries[result].index);
-    }
-    return 0;
-}
-
 /* ---- vCPUs ---- */
 
 /* One of KVM's calls that move a part of the state. */
@@ -419,7 +308,7 @@ static int vcpu_to_image(const struct kvm_cpu *cpu, struct vcpu_image *image, st
     if (!result)
         result = save_xsave(cpu, &image->xsave, err);
     if (!result)
-        result = save_msrs(cpu, &image->msrs, err);
+        result = kvm_msrs_save(cpu, &image->msrs, err);
     image->tsc = clock->tsc[cpu->index];
     image->tsc_deadline = clock->tsc_deadline[cpu->index];
     return result;
@@ -448,7 +337,7 @@ static int vcpu_from_image(struct kvm_cpu *cpu, struct vcpu_image *image, struct
     if (!result)
         result = move_parts(cpu->fd, then, ARRAY_SIZE(then), "take", err);
     if (!result)
-        result = load_msrs(cpu, &image->msrs, err);
+        result = kvm_msrs_load(cpu, &image->msrs, err);
     if (!result)
         result = move_parts(cpu->fd, last, ARRAY_SIZE(last), "take", err);
     clock->tsc[cpu->index] = image->tsc;
@@ -693,7 +582,7 @@ int kvm_state_init(struct kvm_accel *kvm, struct ferry_error *err)
     if (kvm->xsave_size > XSAVE_SIZE_MAX)
         return error_set(err, -EOPNOTSUPP, "this CPU has %zu bytes of extended registers; Ferry knows %d",
                          kvm->xsave_size, XSAVE_SIZE_MAX);
-    result = find_msrs(kvm, err);
+    result = kvm_msrs_find(kvm, err);
     for (unsigned i = 0; i < power_on_count(kvm) && !result; i++)
         result = kvm_section_save(&kvm->accel, i + 1, &kvm->power_on[i], err);
     return result;

@@ -101,6 +101,51 @@ static int load(const struct fixture *fixture, const char *name, const struct bu
     return accel_kvm.section_load(fixture->accel, section->index, section->table->version, &in, err);
 }
 
+/* What is in a section, by name. */
+static json_t *fields_of(const struct fixture *fixture, const char *name, const struct buffer *saved)
+{
+    const struct state_table *table = section_of(fixture, name)->table;
+    struct reader in = reader_init(saved->data, saved->size);
+    struct ferry_error err;
+    json_t *fields = state_print(table, name, table->version, &in, &err);
+
+    if (!fields)
+        fail_msg("%s", err.text);
+    return fields;
+}
+
+#define MSR_DIGITS 24 /* of a saved MSR: number and value, as bytes */
+
+/* Fields that differ by name, an MSR by its number. */
+static void assert_same(const struct fixture *fixture, const char *name, const struct buffer *saved,
+                        const struct buffer *again)
+{
+    json_t *before = fields_of(fixture, name, saved), *after = fields_of(fixture, name, again);
+    const char *key;
+    json_t *value;
+    unsigned differing = 0;
+
+    json_object_foreach(before, key, value)
+    {
+        const json_t *other = json_object_get(after, key);
+        const char *text = json_string_value(value), *then = json_string_value(other);
+
+        if (json_equal(value, other))
+            continue;
+        differing++;
+        for (size_t at = 0; strcmp(key, "msrs") == 0 && at < strlen(text) && at < strlen(then);
+             at += MSR_DIGITS)
+            if (strncmp(text + at, then + at, MSR_DIGITS) != 0)
+                print_error("%s.msrs: %.24s, then %.24s\n", name, text + at, then + at);
+        print_error("%s.%s differs: %s, then %s\n", name, key, text ? text : "-", then ? then : "-");
+    }
+    json_decref(before);
+    json_decref(after);
+    assert_int_equal(differing, 0);
+    assert_int_equal(again->size, saved->size);
+    assert_memory_equal(again->data, saved->data, saved->size);
+}
+
 static void sections_have_a_defined_order(void **state)
 {
     static const char *const names[] = {"cpuid", "vcpu0", "vcpu1", "irqchip", "pit", "clock", "ports"};
@@ -125,8 +170,7 @@ static void state_comes_back_as_it_was_saved(void **state)
             memcpy(saved.data, "\x11\x22\x33\x44\x55\x66\x77\x88", 8);
         assert_ok(load(fixture, name, &saved, saved.size, &err), err);
         again = save(fixture, name);
-        assert_int_equal(again.size, saved.size);
-        assert_memory_equal(again.data, saved.data, saved.size);
+        assert_same(fixture, name, &saved, &again);
         buffer_free(&saved);
         buffer_free(&again);
     }
@@ -329,6 +373,59 @@ static void every_page_written_is_told_by_the_log(void **state)
     every_page_written_is_told(MEMORY_TRACKING_LOG);
 }
 
+/* ---- MSRs ---- */
+
+/* Sets MTRRs and a machine-check bank, then switches itself off. In 32-bit protected mode. */
+static const uint8_t msr_writer[] = {
+    0x31, 0xd2,                               /* xor %edx, %edx */
+    0xb9, 0xff, 0x02, 0x00, 0x00,             /* mov $0x2ff, %ecx: what is outside of other MTRRs, */
+    0xb8, 0x06, 0x0c, 0x00, 0x00, 0x0f, 0x30, /* mov $0xc06, %eax; wrmsr: written back */
+    0xb9, 0x00, 0x02, 0x00, 0x00,             /* mov $0x200, %ecx: the first range: */
+    0xb8, 0x00, 0x00, 0x00, 0xd0, 0x0f, 0x30, /* mov $0xd0000000, %eax; wrmsr */
+    0x83, 0xc8, 0xff, 0x83, 0xca, 0xff,       /* or $-1, %eax; or $-1, %edx */
+    0xb9, 0x04, 0x04, 0x00, 0x00, 0x0f, 0x30, /* mov $0x404, %ecx; wrmsr: all errors of bank 1 */
+    0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, /* mov $0x604, %dx; mov $0x2000, %ax */
+    0x20, 0x66, 0xef, 0xeb, 0xfe,             /* out %ax, %dx; jmp . */
+};
+
+static void assert_has_msr(const struct fixture *fixture, const struct buffer *vcpu, const char *wanted)
+{
+    json_t *fields = fields_of(fixture, "vcpu0", vcpu);
+    const char *msrs = json_string_value(json_object_get(fields, "msrs"));
+    bool found = false;
+
+    for (size_t at = 0; at < strlen(msrs) && !found; at += MSR_DIGITS)
+        found = strncmp(msrs + at, wanted, MSR_DIGITS) == 0;
+    if (!found)
+        fail_msg("%s is not among the MSRs: %s", wanted, msrs);
+    json_decref(fields);
+}
+
+static void msrs_that_kvm_does_not_list_are_saved_too(void **state)
+{
+    static const char *const written[] = {"ff020000060c000000000000", "00020000000000d000000000",
+                                          "04040000ffffffffffffffff"};
+    struct fixture first = {0}, second = {0};
+    struct accel_platform ending = {.opaque = &first, .event = end_writer};
+    struct accel_config config = {.vcpus = 1, .platform = &ending};
+    struct buffer saved, again;
+    struct ferry_error err;
+
+    assert_int_equal(make(&first, &config, 16 * MIB), 0);
+    assert_int_equal(make(&second, &config, 16 * MIB), 0);
+    run_code(&first, msr_writer, sizeof(msr_writer));
+    saved = save(&first, "vcpu0");
+    for (size_t i = 0; i < ARRAY_SIZE(written); i++)
+        assert_has_msr(&first, &saved, written[i]);
+    assert_ok(load(&second, "vcpu0", &saved, saved.size, &err), err);
+    again = save(&second, "vcpu0");
+    assert_same(&second, "vcpu0", &saved, &again);
+    buffer_free(&again);
+    buffer_free(&saved);
+    unmake(&first);
+    unmake(&second);
+}
+
 /* ---- doorbells ---- */
 
 #define BELL_RANGE UINT64_C(0xd0000000)
@@ -389,6 +486,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(vcpu_with_an_msr_that_kvm_does_not_know_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(guest_with_features_this_host_lacks_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(clock_stands_where_it_was_put, setup, teardown),
+        cmocka_unit_test(msrs_that_kvm_does_not_list_are_saved_too),
         cmocka_unit_test(every_page_written_is_told_by_the_ring),
         cmocka_unit_test(every_page_written_is_told_by_the_log),
         cmocka_unit_test(doorbell_is_rung_without_its_handler),

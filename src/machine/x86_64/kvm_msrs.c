@@ -1,0 +1,168 @@
+/*
+ * Which MSRs are state, and moving them: those that KVM lists, and those that it has beside its list, as far
+ * as this CPU has them.
+ */
+#include "machine/x86_64/kvm_accel.h"
+
+#include "base/error.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define MSR_TSC          0x10
+#define MSR_TSC_DEADLINE 0x6e0
+#define MSR_BATCH        64
+
+struct range {
+    uint32_t first, last;
+};
+
+/* What a guest can write though KVM does not list it (Intel SDM volume 4; AMD APM volume 2, appendix A): */
+static const struct range unlisted[] = {
+    {0x1d9, 0x1d9}, /* DEBUGCTL */
+    {0x200, 0x20f}, /* MTRRs of variable ranges */
+    {0x250, 0x250}, /* MTRRs of fixed ranges */
+    {0x258, 0x259}, /* the same */
+    {0x268, 0x26f}, /* the same */
+    {0x2ff, 0x2ff}, /* the memory type outside of them */
+    {0x400, 0x47f}, /* machine check: 32 banks of four */
+    {0xda0, 0xda0}, /* XSS */
+};
+
+/*
+ * What KVM lists and is no state: the clocks are kvm_clock.c's; and MSRs of Hyper-V's interface, from which
+ * KVM keeps a guest that CPUID does not tell of it. (Two of these count the host's time.)
+ */
+static const struct range left_out[] = {
+    {MSR_TSC, MSR_TSC},
+    {MSR_TSC_DEADLINE, MSR_TSC_DEADLINE},
+    {0x40000000, 0x400001ff},
+};
+
+union msr_batch {
+    struct kvm_msrs msrs;
+    uint8_t room[sizeof(struct kvm_msrs) + MSR_BATCH * sizeof(struct kvm_msr_entry)];
+};
+
+int kvm_msr_get(const struct kvm_cpu *cpu, uint32_t msr, uint64_t *value)
+{
+    union msr_batch batch = {.msrs.nmsrs = 1};
+    int result;
+
+    batch.msrs.entries[0] = (struct kvm_msr_entry){.index = msr};
+    result = kvm_ioctl(cpu->fd, KVM_GET_MSRS, &batch);
+    *value = batch.msrs.entries[0].data;
+    return result < 0 ? result : result == 1 ? 0 : -ENOENT;
+}
+
+int kvm_msr_set(const struct kvm_cpu *cpu, uint32_t msr, uint64_t value)
+{
+    union msr_batch batch = {.msrs.nmsrs = 1};
+    int result;
+
+    batch.msrs.entries[0] = (struct kvm_msr_entry){.index = msr, .data = value};
+    result = kvm_ioctl(cpu->fd, KVM_SET_MSRS, &batch);
+    return result < 0 ? result : result == 1 ? 0 : -EINVAL;
+}
+
+/* ---- which they are ---- */
+
+static bool is_saved(const struct kvm_accel *kvm, uint32_t msr)
+{
+    for (size_t i = 0; i < kvm->msr_count; i++) {
+        if (kvm->msrs[i] == msr)
+            return true;
+    }
+    return false;
+}
+
+/* What this CPU does not have, or what cannot be written back, is not state. */
+static void add_msr(struct kvm_accel *kvm, uint32_t msr)
+{
+    uint64_t value;
+
+    for (size_t i = 0; i < ARRAY_SIZE(left_out); i++) {
+        if (msr >= left_out[i].first && msr <= left_out[i].last)
+            return;
+    }
+    if (kvm->msr_count < KVM_MSRS_MAX && !is_saved(kvm, msr) &&
+        kvm_msr_get(&kvm->cpus[0], msr, &value) == 0 && kvm_msr_set(&kvm->cpus[0], msr, value) == 0)
+        kvm->msrs[kvm->msr_count++] = msr;
+}
+
+int kvm_msrs_find(struct kvm_accel *kvm, struct ferry_error *err)
+{
+    struct kvm_msr_list *list = calloc(1, sizeof(*list) + KVM_MSRS_MAX * sizeof(list->indices[0]));
+    int result;
+
+    if (!list)
+        return error_set(err, -ENOMEM, "out of memory for the list of MSRs");
+    list->nmsrs = KVM_MSRS_MAX;
+    result = kvm_ioctl(kvm->kvm_fd, KVM_GET_MSR_INDEX_LIST, list);
+    if (result < 0) {
+        free(list);
+        return error_set_errno(err, result, "KVM does not list its MSRs");
+    }
+    for (uint32_t i = 0; i < list->nmsrs; i++)
+        add_msr(kvm, list->indices[i]);
+    free(list);
+    for (size_t i = 0; i < ARRAY_SIZE(unlisted); i++) {
+        for (uint32_t msr = unlisted[i].first; msr <= unlisted[i].last; msr++)
+            add_msr(kvm, msr);
+    }
+    return 0;
+}
+
+/* ---- moving them ---- */
+
+int kvm_msrs_save(const struct kvm_cpu *cpu, struct buffer *out, struct ferry_error *err)
+{
+    const struct kvm_accel *kvm = cpu->kvm;
+
+    for (size_t first = 0; first < kvm->msr_count; first += MSR_BATCH) {
+        size_t left = kvm->msr_count - first;
+        union msr_batch batch = {.msrs.nmsrs = (uint32_t)(left < MSR_BATCH ? left : MSR_BATCH)};
+        int result;
+
+        for (uint32_t i = 0; i < batch.msrs.nmsrs; i++)
+            batch.msrs.entries[i].index = kvm->msrs[first + i];
+        result = kvm_ioctl(cpu->fd, KVM_GET_MSRS, &batch);
+        if (result < 0)
+            return error_set_errno(err, result, "KVM does not give MSRs");
+        if ((uint32_t)result < batch.msrs.nmsrs)
+            return error_set(err, -EIO, "KVM does not give MSR 0x%x", batch.msrs.entries[result].index);
+        for (uint32_t i = 0; i < batch.msrs.nmsrs; i++) {
+            buffer_put_u32(out, batch.msrs.entries[i].index);
+            buffer_put_u64(out, batch.msrs.entries[i].data);
+        }
+    }
+    return 0;
+}
+
+int kvm_msrs_load(const struct kvm_cpu *cpu, const struct buffer *saved, struct ferry_error *err)
+{
+    struct reader in = reader_init(saved->data, saved->size);
+
+    if (saved->size % KVM_SAVED_MSR_SIZE)
+        return error_set(err, -EINVAL, "vcpu%u: msrs: %zu bytes are no whole number of MSRs", cpu->index,
+                         saved->size);
+    while (reader_left(&in)) {
+        union msr_batch batch = {.msrs.nmsrs = 0};
+        int result;
+
+        while (reader_left(&in) && batch.msrs.nmsrs < MSR_BATCH) {
+            struct kvm_msr_entry *entry = &batch.msrs.entries[batch.msrs.nmsrs++];
+
+            entry->index = reader_get_u32(&in);
+            entry->data = reader_get_u64(&in);
+        }
+        result = kvm_ioctl(cpu->fd, KVM_SET_MSRS, &batch);
+        if (result < 0)
+            return error_set_errno(err, result, "vcpu%u: KVM does not take MSRs", cpu->index);
+        if ((uint32_t)result < batch.msrs.nmsrs)
+            return error_set(err, -EOPNOTSUPP, "vcpu%u: this host's KVM does not take 0x%llx for MSR 0x%x",
+                             cpu->index, (unsigned long long)batch.msrs.entries[result].data,
+                             batch.msrs.entries[result].index);
+    }
+    return 0;
+}
