@@ -1,7 +1,8 @@
 /*
  * Faults in the destination's memory ahead of what will arrive: several threads, in the order in which the
  * source sends, and only where it said that it has something (PRESENT). First touch may cost several times
- * what copying does; here it is done before the guest's writes are tracked, and by all cores.
+ * what copying does; here it is done before the guest's writes are tracked, and by all cores. (Not within one
+ * host: destination.c.)
  *
  * Only memory that was reserved before (its memfd is allocated as a whole) is touched: elsewhere that would
  * allocate what may turn out to be zeros.

@@ -153,6 +153,12 @@ static uint64_t wire_of(uint64_t probed_ns, const json_t *parts)
     return known > 0 && (uint64_t)known >= probed_ns / 4 ? (uint64_t)known : probed_ns;
 }
 
+/* Likewise of the bandwidth, unless the way carries much more or less than then. */
+static uint64_t path_of(uint64_t probed, uint64_t known)
+{
+    return known >= probed / 2 && known / 2 <= probed ? known : probed;
+}
+
 /* As they were in the last moves of the VM, or to that host; before there is one, the probe's and a guess. */
 static void fixed_parts(const struct migration_known *known, const struct ferry_progress *report,
                         struct ferry_forecast_input *input)
@@ -220,6 +226,7 @@ int forecast_make(struct host *host, struct vm *vm, const char *destination, con
     input.memory_bytes = looks.used_bytes / 1000 * (1000 - looks.zero_permille);
     input.bandwidth_bytes_per_s = bandwidth_of(&report);
     migration_known_costs(host, vm->name, destination, input.bandwidth_bytes_per_s, &known);
+    input.bandwidth_bytes_per_s = path_of(input.bandwidth_bytes_per_s, known.bandwidth);
     input.setup_ns = setup_of(&report, &known, looks.used_bytes);
     input.compressibility = looks.compressibility;
     fixed_parts(&known, &report, &input);

@@ -454,6 +454,10 @@ json_t *migration_object(const struct migration *migration)
         json_object_set(object, "upgrade", migration->upgrade);
     json_object_set_new(object, "outcome", json_string(migration->outcome));
     json_object_set_new(object, "machine", json_string(migration->machine));
+    if (migration->outgoing && !migration->stays && !migration->cold)
+        json_object_set_new(
+            object, "bandwidth_limit",
+            json_integer((json_int_t)(migration->share_told ? migration->share_told : migration->own_limit)));
     if (migration->forecast)
         json_object_set(object, "forecast", migration->forecast);
     migration_set_time(object, "started", migration->started_ns);

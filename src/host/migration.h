@@ -252,6 +252,7 @@ struct migration_known {
     bool same_way;       /* they went to DESTINATION */
     uint64_t setup_ns;   /* of VM; 0: not known */
     uint64_t used_bytes; /* of its memory then; 0: not known */
+    uint64_t bandwidth;  /* bytes/s that their first rounds sent, to DESTINATION; 0: not known */
 };
 void migration_known_costs(struct host *host, const char *vm, const char *destination, uint64_t path,
                            struct migration_known *known);

@@ -10,6 +10,8 @@
 #define LOOK_BACK 100 /* records */
 /* Of so many the middle one counts: one may have met a busy moment. */
 #define LIKE_MOST 5
+/* A round of less tells more about its beginning and end than about the way. */
+#define TELLING_BYTES (32 << 20)
 
 static bool text_is(const json_t *object, const char *key, const char *value)
 {
@@ -78,6 +80,24 @@ static json_int_t fixed_of(const json_t *row, enum ferry_downtime_part part, jso
     return value > pages ? value - pages : 0;
 }
 
+/* What the first round sent a second, of pages as they are and without a limit; 0: it does not tell. */
+static json_int_t bandwidth_of(const json_t *row)
+{
+    const json_t *round = json_array_get(json_object_get(row, "rounds"), 0);
+    json_int_t bytes = number_of(round, "bytes");
+    json_int_t ns = number_of(round, "duration_ns");
+    json_int_t limit = number_of(row, "bandwidth_limit");
+    json_int_t compressed = 0;
+    static const char *const slow[] = {"lz4", "zstd"};
+
+    for (size_t i = 0; i < sizeof(slow) / sizeof(slow[0]); i++)
+        compressed += number_of(json_object_get(json_object_get(row, "encodings"), slow[i]), "pages");
+    if (!json_is_integer(json_object_get(row, "bandwidth_limit")) || limit != 0 || bytes < TELLING_BYTES ||
+        ns <= 0 || compressed > number_of(row, "pages_raw") / 8)
+        return 0;
+    return (json_int_t)((double)bytes * NS_PER_S / (double)ns);
+}
+
 static json_t *middle_parts(json_t *const *rows, size_t count, uint64_t path)
 {
     json_t *parts = json_object();
@@ -103,14 +123,17 @@ static json_t *middle_parts(json_t *const *rows, size_t count, uint64_t path)
 static void costs_of(json_t *const *rows, size_t count, const char *vm, uint64_t path,
                      struct migration_known *known)
 {
-    struct values setup = {.count = 0}, used = {.count = 0};
+    struct values setup = {.count = 0}, used = {.count = 0}, bandwidth = {.count = 0};
 
     for (size_t i = 0; i < count; i++) {
+        if (bandwidth_of(rows[i]) > 0)
+            values_add(&bandwidth, bandwidth_of(rows[i]));
         values_add(&setup, number_of(rows[i], "setup_ns"));
         values_add(&used, number_of(rows[i], "memory_bytes") -
                               number_of(rows[i], "pages_skipped") * FERRY_PAGE_SIZE);
     }
     known->costs = json_pack("{s:o}", "downtime_parts", middle_parts(rows, count, path));
+    known->bandwidth = (uint64_t)values_middle(&bandwidth);
     /* Another VM's devices, console and memory are not this one's. */
     if (!text_is(rows[0], "vm", vm))
         return;
@@ -153,6 +176,8 @@ void migration_known_costs(struct host *host, const char *vm, const char *destin
         if (count[kind] > 0) {
             costs_of(like[kind], count[kind], vm, path, known);
             known->same_way = kind != 1;
+            if (!known->same_way)
+                known->bandwidth = 0;
         }
     }
     json_decref(rows);

@@ -213,7 +213,7 @@ def test_stop_is_refused_while_nobody_in_the_guest_listens(vms, guest):
 def test_guest_that_powers_off_ends_the_process(vms, guest):
     vm = vms.start("a", guest.definition("web", "ferry.work=seconds=1,mem=4M ferry.poweroff"))
     assert vm.wait() == {"reason": "powered-off", "why": "the guest powered off", "migration": None,
-                         "destination": None, "report": None}
+                         "destination": None, "report": None, "save": None}
     assert not (vm.directory / "control.sock").exists() and not (vm.directory / "console.sock").exists()
 
 

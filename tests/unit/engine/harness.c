@@ -229,6 +229,15 @@ void migration_encrypt(struct migration *m)
         certificates_issue(m->certificates, m->destination_options.destination);
 }
 
+void migration_use_two_addresses(struct migration *m)
+{
+    close(m->destination_options.listen_fd);
+    m->destination_options.listen_fd = sock_listen("127.0.0.2:0", NULL);
+    assert_true(m->destination_options.listen_fd >= 0);
+    assert_int_equal(sock_local_address(m->destination_options.listen_fd, m->source_options.address, NULL),
+                     0);
+}
+
 void migration_use_unix_socket(struct migration *m)
 {
     static unsigned number; /* each test has a directory; and one thread that calls this */

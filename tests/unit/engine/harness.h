@@ -88,6 +88,9 @@ struct migration {
 };
 
 void migration_init(struct migration *m, const uint64_t *sizes, size_t count, bool memfd);
+/* As if a link were between source and destination: else both ends of the connection are 127.0.0.1. Before
+ * migration_create. */
+void migration_use_two_addresses(struct migration *m);
 /* Nothing tells then how fast the path is beyond a bandwidth limit. Before migration_create. */
 void migration_use_unix_socket(struct migration *m);
 /* Memory is passed by a Unix socket, not copied. Before migration_create. */

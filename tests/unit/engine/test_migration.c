@@ -189,6 +189,7 @@ static void reserved_memory_is_faulted_in_before_writes_are_tracked(void **state
     struct look look = {.destination = &m.destination};
 
     migration_init(&m, (uint64_t[]){64 * MIB}, 1, true);
+    migration_use_two_addresses(&m);
     fake_guest_fill(&m.source, 0, 320, 3000, 1);
     assert_int_equal(fallocate(m.destination.regions[0].memfd, 0, 0, 64 * MIB), 0);
     m.source.opaque = &look;
