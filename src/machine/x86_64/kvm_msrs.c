@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define MSR_TSC          0x10
 #define MSR_TSC_DEADLINE 0x6e0
@@ -118,8 +119,9 @@ int kvm_msrs_find(struct kvm_accel *kvm, struct ferry_error *err)
 int kvm_msrs_save(const struct kvm_cpu *cpu, struct buffer *out, struct ferry_error *err)
 {
     const struct kvm_accel *kvm = cpu->kvm;
+    size_t first = 0;
 
-    for (size_t first = 0; first < kvm->msr_count; first += MSR_BATCH) {
+    while (first < kvm->msr_count) {
         size_t left = kvm->msr_count - first;
         union msr_batch batch = {.msrs.nmsrs = (uint32_t)(left < MSR_BATCH ? left : MSR_BATCH)};
         int result;
@@ -129,14 +131,38 @@ int kvm_msrs_save(const struct kvm_cpu *cpu, struct buffer *out, struct ferry_er
         result = kvm_ioctl(cpu->fd, KVM_GET_MSRS, &batch);
         if (result < 0)
             return error_set_errno(err, result, "KVM does not give MSRs");
-        if ((uint32_t)result < batch.msrs.nmsrs)
-            return error_set(err, -EIO, "KVM does not give MSR 0x%x", batch.msrs.entries[result].index);
-        for (uint32_t i = 0; i < batch.msrs.nmsrs; i++) {
+        for (int i = 0; i < result; i++) {
             buffer_put_u32(out, batch.msrs.entries[i].index);
             buffer_put_u64(out, batch.msrs.entries[i].data);
         }
+        /* One that it does not give is of a feature which this host has and its guest, who came from another
+         * one, has not. */
+        first += (uint32_t)result < batch.msrs.nmsrs ? (size_t)result + 1 : (size_t)result;
     }
     return 0;
+}
+
+/* How far it got. An MSR that KVM does not take, and that is 0, is not there: KVM versions
+ * differ in whether they say so of a feature that the guest was not given. */
+static int set_batch(const struct kvm_cpu *cpu, const union msr_batch *batch)
+{
+    uint32_t first = 0;
+
+    while (first < batch->msrs.nmsrs) {
+        union msr_batch rest = {.msrs.nmsrs = batch->msrs.nmsrs - first};
+        int result;
+
+        memcpy(rest.msrs.entries, &batch->msrs.entries[first],
+               rest.msrs.nmsrs * sizeof(rest.msrs.entries[0]));
+        result = kvm_ioctl(cpu->fd, KVM_SET_MSRS, &rest);
+        if (result < 0)
+            return result;
+        first += (uint32_t)result;
+        if (first < batch->msrs.nmsrs && batch->msrs.entries[first].data)
+            return (int)first;
+        first += first < batch->msrs.nmsrs;
+    }
+    return (int)first;
 }
 
 int kvm_msrs_load(const struct kvm_cpu *cpu, const struct buffer *saved, struct ferry_error *err)
@@ -156,7 +182,7 @@ int kvm_msrs_load(const struct kvm_cpu *cpu, const struct buffer *saved, struct 
             entry->index = reader_get_u32(&in);
             entry->data = reader_get_u64(&in);
         }
-        result = kvm_ioctl(cpu->fd, KVM_SET_MSRS, &batch);
+        result = set_batch(cpu, &batch);
         if (result < 0)
             return error_set_errno(err, result, "vcpu%u: KVM does not take MSRs", cpu->index);
         if ((uint32_t)result < batch.msrs.nmsrs)

@@ -3,6 +3,7 @@
 #include "unit.h"
 
 #include "base/bitmap.h"
+#include "cpu/cpu_features.h"
 #include "machine/accel.h"
 #include "machine/board.h"
 #include "machine/x86_64/layout.h"
@@ -207,6 +208,8 @@ static void vcpu_with_an_msr_that_kvm_does_not_know_is_refused(void **state)
         ;
     assert_true(at + 4 <= saved.size);
     memcpy(saved.data + at, "\x77\x77\x77\x77", 4);
+    assert_ok(load(fixture, "vcpu0", &saved, saved.size, &err), err); /* it holds nothing */
+    saved.data[at + 4] = 1;
     assert_int_equal(load(fixture, "vcpu0", &saved, saved.size, &err), -EOPNOTSUPP);
     assert_contains(err.text, "MSR 0x77777777");
     buffer_free(&saved);
@@ -426,6 +429,33 @@ static void msrs_that_kvm_does_not_list_are_saved_too(void **state)
     unmake(&second);
 }
 
+/* The MSRs that a vCPU has go by the features that its guest was given. */
+static void guest_with_few_features_comes_from_a_host_that_has_more(void **state)
+{
+    static const char few[] = "fpu,pse,tsc,msr,pae,cx8,apic,pge,cmov,pat,mmx,fxsr,sse,sse2,syscall,nx,lm";
+    struct fixture hosts[3] = {{0}};
+    struct accel_config config = {.vcpus = 1, .platform = &platform};
+    struct cpu_features features;
+    struct ferry_error err;
+
+    assert_ok(cpu_features_from_list(&features, few, &err), err);
+    config.cpu_features = &features;
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(make(&hosts[i], &config, 16 * MIB), 0);
+        config.cpu_features = NULL;
+    }
+    for (size_t i = 0; i < 2; i++) {
+        struct buffer cpuid = save(&hosts[i], "cpuid"), vcpu = save(&hosts[i], "vcpu0");
+
+        assert_ok(load(&hosts[i + 1], "cpuid", &cpuid, cpuid.size, &err), err);
+        assert_ok(load(&hosts[i + 1], "vcpu0", &vcpu, vcpu.size, &err), err);
+        buffer_free(&cpuid);
+        buffer_free(&vcpu);
+    }
+    for (size_t i = 0; i < 3; i++)
+        unmake(&hosts[i]);
+}
+
 /* ---- doorbells ---- */
 
 #define BELL_RANGE UINT64_C(0xd0000000)
@@ -487,6 +517,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(guest_with_features_this_host_lacks_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(clock_stands_where_it_was_put, setup, teardown),
         cmocka_unit_test(msrs_that_kvm_does_not_list_are_saved_too),
+        cmocka_unit_test(guest_with_few_features_comes_from_a_host_that_has_more),
         cmocka_unit_test(every_page_written_is_told_by_the_ring),
         cmocka_unit_test(every_page_written_is_told_by_the_log),
         cmocka_unit_test(doorbell_is_rung_without_its_handler),
