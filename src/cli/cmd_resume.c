@@ -41,9 +41,9 @@ const struct command command_resume = {
         "corrupts file systems. Of a suspended VM the lock tells that. After a snapshot the VM ran on: put "
         "its "
         "disks back as they were then, and say so with --disks-restored.\n"
-        "Under another NAME it is a VM of its own, with MAC addresses of its own (which the guest learns "
-        "when "
-        "it starts its network cards anew), and must have no disk that it writes to. What fails before the "
+        "Under another NAME it is a VM of its own, with MAC addresses (which the guest learns when it starts "
+        "its network cards anew) and a UUID (which it learns when it boots next) of its own, and must have "
+        "no disk that it writes to. What fails before the "
         "first instruction leaves everything as it was.",
     .options =
         (const struct option[]){

@@ -48,6 +48,7 @@ static void print_vm(struct cli *cli, const json_t *vm)
 
     fields_begin(&fields, cli);
     fields_text(&fields, "name", object_text(vm, "name"));
+    fields_text(&fields, "UUID", object_text(vm, "definition.uuid"));
     if (*object_text(vm, "not_runnable.set_by")) {
         fields_text(&fields, "state", "Not Runnable");
         fields_text(&fields, "Not Runnable Set By", object_text(vm, "not_runnable.set_by"));

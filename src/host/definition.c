@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/hugepages.h"
+#include "base/uuid.h"
 #include "cpu/baseline.h"
 #include "host/config.h"
 #include "host/fields.h"
@@ -160,8 +161,30 @@ static int check_cpu(const char *name, const char *machine, const char *cpu, str
     return 0;
 }
 
+/* Given, or made; lower case in any case, so that it can be compared. */
+static int read_uuid(const char *text, char uuid[static UUID_TEXT_SIZE], struct ferry_error *err)
+{
+    uint8_t bytes[UUID_SIZE];
+
+    if (!text) {
+        int result = uuid_make(bytes, err);
+
+        if (result < 0)
+            return result;
+    } else if (!uuid_parse(text, bytes) || !uuid_is_set(bytes)) {
+        return error_set(
+            err, -EINVAL,
+            "\"uuid\" of the definition must look like 1b4e28ba-2fa1-41d2-883f-0016d3cca427, not "
+            "\"%.40s\"",
+            text);
+    }
+    uuid_format(bytes, uuid);
+    return 0;
+}
+
 /* What a definition says, borrowed from it; the lists are new. */
 struct draft {
+    char uuid[UUID_TEXT_SIZE];
     const char *name, *machine, *kernel, *initrd, *cmdline, *cpu;
     uint64_t memory, hugepages, vcpus;
     bool console_marks;
@@ -208,10 +231,12 @@ static int check_draft(const struct draft *draft, struct ferry_error *err)
 
 static int read_draft(const json_t *input, struct draft *draft, struct ferry_error *err)
 {
+    const char *uuid = NULL;
     json_t *disks = NULL;
     json_t *nets = NULL;
     const struct field fields[] = {
         {"name", FIELD_STRING, true, &draft->name},
+        {"uuid", FIELD_STRING, false, &uuid},
         {"machine", FIELD_STRING, false, &draft->machine},
         {"memory", FIELD_UINT, false, &draft->memory},
         {"vcpus", FIELD_UINT, false, &draft->vcpus},
@@ -230,6 +255,8 @@ static int read_draft(const json_t *input, struct draft *draft, struct ferry_err
     if (result == 0)
         result = check_draft(draft, err);
     if (result == 0)
+        result = read_uuid(uuid, draft->uuid, err);
+    if (result == 0)
         result = read_list(disks, DEFINITION_DISKS_MAX, "disks", read_disk, draft->disks, err);
     if (result == 0)
         result = read_list(nets, DEFINITION_NETS_MAX, "networks", read_net, draft->nets, err);
@@ -239,10 +266,10 @@ static int read_draft(const json_t *input, struct draft *draft, struct ferry_err
 /* What was not said is left out where older hosts do not know it. */
 static json_t *make(const struct draft *draft)
 {
-    json_t *made =
-        json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:O, s:O}", "name", draft->name, "machine", draft->machine,
-                  "memory", (json_int_t)draft->memory, "vcpus", (json_int_t)draft->vcpus, "kernel",
-                  draft->kernel, "cmdline", draft->cmdline, "disks", draft->disks, "nets", draft->nets);
+    json_t *made = json_pack("{s:s, s:s, s:s, s:I, s:I, s:s, s:s, s:O, s:O}", "name", draft->name, "uuid",
+                             draft->uuid, "machine", draft->machine, "memory", (json_int_t)draft->memory,
+                             "vcpus", (json_int_t)draft->vcpus, "kernel", draft->kernel, "cmdline",
+                             draft->cmdline, "disks", draft->disks, "nets", draft->nets);
 
     if (made && draft->cpu)
         json_object_set_new(made, "cpu", json_string(draft->cpu));
@@ -279,6 +306,11 @@ int definition_normalise(const json_t *input, json_t **out, struct ferry_error *
 const char *definition_name(const json_t *definition)
 {
     return json_string_value(json_object_get(definition, "name"));
+}
+
+const char *definition_uuid(const json_t *definition)
+{
+    return json_string_value(json_object_get(definition, "uuid"));
 }
 
 const char *definition_machine(const json_t *definition)

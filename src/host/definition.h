@@ -24,12 +24,14 @@
 
 /*
  * Checks INPUT strictly and returns in *out a new definition in which everything is said: defaults filled in,
- * a random MAC address for each network that has none. -EINVAL names the key.
+ * a random UUID when it has none, a random MAC address for each network that has none. -EINVAL names the key.
  */
 int definition_normalise(const json_t *input, json_t **out, struct ferry_error *err);
 
 /* Of a normalised definition. */
 const char *definition_name(const json_t *definition);
+const char *
+definition_uuid(const json_t *definition); /* NULL also of one as it was before it was normalised */
 const char *definition_machine(const json_t *definition);
 uint64_t definition_memory(const json_t *definition);
 uint64_t definition_hugepages(const json_t *definition); /* bytes of one; 0: ordinary memory */

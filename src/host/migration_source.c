@@ -1,6 +1,7 @@
 #include "host/migration.h"
 
 #include "base/error.h"
+#include "base/uuid.h"
 #include "host/agreement.h"
 #include "host/certificate.h"
 #include "host/definition.h"
@@ -15,20 +16,16 @@
 #include "host/vm_runnable.h"
 
 #include <string.h>
-#include <sys/random.h>
 
 /* A version 4 UUID. */
 int migration_make_id(char id[static MIGRATION_ID_SIZE], struct ferry_error *err)
 {
-    uint8_t b[16];
+    uint8_t uuid[UUID_SIZE];
+    int result = uuid_make(uuid, err);
 
-    if (getrandom(b, sizeof(b), 0) != sizeof(b))
-        return error_set_errno(err, -errno, "cannot make a migration id");
-    b[6] = (uint8_t)((b[6] & 0x0f) | 0x40);
-    b[8] = (uint8_t)((b[8] & 0x3f) | 0x80);
-    snprintf(id, MIGRATION_ID_SIZE, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
-             b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14],
-             b[15]);
+    if (result)
+        return error_prefix(err, result, "cannot make a migration id");
+    uuid_format(uuid, id);
     return 0;
 }
 

@@ -67,7 +67,21 @@ static int read_description(struct resume *resume, struct ferry_error *err)
     return result < 0 ? error_prefix(err, -EIO, "%s", resume->options->file) : 0;
 }
 
-/* Another name is another identity: MAC addresses are made anew. */
+/* A file from before VMs had one: that of the VM in whose place the guest goes on. */
+static void take_uuid(const struct resume *resume)
+{
+    struct vm *vm;
+
+    if (definition_uuid(resume->definition))
+        return;
+    host_lock(resume->host);
+    vm = vms_find(resume->host, name_of(resume));
+    if (vm)
+        json_object_set(resume->definition, "uuid", json_object_get(vm->definition, "uuid"));
+    host_unlock(resume->host);
+}
+
+/* Another name is another identity: UUID and MAC addresses are made anew. */
 static int make_definition(struct resume *resume, struct ferry_error *err)
 {
     const char *name = resume->options->name;
@@ -80,7 +94,10 @@ static int make_definition(struct resume *resume, struct ferry_error *err)
     resume->renamed = name && own && strcmp(name, own) != 0;
     if (resume->renamed) {
         json_object_set_new(resume->definition, "name", fields_text(name));
+        json_object_del(resume->definition, "uuid");
         json_array_foreach(definition_nets(resume->definition), i, net) json_object_del(net, "mac");
+    } else if (own) {
+        take_uuid(resume);
     }
     result = definition_normalise(resume->definition, &made, err);
     if (result < 0)

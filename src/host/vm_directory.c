@@ -32,15 +32,12 @@ int vm_directory_path(struct host *host, const char *name, char path[static PATH
     return 0;
 }
 
-int vm_directory_make_path(const char *directory, const json_t *definition, struct ferry_error *err)
+int vm_directory_write_definition(const char *directory, const json_t *definition, struct ferry_error *err)
 {
+    char *text = json_dumps(definition, JSON_INDENT(2));
     char path[PATH_MAX];
-    char *text;
     int result;
 
-    if (mkdir(directory, 0750) < 0)
-        return error_set_errno(err, errno == EEXIST ? -ENOTEMPTY : -errno, "cannot make %s", directory);
-    text = json_dumps(definition, JSON_INDENT(2));
     if (!text)
         result = error_set(err, -ENOMEM, "out of memory");
     else if (snprintf(path, sizeof(path), "%s/definition.json", directory) >= PATH_MAX)
@@ -48,6 +45,16 @@ int vm_directory_make_path(const char *directory, const json_t *definition, stru
     else
         result = host_write_file(path, text, err);
     free(text);
+    return result;
+}
+
+int vm_directory_make_path(const char *directory, const json_t *definition, struct ferry_error *err)
+{
+    int result;
+
+    if (mkdir(directory, 0750) < 0)
+        return error_set_errno(err, errno == EEXIST ? -ENOTEMPTY : -errno, "cannot make %s", directory);
+    result = vm_directory_write_definition(directory, definition, err);
     if (result < 0)
         vm_directory_remove_path(directory, NULL);
     return result;

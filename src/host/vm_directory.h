@@ -13,6 +13,8 @@ int vm_directory_path(struct host *host, const char *name, char path[static PATH
 /* Makes the directory with definition.json in it; leaves nothing on failure. */
 int vm_directory_make(const struct vm *vm, struct ferry_error *err);
 int vm_directory_make_path(const char *path, const json_t *definition, struct ferry_error *err);
+/* Puts a definition.json into the directory, in place of the one that is there. */
+int vm_directory_write_definition(const char *path, const json_t *definition, struct ferry_error *err);
 /* Takes away what the last life left (exit.json, process.json, sockets) before the next one. Refused while
  * the VM may run elsewhere (incoming.json is there). */
 int vm_directory_clean(const struct vm *vm, struct ferry_error *err);

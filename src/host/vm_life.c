@@ -192,6 +192,16 @@ static void adopt_ended(struct host *host, struct vm *vm)
     log_info(host->log, "VM %s does not run: %s", vm->name, vm->why);
 }
 
+/* A VM from before VMs had one; what it was given now it keeps. */
+static void keep_uuid(struct host *host, const struct vm *vm)
+{
+    struct ferry_error err;
+
+    if (vm_directory_write_definition(vm->directory, vm->definition, &err) < 0)
+        log_error(host->log, "VM %s: its UUID could not be recorded, and will be another one: %s", vm->name,
+                  err.text);
+}
+
 /* Its definition is what makes a directory a VM. */
 static int adopt_directory(struct host *host, const char *name, struct ferry_error *err)
 {
@@ -210,6 +220,8 @@ static int adopt_directory(struct host *host, const char *name, struct ferry_err
         result = error_set(err, -EINVAL, "it says it is VM %s", definition_name(definition));
     if (result == 0)
         result = vm_add(host, definition, "being adopted", false, &vm, err);
+    if (result == 0 && !definition_uuid(read))
+        keep_uuid(host, vm);
     json_decref(read);
     json_decref(definition);
     if (result < 0)

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/hugepages.h"
+#include "base/uuid.h"
 #include "bus/state.h"
 
 #include <errno.h>
@@ -137,6 +138,16 @@ static int parse_name(void *object, const char *where, const json_t *value, stru
     if (!text || json_string_length(value) != strlen(text) || !name_is_good(text))
         return config_refuse(err, where, value, want);
     return parse_text(&config->name, where, value, NAME_MAX_SIZE, want, err);
+}
+
+static int parse_uuid(void *object, const char *where, const json_t *value, struct ferry_error *err)
+{
+    struct machine_config *config = object;
+    const char *text = json_string_value(value);
+
+    if (!text || !uuid_parse(text, config->uuid) || !uuid_is_set(config->uuid))
+        return config_refuse(err, where, value, "a UUID such as \"1b4e28ba-2fa1-41d2-883f-0016d3cca427\"");
+    return 0;
 }
 
 static int parse_machine(void *object, const char *where, const json_t *value, struct ferry_error *err)
@@ -372,10 +383,19 @@ static int parse_console_marks(void *object, const char *where, const json_t *va
 }
 
 static const struct config_key config_keys[] = {
-    {"name", parse_name},           {"machine", parse_machine}, {"memory", parse_memory},
-    {"hugepages", parse_hugepages}, {"vcpus", parse_vcpus},     {"kernel", parse_kernel},
-    {"initrd", parse_initrd},       {"cmdline", parse_cmdline}, {"disks", parse_disks},
-    {"nets", parse_nets},           {"cpu", parse_cpu},         {"console_marks", parse_console_marks},
+    {"name", parse_name},
+    {"uuid", parse_uuid},
+    {"machine", parse_machine},
+    {"memory", parse_memory},
+    {"hugepages", parse_hugepages},
+    {"vcpus", parse_vcpus},
+    {"kernel", parse_kernel},
+    {"initrd", parse_initrd},
+    {"cmdline", parse_cmdline},
+    {"disks", parse_disks},
+    {"nets", parse_nets},
+    {"cpu", parse_cpu},
+    {"console_marks", parse_console_marks},
 };
 
 /* 52:54:00 is a prefix in the locally administered range; the rest is random. */
@@ -414,6 +434,8 @@ int machine_config_from_json(struct machine_config *config, const json_t *json, 
         if (result)
             error_prefix(err, result, "VM %s", parsed.name);
     }
+    if (!result && !uuid_is_set(parsed.uuid))
+        result = uuid_make(parsed.uuid, err);
     if (!result)
         result = fill_macs(&parsed, err);
     if (result) {
@@ -431,6 +453,7 @@ json_t *machine_config_to_json(const struct machine_config *config)
     json_t *disks = json_array();
     json_t *nets = json_array();
     json_t *hugepages = config->hugepages ? json_integer((json_int_t)config->hugepages) : NULL;
+    char uuid[UUID_TEXT_SIZE];
 
     for (unsigned i = 0; i < config->disk_count; i++) {
         const struct machine_disk_config *disk = &config->disks[i];
@@ -447,11 +470,12 @@ json_t *machine_config_to_json(const struct machine_config *config)
                  mac[5]);
         json_array_append_new(nets, json_pack("{s:s, s:s}", "backend", net->backend, "mac", text));
     }
-    return json_pack("{s:s, s:s, s:I, s:o*, s:i, s:s*, s:s*, s:s*, s:s*, s:o, s:o, s:o*}", "name",
-                     config->name, "machine", config->machine, "memory", (json_int_t)config->memory,
-                     "hugepages", hugepages, "vcpus", (int)config->vcpus, "kernel", config->kernel, "initrd",
-                     config->initrd, "cmdline", config->cmdline, "cpu", config->cpu, "disks", disks, "nets",
-                     nets, "console_marks", config->console_marks ? json_true() : NULL);
+    return json_pack("{s:s, s:s*, s:s, s:I, s:o*, s:i, s:s*, s:s*, s:s*, s:s*, s:o, s:o, s:o*}", "name",
+                     config->name, "uuid", uuid_is_set(config->uuid) ? uuid_format(config->uuid, uuid) : NULL,
+                     "machine", config->machine, "memory", (json_int_t)config->memory, "hugepages", hugepages,
+                     "vcpus", (int)config->vcpus, "kernel", config->kernel, "initrd", config->initrd,
+                     "cmdline", config->cmdline, "cpu", config->cpu, "disks", disks, "nets", nets,
+                     "console_marks", config->console_marks ? json_true() : NULL);
 }
 
 void machine_config_free(struct machine_config *config)

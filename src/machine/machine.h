@@ -13,6 +13,7 @@
 
 #include "base/buffer.h"
 #include "base/log.h"
+#include "base/uuid.h"
 #include "bus/memory.h"
 #include "cpu/cpu.h"
 
@@ -40,9 +41,10 @@ struct machine_net_config {
 
 /* The definition of a VM: what `ferry run` says. It travels to the destination as JSON. Owned strings. */
 struct machine_config {
-    char *name;      /* 1 to 63 of [A-Za-z0-9._-], starting with a letter or digit */
-    char *machine;   /* "riscv64" or "x86_64" */
-    uint64_t memory; /* bytes; whole MiB, 16 MiB or more */
+    char *name;              /* 1 to 63 of [A-Za-z0-9._-], starting with a letter or digit */
+    uint8_t uuid[UUID_SIZE]; /* the guest's own, which it can read; fixed like a mac */
+    char *machine;           /* "riscv64" or "x86_64" */
+    uint64_t memory;         /* bytes; whole MiB, 16 MiB or more */
     /* Memory is of huge pages of so many bytes, whole ones (base/hugepages.h); 0: ordinary memory. */
     uint64_t hugepages;
     unsigned vcpus; /* 1 to 64, of riscv64 to 8 */
@@ -63,9 +65,9 @@ struct machine_config {
 
 /*
  * The JSON form, as in docs/API.md "VM definition". Strict: unknown keys, wrong types and values out of range
- * are refused naming the key. Fills in defaults (memory 256 MiB, 1 vCPU, machine riscv64) and missing MAC
- * addresses. *config is written on success only. Whether a network backend exists and understands its options
- * is found out by machine_new.
+ * are refused naming the key. Fills in defaults (memory 256 MiB, 1 vCPU, machine riscv64), a missing UUID and
+ * missing MAC addresses. *config is written on success only. Whether a network backend exists and understands
+ * its options is found out by machine_new.
  */
 int machine_config_from_json(struct machine_config *config, const json_t *json, struct ferry_error *err);
 json_t *machine_config_to_json(const struct machine_config *config);

@@ -201,6 +201,7 @@ def test_snapshot_goes_on_beside_its_vm_under_another_name_only(hosts, host):
     assert_refused(lambda: resume(host, file), 409, "conflict", "still runs on host a", "NEW_NAME")
     other = resume(host, file, name="web2")
     assert other["definition"]["nets"][0]["mac"] != host.vm("web")["definition"]["nets"][0]["mac"]
+    assert other["definition"]["uuid"] != host.vm("web")["definition"]["uuid"]
     assert_refused(lambda: resume(host, file, name="web2"), 409, "conflict", "web2")
 
 

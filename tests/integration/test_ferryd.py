@@ -248,6 +248,25 @@ def test_vm_runs_pauses_stops_starts_and_goes(host):
     assert not (host.state_dir / "vms" / "web").exists()
 
 
+def test_vm_keeps_its_uuid_for_ever(hosts):
+    given = "1b4e28ba-2fa1-41d2-883f-0016d3cca427"
+    a, b = hosts.pair()
+    made = a.run("web")["definition"]["uuid"]
+    assert a.run("other", uuid=given.upper())["definition"]["uuid"] == given != made
+    assert_refused(lambda: a.run("third", uuid="web"), 400, "usage", "uuid")
+    assert a.move("web", b)["outcome"] == "completed"
+    assert b.vm("web")["definition"]["uuid"] == made
+    # A VM of before there were any is given one.
+    a.stop()
+    file = a.state_dir / "vms" / "other" / "definition.json"
+    definition = json.loads(file.read_text())
+    del definition["uuid"]
+    file.write_text(json.dumps(definition))
+    new = a.start().vm("other")["definition"]["uuid"]
+    assert new not in (given, made) and len(new) == 36
+    assert a.restart().vm("other")["definition"]["uuid"] == new
+
+
 def test_definition_that_makes_no_sense_is_refused(host):
     for definition, word in [({}, "name"), ({"name": "web"}, "kernel"), ({"name": "web", "memory": 0}, "memory"),
                              ({"name": "a/b"}, "a/b"), ({"name": "web", "machine": "vax"}, "vax"),

@@ -177,6 +177,7 @@ def test_linux_boots_and_moves_there_and_back(hosts):
     seen = boots(a, "one")
     assert about(a, "one")[0].startswith("rtc_cmos")
     assert "kernel=6." in seen.text
+    assert f" uuid={a.ask('show one')['definition']['uuid']}" in seen.text
     seen = move(a, b, "one", seen)
     move(b, a, "one", seen)
     stop(a, "one")

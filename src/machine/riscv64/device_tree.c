@@ -74,6 +74,17 @@ static void tree_reg(struct tree *tree, uint64_t addr, uint64_t size)
     tree_bytes(tree, "reg", cells, sizeof(cells));
 }
 
+/* The serial number (Devicetree Specification 0.4 §3.2), and what Power machines call it, of which systemd
+ * makes a new system's machine id. */
+static void tree_uuid(struct tree *tree, const struct machine_config *config)
+{
+    char text[UUID_TEXT_SIZE];
+
+    uuid_format(config->uuid, text);
+    tree_text(tree, "serial-number", text);
+    tree_text(tree, "vm,uuid", text);
+}
+
 static int tree_chosen(struct tree *tree, const struct device_tree_inputs *inputs, struct ferry_error *err)
 {
     const char *cmdline = inputs->config->cmdline;
@@ -203,6 +214,7 @@ int device_tree_make(const struct device_tree_inputs *inputs, void *out, uint32_
     tree_u32(&tree, "#size-cells", 2);
     tree_text(&tree, "compatible", "ferry,riscv64");
     tree_text(&tree, "model", "Ferry riscv64");
+    tree_uuid(&tree, config);
     result = tree_chosen(&tree, inputs, err);
     if (result)
         return result;

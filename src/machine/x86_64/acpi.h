@@ -13,7 +13,7 @@
 #include <ferry/error.h>
 
 #define ACPI_START UINT64_C(0xe0000)
-#define ACPI_END   UINT64_C(0x100000)
+#define ACPI_END   UINT64_C(0xf0000)
 
 /* All tables, as they are to lie in memory from ACPI_START on; the RSDP is first. -ENOMEM. */
 int acpi_make(const struct machine_config *config, struct buffer *out, struct ferry_error *err);

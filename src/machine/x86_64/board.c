@@ -3,6 +3,7 @@
  *
  *     0x1000   what a kernel is told (pvh.h, linux_boot.h)
  *     0xe0000  ACPI tables (acpi.h)
+ *     0xf0000  SMBIOS tables (smbios.h)
  *     1 MiB    and on: where kernels go, as their file says
  *     ...
  *     below the end of RAM, or of 3 GiB of it: initrd
@@ -17,6 +18,7 @@
 #include "machine/x86_64/layout.h"
 #include "machine/x86_64/linux_boot.h"
 #include "machine/x86_64/pvh.h"
+#include "machine/x86_64/smbios.h"
 
 #include <elf.h>
 #include <errno.h>
@@ -177,6 +179,8 @@ static int board_load(const struct machine_config *config, struct memory *memory
                              &inputs, err);
     if (!result)
         result = acpi_write(config, memory, err);
+    if (!result)
+        result = smbios_write(config, memory, err);
     return result ? result : tell_kernel(&kernel, &inputs, memory, boot, err);
 }
 

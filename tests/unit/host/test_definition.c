@@ -33,6 +33,29 @@ static void defaults_are_filled_in(void **state)
     json_decref(made);
 }
 
+static void every_vm_has_a_uuid_of_its_own_or_the_one_given(void **state)
+{
+    struct ferry_error err;
+    json_t *made, *other, *again;
+
+    assert_ok(normalise("{\"name\": \"web\", \"kernel\": \"/k\"}", &made, &err), err);
+    assert_ok(normalise("{\"name\": \"web\", \"kernel\": \"/k\"}", &other, &err), err);
+    assert_int_equal(strlen(definition_uuid(made)), 36);
+    assert_string_not_equal(definition_uuid(made), definition_uuid(other));
+    assert_ok(definition_normalise(made, &again, &err), err);
+    assert_true(json_equal(made, again));
+    json_decref(made);
+    json_decref(other);
+    json_decref(again);
+    assert_ok(
+        normalise(
+            "{\"name\": \"web\", \"kernel\": \"/k\", \"uuid\": \"1B4E28BA-2fa1-41d2-883f-0016d3cca427\"}",
+            &made, &err),
+        err);
+    assert_string_equal(definition_uuid(made), "1b4e28ba-2fa1-41d2-883f-0016d3cca427");
+    json_decref(made);
+}
+
 static void huge_pages_are_kept_and_not_made_up(void **state)
 {
     struct ferry_error err;
@@ -101,6 +124,9 @@ static void nonsense_is_refused_by_name(void **state)
         {"{\"name\": \"web\", \"kernel\": \"k\"}", "kernel"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"initrd\": \"i\"}", "initrd"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"colour\": \"red\"}", "colour"},
+        {"{\"name\": \"web\", \"kernel\": \"/k\", \"uuid\": \"1b4e28ba\"}", "uuid"},
+        {"{\"name\": \"web\", \"kernel\": \"/k\", \"uuid\": \"ffffffff-ffff-ffff-ffff-ffffffffffff\"}",
+         "uuid"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"memory\": 0}", "memory"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"memory\": -1}", "memory"},
         {"{\"name\": \"web\", \"kernel\": \"/k\", \"memory\": 16777217}", "memory"},
@@ -149,6 +175,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_filled_in),
         cmocka_unit_test(huge_pages_are_kept_and_not_made_up),
+        cmocka_unit_test(every_vm_has_a_uuid_of_its_own_or_the_one_given),
         cmocka_unit_test(console_marks_are_kept_and_not_made_up),
         cmocka_unit_test(mac_is_made_once_and_then_kept),
         cmocka_unit_test(nonsense_is_refused_by_name),

@@ -58,13 +58,15 @@ static void definition_survives_going_through_json(void **state)
     struct ferry_error err;
     json_t *first, *second;
     json_t *json = parse(
-        "{" MINIMAL ", \"memory\": 536870912, \"vcpus\": 8, \"initrd\": \"/i\", \"cmdline\": \"a b\","
+        "{" MINIMAL ", \"uuid\": \"1b4e28ba-2fa1-41d2-883f-0016D3CCA427\", \"memory\": 536870912, \"vcpus\": "
+        "8, \"initrd\": \"/i\", \"cmdline\": \"a b\","
         "\"hugepages\": 2097152,"
         "\"disks\": [{\"path\": \"/d\"}, {\"path\": \"/e\", \"readonly\": true, \"direct\": true}],"
         "\"nets\": [{\"backend\": \"user\", \"mac\": \"52:54:00:AB:cd:0f\"}, {\"backend\": \"user\"}]}");
 
     assert_ok(machine_config_from_json(&config, json, &err), err);
     assert_int_equal(config.nets[0].mac[3], 0xab);
+    assert_int_equal(config.uuid[15], 0x27);
     assert_int_equal(config.nets[1].mac[0], 0x52);
     assert_true(config.disks[1].readonly && config.disks[1].direct && !config.disks[0].readonly);
     assert_int_equal(config.hugepages, 2 << 20);
@@ -76,6 +78,21 @@ static void definition_survives_going_through_json(void **state)
     machine_config_free(&again);
     json_decref(first);
     json_decref(second);
+    json_decref(json);
+}
+
+static void generated_uuids_differ(void **state)
+{
+    struct machine_config config, other;
+    struct ferry_error err;
+    json_t *json = parse("{" MINIMAL "}");
+
+    assert_ok(machine_config_from_json(&config, json, &err), err);
+    assert_ok(machine_config_from_json(&other, json, &err), err);
+    assert_true(uuid_is_set(config.uuid));
+    assert_memory_not_equal(config.uuid, other.uuid, UUID_SIZE);
+    machine_config_free(&config);
+    machine_config_free(&other);
     json_decref(json);
 }
 
@@ -101,6 +118,8 @@ static void refusals_name_key_and_value(void **state)
         {"{\"kernel\": \"/k\"}", {"no name"}},
         {"{\"name\": \"web\"}", {"no kernel"}},
         {"{" MINIMAL ", \"memroy\": 1}", {"memroy"}},
+        {"{" MINIMAL ", \"uuid\": \"1b4e28ba\"}", {"uuid", "1b4e28ba"}},
+        {"{" MINIMAL ", \"uuid\": \"00000000-0000-0000-0000-000000000000\"}", {"uuid", "00000000"}},
         {"{\"name\": \"\", \"kernel\": \"/k\"}", {"name"}},
         {"{\"name\": \"-x\", \"kernel\": \"/k\"}", {"name", "-x"}},
         {"{\"name\": \"a/b\", \"kernel\": \"/k\"}", {"name", "a/b"}},
@@ -190,6 +209,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_fill_in_what_is_not_said),
         cmocka_unit_test(definition_survives_going_through_json),
+        cmocka_unit_test(generated_uuids_differ),
         cmocka_unit_test(generated_macs_differ),
         cmocka_unit_test(refusals_name_key_and_value),
         cmocka_unit_test(too_many_devices_are_refused),

@@ -80,6 +80,17 @@ static void chosen_says_how_to_start(void **state)
     assert_null(fdt_getprop(tree, fdt_path_offset(tree, "/chosen"), "linux,initrd-start", NULL));
 }
 
+static void root_has_the_uuid_of_the_vm(void **state)
+{
+    static const char uuid[] = "1b4e28ba-2fa1-41d2-883f-0016d3cca427";
+    struct machine_config config = small;
+
+    assert_true(uuid_parse(uuid, config.uuid));
+    make(&config, 0, 0);
+    assert_string_equal(text("/", "serial-number"), uuid);
+    assert_string_equal(text("/", "vm,uuid"), uuid);
+}
+
 static void every_hart_has_a_node_and_a_plic_context(void **state)
 {
     struct machine_config config = small;
@@ -157,6 +168,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_is_what_was_configured),
         cmocka_unit_test(chosen_says_how_to_start),
+        cmocka_unit_test(root_has_the_uuid_of_the_vm),
         cmocka_unit_test(every_hart_has_a_node_and_a_plic_context),
         cmocka_unit_test(devices_are_where_the_board_puts_them),
         cmocka_unit_test(places_do_not_depend_on_what_else_there_is),
