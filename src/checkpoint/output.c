@@ -47,7 +47,8 @@ static int check_place(const struct output *output, struct ferry_error *err)
     if (!S_ISREG(status.st_mode))
         return error_set(err, -EINVAL, "%s exists and is not a file", output->path);
     if (!output->overwrite)
-        return error_set(err, -EEXIST, "%s exists already; it is replaced only when that is asked for",
+        return error_set(err, -EEXIST,
+                         "%s exists already; it is replaced only when that is asked for (--overwrite)",
                          output->path);
     return 0;
 }
