@@ -104,7 +104,11 @@ const struct command command_migrate = {
         "With --cold a VM that is powered off or suspended moves with its definition; both hosts must reach "
         "its disks, and the file that a suspended one is in is copied when DEST does not reach it. One that "
         "runs is suspended to a file beside its disk, moved, and resumed at DEST; whatever fails resumes it "
-        "here.",
+        "here.\n"
+        "With --cold --storage its disks move along: they are copied to DEST, holes and zeros left out, and "
+        "compared there with what was sent. What they would replace is never overwritten: the move is "
+        "refused. Whatever fails leaves nothing there, and the VM here as it was. The disks here are kept; "
+        "they are no longer the VM's, and may be removed: ferry tells their names.",
     .options =
         (const struct option[]){
             {.name = "detach", .letter = 'd', .help = "print the migration's id and return at once"},
@@ -123,6 +127,7 @@ const struct command command_migrate = {
             {"ferry migrate web b --downtime 10ms --bandwidth 1Gbit", "gently, and with a shorter stop"},
             {"ferry migrate db b --quick-resume", "ends, however fast db changes its memory"},
             {"ferry migrate web b --cold", "web, which is powered off or suspended, is b's from now on"},
+            {"ferry migrate web b --cold --storage=/srv/vms", "with copies of its disks in b's /srv/vms"},
             {"ferry migrate web b --detach", "prints the id; ferry migrations show ID tells the rest"},
             {NULL, NULL},
         },

@@ -147,6 +147,24 @@ static void print_saved(struct fields *fields, const json_t *migration)
                       (unsigned long long)object_number(migration, "pages_postponed"));
 }
 
+/* Those that moved along with a cold migration. */
+static void print_disks(struct fields *fields, const json_t *migration)
+{
+    const json_t *disks = object_get(migration, "disks");
+    char bytes[UNITS_TEXT_SIZE], total[UNITS_TEXT_SIZE], rate[UNITS_TEXT_SIZE];
+    json_t *file;
+    size_t i;
+
+    if (!json_is_object(disks))
+        return;
+    fields_format(fields, "disks", "%s of %s copied, %s",
+                  units_format_size(object_number(disks, "bytes"), bytes),
+                  units_format_size(object_number(disks, "total_bytes"), total),
+                  units_format_rate(object_number(disks, "rate"), rate));
+    json_array_foreach(object_get(disks, "files"), i, file)
+        fields_format(fields, "", "%s -> %s", object_text(file, "source"), object_text(file, "destination"));
+}
+
 static void print_numbers(struct fields *fields, const json_t *migration)
 {
     char text[UNITS_TEXT_SIZE];
@@ -160,6 +178,7 @@ static void print_numbers(struct fields *fields, const json_t *migration)
                   (unsigned long long)object_number(migration, "pages_raw"),
                   (unsigned long long)object_number(migration, "pages_zero"),
                   (unsigned long long)object_number(migration, "pages_skipped"));
+    print_disks(fields, migration);
     print_saved(fields, migration);
     print_rates(fields, migration);
     print_throttle(fields, migration);

@@ -14,6 +14,12 @@ static int check(const struct args *args, struct ferry_error *err)
         return error_set(err, -EINVAL, "--no-throttle and --throttle-max exclude each other");
     if (args_number(args, "throttle-max", 0) > THROTTLE_MAX)
         return error_set(err, -EINVAL, "--throttle-max is a percentage, 0 to %d", THROTTLE_MAX);
+    if (args_has(args, "storage") && !args_has(args, "cold"))
+        return error_set(err, -EINVAL,
+                         "--storage needs --cold: the disks of a VM that runs on while it moves cannot move "
+                         "along yet; with both it is suspended meanwhile");
+    if (*args_text(args, "storage", "") && *args_text(args, "storage", "") != '/')
+        return error_set(err, -EINVAL, "--storage=DIR: DIR is an absolute path on the destination");
     return 0;
 }
 
@@ -38,6 +44,8 @@ int migration_request(const struct args *args, json_t **body, struct ferry_error
     }
     if (args_has(args, "cold"))
         json_object_set_new(*body, "cold", json_true());
+    if (args_has(args, "storage"))
+        json_object_set_new(*body, "storage", json_string(args_text(args, "storage", "")));
     if (args_has(args, "tls"))
         json_object_set_new(*body, "tls", json_true());
     if (args_has(args, "quick-resume"))

@@ -44,6 +44,13 @@
     {.name = "cold", \
      .help = "move it while it does not run: one that is powered off or suspended as it is, one that " \
              "runs by suspending it here and resuming it there"}, \
+    {.name = "storage", \
+     .kind = VALUE_TEXT, \
+     .value_name = "DIR", \
+     .bare = "", \
+     .help = "with --cold: copy its disks to the destination, too, where they get the same paths, or " \
+             "with =DIR their names in that directory; what is there is never overwritten, and what is " \
+             "here is kept"}, \
     {.name = "tls", \
      .help = "encrypted, or not at all; else it is encrypted when both hosts have certificates"}, \
     {.name = "compress", \

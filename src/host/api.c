@@ -67,10 +67,13 @@ static const struct api_route routes[] = {
     {"POST", "/v1/migrations/*/cancel", api_migration_cancel},
     {"POST", "/v1/migrations/*/end", api_migration_end},
     {"POST", "/v1/migrations/*/reconnect", api_migration_reconnect},
+    {"GET", "/v1/migrations/*/disks/*", api_migration_disk},
+    {"POST", "/v1/migrations/*/copied", api_migration_copied},
     {"GET", "/v1/events", api_events},
     {"POST", "/v1/events", api_events_take},
     {"POST", "/v1/incoming", api_incoming},
     {"DELETE", "/v1/incoming/*", api_incoming_withdraw},
+    {"POST", "/v1/incoming/*/take", api_incoming_take},
 };
 
 /* --- error classes --- */

@@ -147,8 +147,11 @@ api_handler api_migration_watch;
 api_handler api_migration_cancel;
 api_handler api_migration_end;
 api_handler api_migration_reconnect;
+api_handler api_migration_disk;
+api_handler api_migration_copied;
 api_handler api_incoming;
 api_handler api_incoming_withdraw;
+api_handler api_incoming_take;
 /* api_checkpoints.c */
 api_handler api_vm_checkpoint;
 api_handler api_checkpoints_list;

@@ -7,6 +7,7 @@
 #include "host/migration_fetch.h"
 #include "host/probe.h"
 #include "host/statistics.h"
+#include "host/storage_copy.h"
 
 #include <ferry/ferry.h>
 
@@ -37,6 +38,14 @@ static int check_options(const struct migration_options *options, struct ferry_e
         return error_prefix(err, HOST_USAGE, "\"compress\" makes no sense");
     if (options->cold && options->quick_resume)
         return error_set(err, HOST_USAGE, "\"cold\" and \"quick_resume\" exclude each other");
+    if (options->storage && !options->cold)
+        return error_set(err, HOST_USAGE,
+                         "the disks of a VM that runs on while it moves cannot move along yet; with --cold "
+                         "they can: it is suspended meanwhile");
+    if (options->storage && options->storage[0] && options->storage[0] != '/')
+        return error_set(err, HOST_USAGE,
+                         "\"storage\" must be the absolute path of a directory, not \"%.200s\"",
+                         options->storage);
     return check_quick_resume(options->quick_resume, err);
 }
 
@@ -54,6 +63,7 @@ static int read_options(struct api_request *request, struct migration_options *o
         {"quick_resume", FIELD_STRING, false, &options->quick_resume},
         {"compress", FIELD_STRING, false, &options->compress},
         {"cold", FIELD_BOOL, false, &options->cold},
+        {"storage", FIELD_STRING, false, &options->storage},
         {"forecast", FIELD_BOOL, false, forecast},
     };
     int result;
@@ -198,6 +208,56 @@ int api_migration_watch(struct api_request *request)
     int result = migration_resolve(request->host, request->arguments[0], id, &request->err);
 
     return result < 0 ? result : api_answer_watch(request, id, migration_watch);
+}
+
+int api_migration_disk(struct api_request *request)
+{
+    const char *to = api_query(request, "to");
+    const char *index = request->arguments[1];
+    struct storage_stream *stream = NULL;
+    int result = 0;
+
+    if (!to || !config_name_valid(to))
+        return error_set(&request->err, HOST_USAGE, "?to= is the name of the host that asks");
+    if (strlen(index) != 1 || index[0] < '0' || index[0] > '9')
+        return error_set(&request->err, HOST_NOT_FOUND, "there is no disk %.32s", index);
+    result = api_check_is(request, to);
+    if (result == 0)
+        result = storage_stream_open(&stream, request->host, request->arguments[0],
+                                     (uint64_t)(index[0] - '0'), to, &request->err);
+    return result < 0 ? result
+                      : api_answer_stream(request, "application/octet-stream", storage_stream_fill, stream,
+                                          storage_stream_free);
+}
+
+int api_migration_copied(struct api_request *request)
+{
+    const char *from = NULL;
+    const struct field fields[] = {{"host", FIELD_STRING, true, &from}};
+    int result = api_read_body(request, fields, 1);
+
+    if (result == 0)
+        result = api_check_is(request, from);
+    if (result == 0)
+        result = storage_copied(request->host, request->arguments[0], from, &request->err);
+    return result < 0 ? result : api_answer_empty(request);
+}
+
+int api_incoming_take(struct api_request *request)
+{
+    const char *from = NULL;
+    uint64_t generation = 0;
+    const struct field fields[] = {
+        {"host", FIELD_STRING, true, &from},
+        {"generation", FIELD_UINT, true, &generation},
+    };
+    int result = api_read_body(request, fields, 2);
+
+    if (result == 0)
+        result = api_check_is(request, from);
+    if (result == 0)
+        result = storage_take(request->host, request->arguments[0], from, generation, &request->err);
+    return result < 0 ? result : api_answer_empty(request);
 }
 
 int api_incoming(struct api_request *request)

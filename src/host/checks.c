@@ -8,6 +8,7 @@
 #include "host/fields.h"
 #include "host/machines.h"
 #include "host/migration_cold.h"
+#include "host/storage.h"
 #include "host/vms.h"
 
 #include <ferry/ferry.h>
@@ -250,7 +251,8 @@ static int check_same_disks(const struct check_context *context, struct ferry_er
 
     json_array_foreach(ours, i, disk)
     {
-        if (result == 0 && !same_file(disk, json_array_get(theirs, i), same_machine))
+        if (result == 0 && !storage_moves(context->cold) &&
+            !same_file(disk, json_array_get(theirs, i), same_machine))
             result =
                 error_set(err, HOST_REFUSED,
                           "VM %s cannot move: disk %.200s on host %s is not the same file as on host %s; "
@@ -276,7 +278,7 @@ static int check_same_lock(const struct check_context *context, struct ferry_err
     same = json_equal(ours, theirs);
     json_decref(theirs);
     json_decref(ours);
-    if (same)
+    if (same || storage_moves_lock(context->cold, context->definition))
         return 0;
     return error_set(
         err, HOST_REFUSED,
@@ -413,12 +415,18 @@ static int check_disk(const struct check_context *context, const json_t *disk, s
 
 static int check_disks(const struct check_context *context, struct ferry_error *err)
 {
+    struct storage_disks moving;
     json_t *disk;
     size_t i;
-    int result = 0;
+    int result = storage_read(&moving, context->host, context->cold, context->definition, err);
 
+    if (result < 0 && result != -ENOENT)
+        return result;
+    result = 0;
     json_array_foreach(definition_disks(context->definition), i, disk)
     {
+        if (i < moving.count && !moving.disk[i].stays)
+            continue;
         result = check_disk(context, disk, err);
         if (result < 0)
             return result;
@@ -504,6 +512,7 @@ static const struct check {
     {"state", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_state},
     {"enabled-source", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_enabled_here},
     {"cpu-mask", CHECK_SOURCE_LOCAL, CHECK_WARNING, check_cpu_mask},
+    {"storage", CHECK_SOURCE_LOCAL, CHECK_ERROR, storage_check_source},
 
     {"host-name", CHECK_SOURCE_PEER, CHECK_ERROR, check_who_answers},
     {"protocol", CHECK_SOURCE_PEER, CHECK_ERROR, check_protocol_there},
@@ -524,6 +533,9 @@ static const struct check {
     {"memory", CHECK_DESTINATION, CHECK_ERROR, check_memory},
     {"hugepages", CHECK_DESTINATION, CHECK_ERROR, check_hugepages},
     {"disks", CHECK_DESTINATION, CHECK_ERROR, check_disks},
+    {"storage", CHECK_DESTINATION, CHECK_ERROR, storage_check_place},
+    {"storage", CHECK_DESTINATION, CHECK_ERROR, storage_check_room},
+    {"storage", CHECK_DESTINATION, CHECK_WARNING, storage_check_shared},
     {"networks", CHECK_DESTINATION, CHECK_ERROR, check_networks},
     {"checkpoint", CHECK_DESTINATION, CHECK_WARNING, check_file},
     {"quick-resume", CHECK_DESTINATION, CHECK_ERROR, check_quick_resume_now},
@@ -540,8 +552,8 @@ static const struct check {
 /* Of a VM that does not run: neither its memory nor its connections move. */
 static bool is_for_hot(const struct check_context *context, const char *check)
 {
-    static const char *const hot[] = {"state",        "cpu",         "cpu-mask", "encryption",
-                                      "quick-resume", "connections", "memory",   "hugepages"};
+    static const char *const hot[] = {"state",       "cpu",    "cpu-mask", "quick-resume",
+                                      "connections", "memory", "hugepages"};
     const char *state = json_string_value(json_object_get(context->cold, "state"));
     /* One that runs is resumed there. */
     size_t count = sizeof(hot) / sizeof(hot[0]) - (state && strcmp(state, "running") == 0 ? 2 : 0);

@@ -23,6 +23,7 @@ struct check_context {
     const json_t *cold;       /* migration_cold.h; NULL: it moves while it runs */
 
     /* source */
+    const char *storage;        /* where its disks are to be, as in struct migration; NULL: they stay */
     const json_t *there;        /* destination's host object */
     const json_t *there_answer; /* its answer to `incoming` with check_only: disks, boot_id */
 };

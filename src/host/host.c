@@ -77,6 +77,37 @@ int host_write_file(const char *path, const char *text, struct ferry_error *err)
     return 0;
 }
 
+void host_sync_directory(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char directory[PATH_MAX];
+    CLEANUP_CLOSE int fd = -1;
+
+    snprintf(directory, sizeof(directory), "%.*s", slash && slash > path ? (int)(slash - path) : 1,
+             slash ? path : ".");
+    fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0)
+        (void)fsync(fd);
+}
+
+int host_rename_new(const char *from, const char *to, struct ferry_error *err)
+{
+    int result = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+
+    /* Some file systems cannot do that. */
+    if (result < 0 && (errno == EINVAL || errno == ENOSYS)) {
+        result = link(from, to);
+        if (result == 0)
+            unlink(from);
+    }
+    if (result < 0 && errno == EEXIST)
+        return error_set(err, HOST_CONFLICT, "%s exists already, and is never overwritten", to);
+    if (result < 0)
+        return error_set_errno(err, -errno, "cannot make %s", to);
+    host_sync_directory(to);
+    return 0;
+}
+
 int host_read_json(const char *path, json_t **out, struct ferry_error *err)
 {
     CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);

@@ -165,6 +165,10 @@ void host_record_failed(struct host *host, const struct ferry_error *err);
 
 /* Writes TEXT to PATH so that after a crash it is there whole or not at all. */
 int host_write_file(const char *path, const char *text, struct ferry_error *err);
+/* FROM becomes TO, which is not there (HOST_CONFLICT), on storage when it returns. */
+int host_rename_new(const char *from, const char *to, struct ferry_error *err);
+/* That PATH is in its directory, or is not there any more, is on storage. */
+void host_sync_directory(const char *path);
 /* Parses the JSON object in PATH, at most 16 MiB; -ENOENT when there is none. */
 int host_read_json(const char *path, json_t **out, struct ferry_error *err);
 

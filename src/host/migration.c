@@ -8,6 +8,7 @@
 #include "host/migration_fetch.h"
 #include "host/migration_queue.h"
 #include "host/peers.h"
+#include "host/storage_copy.h"
 #include "host/vms.h"
 
 #include <stdlib.h>
@@ -63,6 +64,8 @@ void migration_unref(struct migration *migration)
     if (!last)
         return;
     vm_unref(host, migration->vm);
+    free(migration->storage);
+    json_decref(migration->disk_files);
     json_decref(migration->send);
     json_decref(migration->cold);
     json_decref(migration->options);
@@ -452,6 +455,8 @@ json_t *migration_object(const struct migration *migration)
     json_object_set_new(object, "kind", json_string(kind_of(migration)));
     if (migration->upgrade)
         json_object_set(object, "upgrade", migration->upgrade);
+    if (migration->disk_files)
+        json_object_set_new(object, "disks", storage_object(migration));
     json_object_set_new(object, "outcome", json_string(migration->outcome));
     json_object_set_new(object, "machine", json_string(migration->machine));
     if (migration->outgoing && !migration->stays && !migration->cold)
@@ -563,7 +568,7 @@ int migration_cancel(struct host *host, const char *prefix, json_t **answer, str
     migration = migration_find(host, id);
     if (migration && !migration->ended)
         snprintf(saving, sizeof(saving), "%s", migration->saving);
-    unsent = migration && !migration->ended && migration->unsent;
+    unsent = migration && ((!migration->ended && migration->unsent) || storage_may_cancel(migration));
     if (unsent) {
         migration->cancelled = true;
         migration_touch(migration);

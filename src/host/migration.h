@@ -32,6 +32,14 @@
 struct vm;
 struct vm_process;
 
+/* How far a cold migration that takes its disks along is (storage_copy.h). */
+enum storage_stage {
+    STORAGE_NONE = 0,
+    STORAGE_COPYING,
+    STORAGE_COPIED, /* all is at the destination */
+    STORAGE_TAKEN,  /* too late to cancel */
+};
+
 struct migration {
     /* constant once registered */
     struct host *host;
@@ -54,7 +62,9 @@ struct migration {
     json_t *cold;                   /* {state: "stopped", "suspended", "running", …} (migration_cold.h);
                                        NULL: it moves while it runs */
     char saving[MIGRATION_ID_SIZE]; /* cold, of one that ran: the save before */
-    bool encrypted;                 /* as the checks found; constant from then on */
+    char *storage;  /* source, cold: its disks move, too, into this directory of the destination, or to their
+                       own paths (""); NULL: they do not */
+    bool encrypted; /* as the checks found; constant from then on */
 
     /* host lock; source only: migration_queue.h */
     bool queued;         /* waits for a place */
@@ -101,6 +111,18 @@ struct migration {
     uint64_t agree_at;      /* when it is tried again (clock_now_ns) */
     uint64_t agree_wait_ns; /* how long after that, when it fails again */
 
+    /* host lock; cold, with disks: storage_copy.h */
+    enum storage_stage stage;
+    json_t *disk_files;     /* that are copied: [{source, destination}]; immutable; NULL: none */
+    uint64_t disk_total;    /* bytes */
+    uint64_t disk_bytes;    /* of them, copied so far */
+    uint64_t disk_wire;     /* bytes for that on the link: zeros are not sent */
+    uint64_t disk_begin_ns; /* when copying began (clock_now_ns), */
+    uint64_t disk_end_ns;   /* and ended; 0: not yet */
+    uint64_t heard_ns;      /* source: when the destination last took some */
+    char disk_error[FERRY_ERROR_TEXT_SIZE]; /* source: why a disk could not be read */
+    uint64_t generation;                    /* destination: of the VM's lock; 0: it has none */
+
     /* the job's own */
     struct thread thread;
     uint64_t silent_ns;   /* when the other host kept us waiting in vain, last; then the agreement's own */
@@ -121,6 +143,7 @@ struct migration_options {
     const char *quick_resume; /* "allowed" or "now"; NULL: not */
     const char *compress;     /* "auto", …; NULL: default */
     bool cold;                /* it does not run meanwhile */
+    const char *storage;      /* cold: as in struct migration */
 };
 
 #define MIGRATION_DEFAULT UINT64_MAX

@@ -8,6 +8,7 @@
 #include "host/forecast.h"
 #include "host/migration_cold.h"
 #include "host/peers.h"
+#include "host/storage.h"
 #include "host/vms.h"
 
 #include <string.h>
@@ -24,6 +25,8 @@ json_t *migration_offer_body(const struct migration *migration, const json_t *de
         json_object_set(body, "quick_resume", quick_resume);
     if (migration->cold)
         json_object_set(body, "cold", migration->cold);
+    if (storage_moves(migration->cold))
+        json_object_set_new(body, "definition", storage_definition(definition, migration->storage));
     return body;
 }
 
@@ -112,6 +115,7 @@ int migration_check(struct migration *migration, const json_t *definition, json_
         .source = migration->source,
         .destination = migration->destination,
         .cold = migration->cold,
+        .storage = migration->storage,
         .must_encrypt = migration->must_encrypt || migration->host->config->require_tls,
     };
     struct ferry_error found = {0};
@@ -189,6 +193,7 @@ int migration_check_vm(struct host *host, const char *vm_name, const struct migr
                                   options->destination);
         if (migration) {
             migration->must_encrypt = options->tls;
+            migration->storage = options->storage ? strdup(options->storage) : NULL;
             migration->options = migration_make_options(options);
         }
         if (migration && options->cold)

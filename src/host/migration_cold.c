@@ -8,6 +8,8 @@
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/resume.h"
+#include "host/storage.h"
+#include "host/storage_copy.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
 #include "host/vm_runnable.h"
@@ -21,7 +23,7 @@
 
 #define SAVED_LOOK_MS 200 /* how often it is looked whether a save has ended, when nothing tells */
 
-static const char *text_of(const json_t *object, const char *key)
+const char *cold_text(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
 
@@ -30,7 +32,7 @@ static const char *text_of(const json_t *object, const char *key)
 
 static bool is_state(const json_t *cold, const char *state)
 {
-    return strcmp(text_of(cold, "state"), state) == 0;
+    return strcmp(cold_text(cold, "state"), state) == 0;
 }
 
 /* --- source: before it begins --- */
@@ -39,10 +41,13 @@ int cold_prepare(struct migration *migration, struct vm *vm, struct ferry_error 
 {
     struct host *host = migration->host;
     json_t *cold = NULL;
+    json_t *storage = NULL;
     int result = vm_check_runnable(host, vm, err);
 
     if (result < 0)
         return result;
+    if (migration->storage)
+        storage = storage_plan(host, vm->definition);
     host_lock(host);
     if (vm->process && vm_runs(vm))
         cold = json_pack("{s:s, s:b}", "state", "running", "paused", vm->state == VM_STATE_PAUSED);
@@ -55,29 +60,18 @@ int cold_prepare(struct migration *migration, struct vm *vm, struct ferry_error 
     else
         result =
             error_set(err, HOST_CONFLICT, "VM %s is %s: it cannot be moved now", vm->name, vm_state_text(vm));
+    if (cold && storage)
+        json_object_set(cold, "storage", storage);
     if (cold) {
         json_decref(migration->cold);
         migration->cold = cold;
     }
     host_unlock(host);
+    json_decref(storage);
     return result == 0 && !cold ? error_set(err, -ENOMEM, "out of memory") : result;
 }
 
 /* --- source: the job --- */
-
-static void set_progress(struct migration *migration, const char *state, int number, const char *phase,
-                         int percent)
-{
-    json_t *progress =
-        json_pack("{s:s, s:i, s:s, s:i, s:I}", "state", state, "state_number", number, "phase", phase,
-                  "percent", percent, "total_ns", (json_int_t)(clock_realtime_ns() - migration->started_ns));
-
-    host_lock(migration->host);
-    json_decref(migration->progress);
-    migration->progress = progress;
-    migration_touch(migration);
-    host_unlock(migration->host);
-}
 
 int cold_begin(struct migration *migration, struct vm *vm, struct ferry_error *err)
 {
@@ -110,7 +104,7 @@ static void choose_file(const struct migration *migration, const struct vm *vm, 
     json_array_foreach(definition_disks(vm->definition), i, disk)
     {
         if (!beside && !json_is_true(json_object_get(disk, "readonly")))
-            beside = text_of(disk, "path");
+            beside = cold_text(disk, "path");
     }
     slash = beside ? strrchr(beside, '/') : NULL;
     if (!slash || strncmp(beside, "/dev/", 5) == 0) {
@@ -133,15 +127,15 @@ static int await_save(struct migration *migration, const char *id, struct ferry_
         json_decref(object);
         object = NULL;
         result = checkpoint_watch(host, id, &seen, clock_deadline(host_vm_ms(host)), &object, &ended, err);
-        if (object)
-            set_progress(migration, "MIGRATE_TO_VMX_PRECOPY", 2, "Copy",
-                         (int)json_integer_value(json_object_get(object, "percent")));
+        if (object) /* what is left to copy then are the disks, if they move */
+            storage_set_progress(migration, "MIGRATE_TO_VMX_PRECOPY", 2, migration->storage ? "Init" : "Copy",
+                                 (int)json_integer_value(json_object_get(object, "percent")));
     }
     if (result == 0 && !ended)
         result = error_set(err, -ECANCELED, "ferryd is stopping");
-    else if (result == 0 && strcmp(text_of(object, "outcome"), "completed") != 0)
-        result = error_set(err, strcmp(text_of(object, "outcome"), "cancelled") == 0 ? -ECANCELED : -EIO,
-                           "it could not be suspended: %.400s", text_of(object, "error"));
+    else if (result == 0 && strcmp(cold_text(object, "outcome"), "completed") != 0)
+        result = error_set(err, strcmp(cold_text(object, "outcome"), "cancelled") == 0 ? -ECANCELED : -EIO,
+                           "it could not be suspended: %.400s", cold_text(object, "error"));
     json_decref(object);
     return result;
 }
@@ -210,21 +204,25 @@ static int take_lock(const struct migration *migration, struct vm_lock **lock, s
     return result;
 }
 
-/* The other host gets it. HOST_UNREACHABLE, -ETIMEDOUT: whether it has, is not known. */
-static int hand_over(struct migration *migration, struct ferry_error *err)
+/* What may have been done at the other host, or not. */
+static bool is_unknown(const struct migration *migration, int result)
+{
+    return result == HOST_UNREACHABLE || result == -ETIMEDOUT ||
+           (result == -ECANCELED && host_stopping(migration->host));
+}
+
+/* Nothing but the VM itself moves. Takes LOCK over. */
+static int give(struct migration *migration, struct vm_lock *lock, struct ferry_error *err)
 {
     struct host *host = migration->host;
-    struct vm_lock *lock;
     struct vm_ban ban;
     json_t *body;
-    int result = take_lock(migration, &lock, err);
+    int result;
 
-    if (result < 0)
-        return result;
     vm_ban_by_migration(&ban, migration->destination, migration->id, "unknown",
                         "it is being moved, and does not run meanwhile");
     vm_set_ban(host, migration->vm, &ban);
-    set_progress(migration, "MIGRATE_TO_VMX_WAIT_HANDSHAKE", 4, "Frozen", 90);
+    storage_set_progress(migration, "MIGRATE_TO_VMX_WAIT_HANDSHAKE", 4, "Frozen", 90);
     body = migration_offer_body(migration, migration->vm->definition, false);
     if (migration->saving[0]) { /* it is resumed there, on the generation that the file has */
         vm_lock_close(lock);
@@ -232,8 +230,25 @@ static int hand_over(struct migration *migration, struct ferry_error *err)
     }
     result = migration_call_peer(migration, "POST", "/v1/incoming", body, PEER_LONG, NULL, err);
     json_decref(body);
-    if (result < 0 && result != HOST_UNREACHABLE && result != -ETIMEDOUT)
+    if (result < 0 && !is_unknown(migration, result))
         vm_lift_ban(host, migration->vm);
+    vm_lock_close(lock);
+    return result;
+}
+
+/* The other host gets it, or is_unknown. */
+static int hand_over(struct migration *migration, struct ferry_error *err)
+{
+    struct vm_lock *lock;
+    int result = take_lock(migration, &lock, err);
+
+    if (result < 0)
+        return result;
+    if (!storage_moves(migration->cold))
+        return give(migration, lock, err);
+    result = storage_send(migration, err);
+    if (result == 0)
+        result = storage_give(migration, lock, err);
     vm_lock_close(lock);
     return result;
 }
@@ -263,16 +278,32 @@ static void resume_here(struct migration *migration, const char *file, bool paus
 
 /* --- source --- */
 
-static const char *cause_of(int result)
+static const char *cause_of(struct migration *migration, int result)
 {
-    if (result == HOST_UNREACHABLE || result == -ETIMEDOUT)
+    const char *theirs;
+
+    if (result == HOST_UNREACHABLE || result == -ETIMEDOUT || result == -ECONNRESET)
         return "network";
-    return result == -EBUSY ? "lock" : "internal";
+    if (result == -EBUSY || result == -ECANCELED)
+        return result == -EBUSY ? "lock" : "cancelled";
+    host_lock(migration->host);
+    theirs = migration->their_outcome ? migration->their_cause : "";
+    if (migration->disk_error[0])
+        theirs = "storage";
+    host_unlock(migration->host);
+    return theirs[0] ? theirs : "internal";
+}
+
+/* It is here, for certain. */
+static void finish_failed(struct migration *migration, int result, const struct ferry_error *err)
+{
+    migration_finish_failed(migration, result == -ECANCELED ? "cancelled" : "failed",
+                            cause_of(migration, result), err->text);
 }
 
 static void finish_done(struct migration *migration)
 {
-    set_progress(migration, "MIGRATE_TO_VMX_FINISHED", 5, "Frozen", 100);
+    storage_set_progress(migration, "MIGRATE_TO_VMX_FINISHED", 5, "Frozen", 100);
     migration_finish_completed(migration);
 }
 
@@ -286,10 +317,7 @@ static void run_running(struct migration *migration)
     if (host_stopping(migration->host))
         return; /* the save is taken up by the next ferryd; the VM is suspended then, or runs on */
     if (result < 0) {
-        bool cancelled = result == -ECANCELED;
-
-        migration_finish_failed(migration, cancelled ? "cancelled" : "failed",
-                                cancelled ? "cancelled" : "internal", err.text);
+        finish_failed(migration, result, &err);
         return;
     }
     /* It may see now whether it reaches the file. */
@@ -301,14 +329,16 @@ static void run_running(struct migration *migration)
         host_unlock(migration->host);
         result = hand_over(migration, &err);
     }
+    if (result < 0 && host_stopping(migration->host))
+        return; /* likewise */
     if (result == 0) {
         unlink(file);
         finish_done(migration);
-    } else if (result == HOST_UNREACHABLE || result == -ETIMEDOUT) {
+    } else if (is_unknown(migration, result)) {
         migration_finish_doubted(migration, "unknown", "network", err.text);
     } else {
         resume_here(migration, file, paused, &err);
-        migration_finish_failed(migration, "failed", cause_of(result), err.text);
+        finish_failed(migration, result, &err);
     }
 }
 
@@ -398,7 +428,7 @@ static void run_adopted(struct migration *migration)
     if (vm) {
         choose_file(migration, vm, file);
         host_lock(host);
-        suspended = vm->suspended && strcmp(text_of(vm->suspended, "file"), file) == 0;
+        suspended = vm->suspended && strcmp(cold_text(vm->suspended, "file"), file) == 0;
         host_unlock(host);
     }
     if (suspended)
@@ -417,7 +447,7 @@ void cold_run(struct migration *migration)
         return;
     }
     migration_log(migration, LOG_LEVEL_INFO, "cold migration %s set up: VM %s (%s) from host %s to host %s",
-                  migration->id, migration->vm_name, text_of(migration->cold, "state"), migration->source,
+                  migration->id, migration->vm_name, cold_text(migration->cold, "state"), migration->source,
                   migration->destination);
     events_emit(migration->host, EVENT_MIGRATION_OUT_STARTED, migration->vm_name, migration->machine,
                 migration->id, "cold migration of VM %s from host %s to host %s started", migration->vm_name,
@@ -427,12 +457,14 @@ void cold_run(struct migration *migration)
         return;
     }
     result = hand_over(migration, &err);
+    if (result < 0 && host_stopping(migration->host))
+        return; /* the next ferryd finds whether it was given away */
     if (result == 0)
         finish_done(migration);
-    else if (result == HOST_UNREACHABLE || result == -ETIMEDOUT)
+    else if (is_unknown(migration, result))
         migration_finish_doubted(migration, "unknown", "network", err.text);
     else
-        migration_finish_failed(migration, "failed", cause_of(result), err.text);
+        finish_failed(migration, result, &err);
 }
 
 /* --- destination --- */
@@ -450,9 +482,9 @@ static bool has_file(const char *file, const char *id)
 
 int cold_check_file(const json_t *cold, const char *vm, const char *host, struct ferry_error *err)
 {
-    const char *file = text_of(cold, "file");
+    const char *file = cold_text(cold, "file");
 
-    if (!is_state(cold, "suspended") || (file[0] == '/' && has_file(file, text_of(cold, "checkpoint"))))
+    if (!is_state(cold, "suspended") || (file[0] == '/' && has_file(file, cold_text(cold, "checkpoint"))))
         return 0;
     return error_set(
         err, HOST_REFUSED,
@@ -461,29 +493,31 @@ int cold_check_file(const json_t *cold, const char *vm, const char *host, struct
         vm, file, host);
 }
 
-/* Where the guest's file is here: the same as there, or a copy that is made now. */
-static int get_file(struct host *host, const struct migration_offer *offer, const char *vm,
-                    char file[static PATH_MAX], struct ferry_error *err)
+int cold_get_file(struct host *host, const struct migration *migration, const char *vm,
+                  char file[static PATH_MAX], struct ferry_error *err)
 {
-    const char *there = text_of(offer->cold, "file");
-    const char *id = text_of(offer->cold, "checkpoint");
+    const char *there = cold_text(migration->cold, "file");
+    const char *id = cold_text(migration->cold, "checkpoint");
     char address[SOCK_ADDRESS_SIZE];
     int result;
 
+    file[0] = '\0';
+    if (!is_state(migration->cold, "suspended"))
+        return 0;
     if (!migration_id_valid(id))
         return error_set(err, HOST_USAGE, "\"checkpoint\" must be a UUID in lower case");
     snprintf(file, PATH_MAX, "%s", there);
     if (there[0] == '/' && has_file(there, id))
         return 0;
     snprintf(file, PATH_MAX, "%.3900s/%s-%s.ckpt", host->config->state_dir, vm, id);
-    result = peers_find(host, offer->source, address, err);
+    result = peers_find(host, migration->source, address, err);
     return result < 0 ? result : checkpoint_copy_fetch(host, address, vm, id, file, err);
 }
 
-static int make_vm(struct host *host, const struct migration_offer *offer, const json_t *definition,
-                   struct ferry_error *err)
+static int make_vm(struct migration *migration, const json_t *definition, struct ferry_error *err)
 {
-    bool suspended = is_state(offer->cold, "suspended");
+    struct host *host = migration->host;
+    bool suspended = is_state(migration->cold, "suspended");
     char file[PATH_MAX] = "";
     char why[128];
     struct vm *vm = NULL;
@@ -491,11 +525,10 @@ static int make_vm(struct host *host, const struct migration_offer *offer, const
 
     if (result < 0)
         return result;
-    if (suspended)
-        result = get_file(host, offer, vm->name, file, err);
-    snprintf(why, sizeof(why), "it did not run when it moved here from host %s", offer->source);
+    result = cold_get_file(host, migration, vm->name, file, err);
+    snprintf(why, sizeof(why), "it did not run when it moved here from host %s", migration->source);
     if (result == 0)
-        result = vm_directory_mark_incoming(vm, offer->id, offer->source, err);
+        result = vm_directory_mark_incoming(vm, migration->id, migration->source, err);
     if (result == 0)
         result = vm_directory_leave_exit(vm, why, err);
     if (result < 0) {
@@ -504,7 +537,7 @@ static int make_vm(struct host *host, const struct migration_offer *offer, const
         return result;
     }
     if (suspended)
-        vm_set_suspended(host, vm, file, text_of(offer->cold, "checkpoint"));
+        vm_set_suspended(host, vm, file, cold_text(migration->cold, "checkpoint"));
     vm_lift_ban(host, vm);
     vm_directory_arrived(vm); /* from here on it is this host's, also for the next ferryd */
     host_lock(host);
@@ -518,12 +551,11 @@ static int make_vm(struct host *host, const struct migration_offer *offer, const
     return 0;
 }
 
-/* It ran at the source. All of it is read before it runs: then the file is not needed any more. */
-static int resume_arrived(struct host *host, const struct migration_offer *offer, const char *name,
-                          struct ferry_error *err)
+/* All of it is read before it runs: then the file is not needed any more. */
+int cold_resume_arrived(struct host *host, const json_t *cold, const char *name, bool *dropped,
+                        struct ferry_error *err)
 {
-    struct resume_options options = {.eager = true,
-                                     .paused = json_is_true(json_object_get(offer->cold, "paused"))};
+    struct resume_options options = {.eager = true, .paused = json_is_true(json_object_get(cold, "paused"))};
     char file[PATH_MAX] = "";
     json_t *answer = NULL;
     struct vm *vm;
@@ -532,28 +564,29 @@ static int resume_arrived(struct host *host, const struct migration_offer *offer
     host_lock(host);
     vm = vms_find(host, name);
     if (vm && vm->suspended)
-        snprintf(file, sizeof(file), "%s", text_of(vm->suspended, "file"));
+        snprintf(file, sizeof(file), "%s", cold_text(vm->suspended, "file"));
     host_unlock(host);
     options.file = file;
     result = vms_resume(host, &options, &answer, err);
     json_decref(answer);
-    if (result < 0 && vm_claim(host, name, "being removed", &vm, NULL) == 0) {
+    *dropped = result < 0 && vm_claim(host, name, "being removed", &vm, NULL) == 0;
+    if (*dropped) {
         vm_drop(host, vm);
         vm_release(host, vm);
     }
-    if (strcmp(file, text_of(offer->cold, "file")) != 0)
+    if (strcmp(file, cold_text(cold, "file")) != 0)
         unlink(file); /* a copy of ours */
     return result;
 }
 
-static void tell_arrived(struct migration *migration)
+void cold_tell_arrived(struct migration *migration)
 {
     struct host *host = migration->host;
     const char *vm = migration->vm_name;
 
-    set_progress(migration, "MIGRATE_FROM_VMX_FINISHED", 11, "Frozen", 100);
+    storage_set_progress(migration, "MIGRATE_FROM_VMX_FINISHED", 11, "Frozen", 100);
     migration_log(migration, LOG_LEVEL_INFO, "VM %s (%s) has arrived from host %s", vm,
-                  text_of(migration->cold, "state"), migration->source);
+                  cold_text(migration->cold, "state"), migration->source);
     events_emit(host, EVENT_VM_CREATED, vm, migration->machine, migration->id, "VM %s was created on host %s",
                 vm, host->config->name);
     events_emit(host, EVENT_MIGRATION_IN_COMPLETED, vm, migration->machine, migration->id,
@@ -563,13 +596,17 @@ static void tell_arrived(struct migration *migration)
 }
 
 int cold_receive(struct host *host, const struct migration_offer *offer, const json_t *definition,
-                 struct ferry_error *err)
+                 json_t *answer, struct ferry_error *err)
 {
     const char *vm = definition_name(definition);
-    struct migration *migration =
-        migration_new(host, offer->id, vm, definition_machine(definition), offer->source, host->config->name);
+    struct migration *migration;
+    bool dropped;
     int result;
 
+    if (storage_moves(offer->cold))
+        return storage_receive(host, offer, definition, answer, err);
+    migration =
+        migration_new(host, offer->id, vm, definition_machine(definition), offer->source, host->config->name);
     if (!migration)
         return error_set(err, -ENOMEM, "out of memory");
     migration->cold = json_incref((json_t *)offer->cold);
@@ -580,16 +617,16 @@ int cold_receive(struct host *host, const struct migration_offer *offer, const j
     events_emit(host, EVENT_MIGRATION_IN_STARTED, vm, migration->machine, migration->id,
                 "cold migration of VM %s from host %s to host %s started", vm, offer->source,
                 host->config->name);
-    result = make_vm(host, offer, definition, err);
+    result = make_vm(migration, definition, err);
     if (result == 0 && json_is_true(json_object_get(offer->cold, "resume")))
-        result = resume_arrived(host, offer, vm, err);
+        result = cold_resume_arrived(host, migration->cold, vm, &dropped, err);
     if (result < 0) {
         error_prefix(err, HOST_REFUSED, "VM %s cannot be set up on host %s", vm, host->config->name);
         migration_end(migration, "failed", "internal", err->text);
         migration_unref(migration);
         return HOST_REFUSED;
     }
-    tell_arrived(migration);
+    cold_tell_arrived(migration);
     migration_unref(migration);
     return 0;
 }

@@ -12,13 +12,16 @@
  *                                                       until all of it is there
  *     not runnable here (completed)
  *
- * The lock's generation stays as it is: nobody has run the VM.
+ * The lock's generation stays as it is: nobody has run the VM. Its disks stay where they are, too, unless
+ * they are to move along: then it goes as in storage_copy.h.
  */
 #ifndef FERRY_HOST_MIGRATION_COLD_H
 #define FERRY_HOST_MIGRATION_COLD_H
 
 #include "host/migration.h"
 #include "host/vms.h"
+
+#include <limits.h>
 
 /* At the source, of a VM that is claimed: how it would move, as `cold` of the offer. HOST_CONFLICT when it
  * cannot. */
@@ -29,9 +32,19 @@ void cold_run(struct migration *migration); /* the job's thread */
 /* Of one that a former ferryd began: VM (a reference; NULL: gone) is its. */
 void cold_take_up(struct migration *migration, struct vm *vm);
 
-/* At the destination: makes the VM, and its record. */
+/* At the destination: makes the VM, and its record. ANSWER as of storage_receive. */
 int cold_receive(struct host *host, const struct migration_offer *offer, const json_t *definition,
-                 struct ferry_error *err);
+                 json_t *answer, struct ferry_error *err);
+/* Where the file of one that is suspended is here: the same as at the source, or a copy that is made now; ""
+ * for others. */
+int cold_get_file(struct host *host, const struct migration *migration, const char *vm,
+                  char file[static PATH_MAX], struct ferry_error *err);
+/* The VM is here, suspended, and ran at the source: it goes on. Else it is removed (*dropped), and so is the
+ * file. */
+int cold_resume_arrived(struct host *host, const json_t *cold, const char *name, bool *dropped,
+                        struct ferry_error *err);
+void cold_tell_arrived(struct migration *migration);        /* its end */
+const char *cold_text(const json_t *cold, const char *key); /* "": there is none */
 /* Whether a suspended VM's file is there, or must be copied; nothing to check of others. */
 int cold_check_file(const json_t *cold, const char *vm, const char *host, struct ferry_error *err);
 

@@ -10,6 +10,7 @@
 #include "host/migration_cold.h"
 #include "host/migration_fetch.h"
 #include "host/peers.h"
+#include "host/storage_copy.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
 #include "host/vm_runnable.h"
@@ -215,7 +216,7 @@ int migration_receive(struct host *host, const struct migration_offer *offer, js
     if (result == 0) {
         *answer = make_answer(host, definition, results);
         if (!offer->check_only && offer->cold)
-            result = cold_receive(host, offer, definition, err);
+            result = cold_receive(host, offer, definition, *answer, err);
         else if (!offer->check_only)
             result = receive(host, offer, definition, *answer, err);
         if (result < 0) {
@@ -334,6 +335,12 @@ int migration_withdraw(struct host *host, const char *id, bool force, struct fer
             return HOST_NOT_FOUND;
     }
     process = vm ? vm_process_get(host, vm) : NULL;
+    host_lock(host);
+    if (vm && vm->migration && storage_may_cancel(vm->migration)) {
+        vm->migration->cancelled = true;
+        migration_touch(vm->migration);
+    }
+    host_unlock(host);
     if (process)
         result = vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), host_vm_ms(host),
                                  NULL, err);
@@ -542,6 +549,10 @@ void migration_run_destination(struct migration *migration)
     const char *error;
     json_t *word;
 
+    if (migration->cold) {
+        storage_run(migration);
+        return;
+    }
     if (migration->fresh) {
         events_emit(host, EVENT_MIGRATION_IN_STARTED, migration->vm_name, migration->machine, migration->id,
                     "migration of VM %s from host %s to host %s started", migration->vm_name,

@@ -48,6 +48,8 @@ json_t *migration_make_options(const struct migration_options *options)
         json_object_set_new(object, "quick_resume", json_string(options->quick_resume));
     if (options->compress)
         json_object_set_new(object, "compress", json_string(options->compress));
+    if (options->storage)
+        json_object_set_new(object, "storage", json_string(options->storage));
     return object;
 }
 
@@ -236,6 +238,7 @@ int migration_start(struct host *host, const char *vm_name, const struct migrati
     migration->options = migration_make_options(options);
     migration->own_limit = options->bandwidth_limit;
     migration->must_encrypt = options->tls;
+    migration->storage = options->storage ? strdup(options->storage) : NULL;
     if (result == 0 && options->cold)
         result = cold_prepare(migration, vm, err);
     if (result == 0)

@@ -15,18 +15,37 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ANSWER_MAX (16u << 20)
+#define ANSWER_MAX   (16u << 20)
+#define FETCH_BUFFER (256l << 10)
 
 struct call {
     struct host *host;
     struct buffer answer;
+
+    /* peer_fetch */
+    bool encrypted;  /* or not at all */
+    peer_take *take; /* gets an answer that is no error; NULL: it goes into `answer` */
+    void *opaque;
+    CURL *curl; /* of the exchange under way */
+    int failed; /* what TAKE returned */
+    struct ferry_error why;
 };
+
+static size_t hand_on(struct call *call, const char *data, size_t bytes)
+{
+    call->failed = call->take(call->opaque, data, bytes, &call->why);
+    return call->failed < 0 ? 0 : bytes;
+}
 
 static size_t take_bytes(char *data, size_t size, size_t count, void *opaque)
 {
     struct call *call = opaque;
     size_t bytes = size * count;
+    long status = 0;
 
+    if (call->take && curl_easy_getinfo(call->curl, CURLINFO_RESPONSE_CODE, &status) == CURLE_OK &&
+        status == 200)
+        return bytes ? hand_on(call, data, bytes) : 0;
     if (call->answer.size + bytes > ANSWER_MAX)
         return 0;
     buffer_put(&call->answer, data, bytes);
@@ -76,7 +95,9 @@ static struct http_patience patience_for(const struct host *host, const struct w
 
     return (struct http_patience){
         .silence_ms = silence_ms,
-        .limit_ms = limit_ms > silence_ms ? limit_ms : silence_ms,
+        .limit_ms = patience == PEER_ENDLESS ? 0
+                    : limit_ms > silence_ms  ? limit_ms
+                                             : silence_ms,
         .cancel_fd = host->stop_fd,
         .set_up_question = ask_for_life,
         .opaque = way,
@@ -143,9 +164,12 @@ static int exchange_once(struct call *call, struct way *way, const char *method,
 
     if (result < 0)
         goto done;
+    call->curl = curl;
     set_target(curl, way, path);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take_bytes);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, call);
+    if (call->take)
+        curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, FETCH_BUFFER);
     if (text) {
         headers = curl_slist_append(headers, "Content-Type: application/json");
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, text);
@@ -194,7 +218,7 @@ static int exchange(struct call *call, const char *name, const char *address, co
     if (body && !text)
         return error_set(err, -ENOMEM, "out of memory while calling %s", address);
     find_way(call->host, name, address, &way);
-    if (!way.tls && address[0] != '/' && !certificate_clear_allowed(call->host))
+    if (!way.tls && address[0] != '/' && (call->encrypted || !certificate_clear_allowed(call->host)))
         result = error_set(err, HOST_REFUSED,
                            "host %s has no certificate (Host not licensed) and --require-tls forbids to call "
                            "others without; issue and install one: ferry host certs",
@@ -203,7 +227,7 @@ static int exchange(struct call *call, const char *name, const char *address, co
         result = exchange_once(call, &way, method, path, text, patience, status, err);
     if (result == 0 && way.tls)
         spoke_tls(call->host, &way, true);
-    if (result == -EPROTONOSUPPORT && certificate_clear_allowed(call->host) &&
+    if (result == -EPROTONOSUPPORT && !call->encrypted && certificate_clear_allowed(call->host) &&
         !spoke_tls(call->host, &way, false)) {
         way.tls = false;
         result = exchange_once(call, &way, method, path, text, patience, status, err);
@@ -254,6 +278,22 @@ int peer_call(struct host *host, const char *address, const char *method, const 
               enum peer_patience patience, json_t **answer, struct ferry_error *err)
 {
     return call_as(host, "", address, method, path, body, patience, answer, err);
+}
+
+int peer_fetch(struct host *host, const char *address, const char *path, bool encrypted, peer_take *take,
+               void *opaque, struct ferry_error *err)
+{
+    struct call call = {
+        .host = host, .answer = BUFFER_INIT, .encrypted = encrypted, .take = take, .opaque = opaque};
+    long status = 0;
+    int result = exchange(&call, "", address, "GET", path, NULL, PEER_ENDLESS, &status, err);
+
+    if (call.failed < 0)
+        result = error_set(err, call.failed, "%s", call.why.text);
+    else if (result == 0 && status != 200)
+        result = their_error(&call.answer, address, status, err);
+    buffer_free(&call.answer);
+    return result;
 }
 
 int peer_lines(struct host *host, const char *address, const char *path, enum peer_patience patience,

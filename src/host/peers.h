@@ -22,6 +22,7 @@ enum peer_patience {
     PEER_BRIEF = 1, /* for listings: half of the peer timeout */
     PEER_PROMPT,    /* the answer is at hand: the peer timeout */
     PEER_LONG,      /* it takes work: the start timeout, while the host lives */
+    PEER_ENDLESS,   /* while the host lives */
 };
 
 int peers_load(struct host *host, struct ferry_error *err);
@@ -43,6 +44,14 @@ int peers_find(struct host *host, const char *name, char address[static SOCK_ADD
  */
 int peer_call(struct host *host, const char *address, const char *method, const char *path, json_t *body,
               enum peer_patience patience, json_t **answer, struct ferry_error *err);
+/*
+ * GET whose answer may be long: TAKE (OPAQUE goes to it) gets it piece by piece, and ends it by a negative
+ * code, which is returned with its words. It may last while the other host sends, or lives. With ENCRYPTED
+ * never in the clear.
+ */
+typedef int peer_take(void *opaque, const void *data, size_t size, struct ferry_error *err);
+int peer_fetch(struct host *host, const char *address, const char *path, bool encrypted, peer_take *take,
+               void *opaque, struct ferry_error *err);
 /* GET whose answer is one JSON object a line: a new array of them. */
 int peer_lines(struct host *host, const char *address, const char *path, enum peer_patience patience,
                json_t **answer, struct ferry_error *err);

@@ -107,6 +107,27 @@ static int make_definition(struct resume *resume, struct ferry_error *err)
     return 0;
 }
 
+/* A VM that is suspended here by this file has its disks where its entry says: they may have moved since. */
+static void find_disks(struct resume *resume)
+{
+    struct host *host = resume->host;
+    json_t *disks = NULL;
+    struct vm *vm;
+
+    if (resume->renamed)
+        return;
+    host_lock(host);
+    vm = vms_find(host, name_of(resume));
+    if (vm && vm->suspended &&
+        strcmp(json_string_value(json_object_get(vm->suspended, "checkpoint")), resume->info->id) == 0 &&
+        json_array_size(definition_disks(vm->definition)) ==
+            json_array_size(definition_disks(resume->definition)))
+        disks = json_incref(definition_disks(vm->definition));
+    host_unlock(host);
+    if (disks)
+        json_object_set_new(resume->definition, "disks", disks);
+}
+
 static int read_file(struct resume *resume, struct ferry_error *err)
 {
     const char *file = resume->options->file;
@@ -119,7 +140,11 @@ static int read_file(struct resume *resume, struct ferry_error *err)
         return result == HOST_USAGE ? -EIO : result;
     resume->info = ferry_checkpoint_info(resume->checkpoint);
     result = read_description(resume, err);
-    return result < 0 ? result : make_definition(resume, err);
+    if (result == 0)
+        result = make_definition(resume, err);
+    if (result == 0)
+        find_disks(resume);
+    return result;
 }
 
 /* --- are the disks of that moment? --- */

@@ -190,7 +190,7 @@ int upgrade_settle_lock(struct host *host, struct vm *vm, struct ferry_error *er
         strcmp(owner.record.source, host->config->name) != 0 ||
         strcmp(owner.record.destination, host->config->name) != 0)
         return 0; /* ferry-vm has the words for what is wrong */
-    return vm_owner_settle(host, owner.path, err);
+    return vm_owner_settle(host, owner.path, false, err);
 }
 
 /* --- how it ends --- */

@@ -2,6 +2,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "disk/vm_lock.h"
 #include "host/fields.h"
 
 #include <dirent.h>
@@ -68,10 +69,55 @@ int vm_directory_make(const struct vm *vm, struct ferry_error *err)
 static const char *const life_files[] = {"exit.json", "process.json", "handover", "control.sock",
                                          "console.sock"};
 
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    return text ? text : "";
+}
+
+/* What is at PATH is the file that was made as PARTIAL, not one that somebody else has put there. */
+static bool is_ours(const json_t *disk, const char *path)
+{
+    struct stat status;
+
+    return json_is_integer(json_object_get(disk, "inode")) && lstat(path, &status) == 0 &&
+           json_integer_value(json_object_get(disk, "inode")) == (json_int_t)status.st_ino &&
+           json_integer_value(json_object_get(disk, "device")) == (json_int_t)status.st_dev;
+}
+
+void vm_directory_drop_disks_of(const json_t *disks)
+{
+    json_t *disk;
+    size_t i;
+
+    json_array_foreach(disks, i, disk)
+    {
+        const char *path = text_of(disk, "path");
+        char lock[PATH_MAX];
+
+        unlink(text_of(disk, "partial"));
+        if (!is_ours(disk, path) || unlink(path) < 0)
+            continue;
+        if (snprintf(lock, sizeof(lock), "%s" VM_LOCK_SUFFIX, path) < PATH_MAX)
+            unlink(lock);
+    }
+}
+
+/* Of one that has not arrived. */
+static void drop_disks(const struct vm *vm)
+{
+    json_t *mark = vm_directory_incoming(vm);
+
+    vm_directory_drop_disks_of(json_object_get(mark, "disks"));
+    json_decref(mark);
+}
+
 void vm_directory_retire(const struct vm *vm)
 {
     char path[PATH_MAX];
 
+    drop_disks(vm);
     vm_directory_arrived(vm);
     for (size_t i = 0; i < sizeof(life_files) / sizeof(life_files[0]); i++)
         if (file_path(vm, life_files[i], path) == 0)
@@ -118,6 +164,7 @@ int vm_directory_remove_path(const char *path, struct ferry_error *err)
 
 int vm_directory_remove(const struct vm *vm, struct ferry_error *err)
 {
+    drop_disks(vm);
     return vm_directory_remove_path(vm->directory, err);
 }
 
@@ -183,6 +230,25 @@ int vm_directory_mark_incoming(const struct vm *vm, const char *id, const char *
     return host_write_file(path, text, err);
 }
 
+int vm_directory_mark_disks(const struct vm *vm, const char *id, const char *source, json_t *disks,
+                            struct ferry_error *err)
+{
+    char path[PATH_MAX];
+    json_t *json = json_pack("{s:s, s:s, s:O}", "id", id, "source", source, "disks", disks);
+    char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
+    int result = -ENAMETOOLONG;
+
+    if (!text)
+        result = error_set(err, -ENOMEM, "out of memory");
+    else if (file_path(vm, "incoming.json", path) < 0)
+        error_set(err, result, "the path of VM %s is too long", vm->name);
+    else
+        result = host_write_file(path, text, err);
+    free(text);
+    json_decref(json);
+    return result;
+}
+
 json_t *vm_directory_incoming(const struct vm *vm)
 {
     char path[PATH_MAX];
@@ -199,6 +265,16 @@ void vm_directory_arrived(const struct vm *vm)
 
     if (file_path(vm, "incoming.json", path) == 0)
         unlink(path);
+}
+
+int vm_directory_arrived_for_good(const struct vm *vm, struct ferry_error *err)
+{
+    char path[PATH_MAX];
+
+    if (file_path(vm, "incoming.json", path) < 0 || unlink(path) < 0)
+        return error_set_errno(err, -errno, "cannot remove incoming.json of VM %s", vm->name);
+    host_sync_directory(path);
+    return 0;
 }
 
 int vm_directory_mark_saving(const struct vm *vm, const char *id, const char *kind, const char *file,

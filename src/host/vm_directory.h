@@ -32,8 +32,16 @@ int vm_directory_leave_exit(const struct vm *vm, const char *why, struct ferry_e
 /* incoming.json: {"id", "source"}. */
 int vm_directory_mark_incoming(const struct vm *vm, const char *id, const char *source,
                                struct ferry_error *err);
+/* The same with `disks`, which arrive with it: [{"partial", "path", "device", "inode"}], the last two when
+ * files may have got their names. Whatever takes incoming.json away but vm_directory_arrived removes them. */
+int vm_directory_mark_disks(const struct vm *vm, const char *id, const char *source, json_t *disks,
+                            struct ferry_error *err);
 json_t *vm_directory_incoming(const struct vm *vm); /* NULL when it is not arriving */
 void vm_directory_arrived(const struct vm *vm);
+/* The same, and no loss of power undoes it. */
+int vm_directory_arrived_for_good(const struct vm *vm, struct ferry_error *err);
+/* Files of such `disks` that are ours, with their locks. */
+void vm_directory_drop_disks_of(const json_t *disks);
 
 /* saving.json: {"id", "kind", "file", "started"}. */
 int vm_directory_mark_saving(const struct vm *vm, const char *id, const char *kind, const char *file,

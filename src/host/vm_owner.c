@@ -73,7 +73,7 @@ enum vm_owner_word vm_owner_of_migration(const struct host *host, const struct v
     return record->state == VM_LOCK_STARTED ? VM_OWNER_STARTED : VM_OWNER_SILENT;
 }
 
-int vm_owner_settle(const struct host *host, const char *path, struct ferry_error *err)
+int vm_owner_settle(const struct host *host, const char *path, bool suspended, struct ferry_error *err)
 {
     struct vm_lock_record record;
     struct vm_lock *lock = NULL;
@@ -85,11 +85,34 @@ int vm_owner_settle(const struct host *host, const char *path, struct ferry_erro
         result = vm_lock_read(lock, &record, err);
     if (result == 0 && vm_owner_is_moving(&record)) {
         record.state = VM_LOCK_HELD;
-        record.generation += 2;
+        record.generation += suspended ? 0 : 2;
         record.pid = getpid();
         snprintf(record.holder, sizeof(record.holder), "%s", host->config->name);
         result = vm_lock_write(lock, &record, err);
     }
     vm_lock_close(lock);
+    return result;
+}
+
+int vm_owner_carry(const struct host *host, const json_t *definition, uint64_t generation, const char *holder,
+                   struct ferry_error *err)
+{
+    struct vm_lock_record record = {.state = VM_LOCK_HELD, .generation = generation, .pid = getpid()};
+    struct vm_lock *lock = NULL;
+    char path[PATH_MAX];
+    int result = vm_lock_place(path, first_writable_disk(definition), host->config->lock_dir,
+                               definition_name(definition), err);
+
+    if (result <= 0)
+        return result;
+    snprintf(record.vm, sizeof(record.vm), "%s", definition_name(definition));
+    snprintf(record.holder, sizeof(record.holder), "%s", holder);
+    result = vm_lock_open(&lock, path, err);
+    if (result == 0)
+        result = vm_lock_take(lock, err);
+    if (result == 0)
+        result = vm_lock_write(lock, &record, err);
+    vm_lock_close(lock);
+    host_sync_directory(path);
     return result;
 }

@@ -37,8 +37,14 @@ enum vm_owner_word vm_owner_of_migration(const struct host *host, const struct v
 
 /*
  * Takes the lock at PATH (-EBUSY: somebody has it), and when it says that a move is under way, writes `held`
- * by this host into it, generation + 2: from then on nobody of that move can take it. Then lets go.
+ * by this host into it, generation + 2: from then on nobody of that move can take it. Then lets go. With
+ * SUSPENDED the guest is in a file that the generation must fit, which then stays: such a move was one with
+ * copied disks, and the other host has a lock of its own.
  */
-int vm_owner_settle(const struct host *host, const char *path, struct ferry_error *err);
+int vm_owner_settle(const struct host *host, const char *path, bool suspended, struct ferry_error *err);
+/* Of a VM whose disks have just been copied here: its lock, which nobody has, says `held` by HOLDER, as it
+ * did there, on GENERATION. */
+int vm_owner_carry(const struct host *host, const json_t *definition, uint64_t generation, const char *holder,
+                   struct ferry_error *err);
 
 #endif

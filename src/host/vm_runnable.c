@@ -327,7 +327,7 @@ static int recover_here(struct doubt *doubt, struct ferry_error *err)
         result = vm_process_call(doubt->process, "recover", json_pack("{s:b}", "here", 1),
                                  host_start_ms(host), NULL, err);
     else if (doubt->owner.path[0])
-        result = vm_owner_settle(host, doubt->owner.path, err);
+        result = vm_owner_settle(host, doubt->owner.path, doubt->vm->state == VM_STATE_SUSPENDED, err);
     if (result == 0 && !doubt->process && doubt->vm->state != VM_STATE_SUSPENDED)
         result = leave_startable(doubt, err);
     if (result < 0)

@@ -135,11 +135,44 @@ static void move_under_way_is_settled_so_that_nobody_can_take_it(void **state)
     struct ferry_error err;
 
     write_lock(fixture, VM_LOCK_HANDOVER, "a");
-    assert_ok(vm_owner_settle(&fixture->host, fixture->path, &err), err);
+    assert_ok(vm_owner_settle(&fixture->host, fixture->path, false, &err), err);
     record = read_lock(fixture);
     assert_int_equal(record.state, VM_LOCK_HELD);
     assert_int_equal(record.generation, 9);
     assert_string_equal(record.holder, "b");
+}
+
+static void suspended_guest_still_fits_the_lock_of_a_move_that_copied_its_disks(void **state)
+{
+    struct fixture *fixture = *state;
+    struct vm_lock_record record;
+    struct ferry_error err;
+
+    write_lock(fixture, VM_LOCK_HANDOVER, "a");
+    assert_ok(vm_owner_settle(&fixture->host, fixture->path, true, &err), err);
+    record = read_lock(fixture);
+    assert_int_equal(record.state, VM_LOCK_HELD);
+    assert_int_equal(record.generation, 7);
+}
+
+static void lock_of_copied_disks_says_what_it_said_there(void **state)
+{
+    struct fixture *fixture = *state;
+    struct vm_lock_record record;
+    struct vm_lock *holder = NULL;
+    struct ferry_error err;
+
+    write_lock(fixture, VM_LOCK_HANDOVER, "b"); /* left by an earlier move away from here */
+    assert_ok(vm_owner_carry(&fixture->host, fixture->vm.definition, 12, "a", &err), err);
+    record = read_lock(fixture);
+    assert_int_equal(record.state, VM_LOCK_HELD);
+    assert_int_equal(record.generation, 12);
+    assert_string_equal(record.holder, "a");
+    assert_string_equal(record.destination, "");
+    assert_ok(vm_lock_open(&holder, fixture->path, &err), err);
+    assert_ok(vm_lock_take(holder, &err), err);
+    assert_int_equal(vm_owner_carry(&fixture->host, fixture->vm.definition, 13, "a", &err), -EBUSY);
+    vm_lock_close(holder);
 }
 
 static void what_has_run_is_left_as_it_is(void **state)
@@ -149,7 +182,7 @@ static void what_has_run_is_left_as_it_is(void **state)
     struct ferry_error err;
 
     write_lock(fixture, VM_LOCK_STARTED, "a");
-    assert_ok(vm_owner_settle(&fixture->host, fixture->path, &err), err);
+    assert_ok(vm_owner_settle(&fixture->host, fixture->path, false, &err), err);
     record = read_lock(fixture);
     assert_int_equal(record.state, VM_LOCK_STARTED);
     assert_int_equal(record.generation, 7);
@@ -165,7 +198,7 @@ static void lock_that_somebody_has_is_not_settled(void **state)
     write_lock(fixture, VM_LOCK_ACQUIRED, "b");
     assert_ok(vm_lock_open(&holder, fixture->path, &err), err);
     assert_ok(vm_lock_take(holder, &err), err);
-    assert_int_equal(vm_owner_settle(&fixture->host, fixture->path, &err), -EBUSY);
+    assert_int_equal(vm_owner_settle(&fixture->host, fixture->path, false, &err), -EBUSY);
     assert_int_equal(read_lock(fixture).state, VM_LOCK_ACQUIRED);
     vm_lock_close(holder);
 }
@@ -179,6 +212,8 @@ int main(void)
         TEST(no_lock_says_nothing_and_none_is_made),
         TEST(damaged_record_says_nothing),
         TEST(move_under_way_is_settled_so_that_nobody_can_take_it),
+        TEST(suspended_guest_still_fits_the_lock_of_a_move_that_copied_its_disks),
+        TEST(lock_of_copied_disks_says_what_it_said_there),
         TEST(what_has_run_is_left_as_it_is),
         TEST(lock_that_somebody_has_is_not_settled),
     };
