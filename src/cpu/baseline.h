@@ -4,6 +4,10 @@
  *
  *     {"always": [NAMES], "generations": [{"name", "vendor"?, "extends"?, "features": [NAMES]}, ...]}
  *
+ * x86-64-v1 to v4 are the levels of the x86-64 psABI (Low Level System Information: Micro-Architecture
+ * Levels); v1 has also what every processor with 64-bit mode has and operating systems build on (pae, msr,
+ * apic, ...), but nothing that only 16- and 32-bit ones use (vme, pse36).
+ *
  * One without a vendor is for all of them. One that extends another, which is before it in the file, has its
  * features, too. "always" are features that no baseline takes away where a host has them.
  */

@@ -146,20 +146,21 @@ def qemu_command():
 
 
 class LabHost:
-    """One ferryd in the lab, in a network of its own; the lab's init made that."""
+    """One ferryd in the lab. ADDRESS is that of a network which the lab's init made, by default for a host of this name."""
 
-    def __init__(self, lab, name, address):
-        self.lab, self.name, self.address = lab, name, address
+    def __init__(self, lab, name, address, network=None, port=7300):
+        self.lab, self.name, self.network = lab, name, network or name
+        self.address = f"{address}:{port}"
         self.state_dir = f"/tmp/{name}"
 
     def inside(self, command):
         """COMMAND, in this host's network."""
-        return f"nsenter -t $(cat /run/{self.name}.pid) -n {command}"
+        return f"nsenter -t $(cat /run/{self.network}.pid) -n {command}"
 
-    def start(self):
+    def start(self, options=""):
         log = f"/share/ferryd-{self.name}.log"
-        self.lab.run(self.inside(f"ferryd --state-dir {self.state_dir} --name {self.name} --insecure --listen {self.address}:7300 "
-                                 f"--peer-timeout 60 --vm-timeout 30") + f" >{log} 2>&1 &")
+        self.lab.run(self.inside(f"ferryd --state-dir {self.state_dir} --name {self.name} --insecure --listen {self.address} "
+                                 f"--peer-timeout 60 --vm-timeout 30 {options}") + f" >{log} 2>&1 &")
         self.lab.run(f"until grep -q 'is ready' {log}; do sleep 0.2; done", 120)
 
     def ferry(self, words, timeout=300):

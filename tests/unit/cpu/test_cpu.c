@@ -151,6 +151,36 @@ static void generation_has_what_those_before_it_have(void **state)
     free(generations);
 }
 
+/* x86-64 psABI, table "Micro-Architecture Levels"; OSXSAVE, which the guest itself turns on, is xsave here.
+ */
+static void level_is_what_the_psabi_says(void **state)
+{
+    static const char *const levels[][2] = {
+        {"x86-64-v1", "fpu,cmov,cx8,fxsr,mmx,sse,sse2,syscall"},
+        {"x86-64-v2", "cx16,lahf_lm,popcnt,pni,sse4_1,sse4_2,ssse3"},
+        {"x86-64-v3", "avx,avx2,bmi1,bmi2,f16c,fma,abm,movbe,xsave"},
+        {"x86-64-v4", "avx512f,avx512bw,avx512cd,avx512dq,avx512vl"},
+    };
+    /* What 64-bit mode is entered by, and all its processors have for operating systems. */
+    static const char system[] = "lm,pae,msr,pse,pge,de,tsc,apic,sep,mtrr,pat,mce,mca,clflush,nx";
+    struct cpu_generations *generations = load();
+    struct cpu_features expected;
+    struct ferry_error err = {0};
+
+    assert_ok(cpu_features_from_list(&expected, system, &err), err);
+    for (size_t i = 0; i < 4; i++) {
+        const struct cpu_generation *level = cpu_generation_find(generations, levels[i][0], &err);
+        struct cpu_features added;
+
+        assert_non_null(level);
+        assert_string_equal(level->vendor, "");
+        assert_ok(cpu_features_from_list(&added, levels[i][1], &err), err);
+        expected = cpu_features_or(&expected, &added);
+        assert_memory_equal(&level->features, &expected, sizeof(expected));
+    }
+    free(generations);
+}
+
 static void bad_data_is_refused_in_words(void **state)
 {
     static const struct {
@@ -207,6 +237,7 @@ int main(void)
         cmocka_unit_test(sets_are_compared_feature_by_feature),
         cmocka_unit_test(real_cpu_is_of_its_generation),
         cmocka_unit_test(generation_has_what_those_before_it_have),
+        cmocka_unit_test(level_is_what_the_psabi_says),
         cmocka_unit_test(bad_data_is_refused_in_words),
         cmocka_unit_test(request_is_a_generation_and_what_to_leave_out),
     };
