@@ -631,7 +631,8 @@ int checkpoint_cancel(struct host *host, const char *id, json_t **answer, struct
                              NULL, err);
     vm_process_unref(process);
     if (result < 0)
-        return error_prefix(err, result == -EALREADY || result == -EPIPE ? HOST_CONFLICT : result,
+        return error_prefix(err,
+                            result == -EALREADY || vm_process_call_came_late(result) ? HOST_CONFLICT : result,
                             "save %s cannot be cancelled", id);
     return checkpoint_show(host, id, answer, err);
 }

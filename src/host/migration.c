@@ -593,7 +593,8 @@ int migration_cancel(struct host *host, const char *prefix, json_t **answer, str
         vm_process_call(process, "migrate.cancel", json_pack("{s:s}", "id", id), host_vm_ms(host), NULL, err);
     vm_process_unref(process);
     if (result < 0)
-        return error_prefix(err, result == -EALREADY || result == -EPIPE ? HOST_CONFLICT : result,
+        return error_prefix(err,
+                            result == -EALREADY || vm_process_call_came_late(result) ? HOST_CONFLICT : result,
                             "migration %s cannot be cancelled", id);
     return migration_show(host, id, true, answer, err);
 }

@@ -214,6 +214,12 @@ int vm_process_call(struct vm_process *process, const char *method, json_t *para
     return status;
 }
 
+bool vm_process_call_came_late(int result)
+{
+    /* The connection ended, or its socket is gone, or nobody serves it any more. */
+    return result == -EPIPE || result == -ENOENT || result == -ECONNREFUSED;
+}
+
 void vm_process_kill(struct vm_process *process)
 {
     pidfd_send_signal(process->pidfd, SIGKILL, NULL, 0);

@@ -85,6 +85,8 @@ void vm_process_unref(struct vm_process *process); /* takes the host's lock; NUL
  * (NULL for none); *result may be NULL if not wanted. */
 int vm_process_call(struct vm_process *process, const char *method, json_t *params, int64_t timeout_ms,
                     json_t **result, struct ferry_error *err);
+/* Whether such a call failed because the process has ended, or is just ending. */
+bool vm_process_call_came_late(int result);
 
 /* Its VM is another's now. Takes the caller's reference over: the process, which should end by itself, is
  * killed when it does not, and then REMAINS, its directory, is removed. It is watched already. */

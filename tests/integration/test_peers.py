@@ -302,10 +302,16 @@ def test_ferry_gives_up_a_ferryd_that_says_nothing(hosts):
         assert_gives_up(ferry(a, "console", "web"), 1)
 
 
-def test_ferry_gives_up_a_stream_of_a_ferryd_that_falls_silent(streaming):
+def test_ferry_says_that_a_ferryd_it_follows_falls_silent_and_goes_on_when_it_is_back(streaming):
     a, process = streaming
     with stopped(a.process.pid):
-        assert_gives_up(process, 1)
+        begin = time.monotonic()
+        line = process.stderr.readline()
+        assert "is away" in line and "has said nothing for 1 s" in line, line
+        assert time.monotonic() - begin < 1 + SLACK_S
+    assert "answers again" in process.stderr.readline()
+    a.run("other")
+    read_until(process, "VM other started")
 
 
 def test_ferry_goes_on_with_a_stream_that_has_nothing_to_tell(streaming):
