@@ -54,14 +54,6 @@
      CLONE_NEWCGROUP)
 #define A_THREAD (CLONE_VM | CLONE_THREAD)
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-
 const struct confine_rule confine_rules[] = {
     /* What the C library does for any thread: locks, heap, stack, clock, end. Memory is never executable. */
     CALL(futex, EVERY),
@@ -224,7 +216,7 @@ const struct confine_rule confine_rules[] = {
     CALL(getgid, CONTROL),
     CALL(getegid, CONTROL),
 
-#ifdef SANITIZED
+#ifdef CONFINE_SANITIZED
     /* The sanitizers' own threads and signal stacks, their look at /proc, and at exit a process that looks
      * for leaks from outside. Only in builds for tests. */
     CALL(clone, EVERY),

