@@ -197,7 +197,7 @@ def throughput(build, quick):
             mover.measure()
         for _ in range(count):  # in turns, so that all meet the same disturbances
             for name, mover in movers.items():
-                _back_free_memory(3072)
+                _back_free_memory(6144)
                 runs[name].append(mover.measure())
     medians = {name: [statistics.median(column) for column in zip(*values)] for name, values in runs.items()}
     speed, cpu = medians.pop("Ferry")

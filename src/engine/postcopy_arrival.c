@@ -84,10 +84,8 @@ static void finish_run(struct postcopy *postcopy, const struct wire_run *run)
             postcopy_pending_end(postcopy, run->region, run->first + i);
     }
 
-    uint64_t left = __atomic_sub_fetch(&postcopy->left, placed, __ATOMIC_ACQ_REL);
-
-    __atomic_store_n(&postcopy->session->pages_left, left, __ATOMIC_RELAXED);
-    if (left == 0) {
+    __atomic_fetch_sub(&postcopy->session->pages_left, placed, __ATOMIC_RELAXED);
+    if (__atomic_sub_fetch(&postcopy->left, placed, __ATOMIC_ACQ_REL) == 0) {
         pthread_mutex_lock(&postcopy->lock);
         pthread_cond_broadcast(&postcopy->changed);
         pthread_mutex_unlock(&postcopy->lock);
