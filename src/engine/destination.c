@@ -119,8 +119,8 @@ static int destination_prepare(struct destination *destination, size_t count, st
         if (result < 0)
             return destination_refuse(destination, result, &why, err);
     }
-    /* Within one host the source copies with the same cores, and what is touched just before it is filled is in
-     * their caches. */
+    /* Within one host the source copies with the same cores, and what is touched just before it is filled is
+     * in their caches. */
     if (!sock_is_within_host(destination->control.link.channel.fd))
         prefault_start(&destination->prefault);
     return 0;

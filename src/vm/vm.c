@@ -6,7 +6,6 @@
 #include "vm/migrate.h"
 #include "vm/ownership.h"
 
-
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
