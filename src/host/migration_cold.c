@@ -162,6 +162,19 @@ static int attach(struct migration *migration, struct ferry_error *err)
     return result;
 }
 
+/* Who asked for the move has claimed the VM, and may not be back from that yet. */
+static void await_begun(struct host *host, const struct vm *vm)
+{
+    uint64_t deadline = clock_deadline(host_vm_ms(host));
+
+    host_lock(host);
+    while (vm->busy && !host->stopping) {
+        if (!thread_cond_wait_until(&host->changed, &host->lock, deadline))
+            break;
+    }
+    host_unlock(host);
+}
+
 static int suspend_first(struct migration *migration, char file[static PATH_MAX], struct ferry_error *err)
 {
     struct host *host = migration->host;
@@ -172,6 +185,7 @@ static int suspend_first(struct migration *migration, char file[static PATH_MAX]
     if (!vm)
         return HOST_NOT_FOUND;
     choose_file(migration, vm, file);
+    await_begun(host, vm);
     vm_unref(host, vm);
     migration_log(migration, LOG_LEVEL_INFO, "suspending VM %s to %s", migration->vm_name, file);
     result = checkpoint_save(host, migration->vm_name, &options, migration->saving, err);
