@@ -9,6 +9,7 @@
 #include "host/machines.h"
 #include "host/migration_cold.h"
 #include "host/storage.h"
+#include "host/vm_owner.h"
 #include "host/vms.h"
 
 #include <ferry/ferry.h>
@@ -52,6 +53,29 @@ static int check_state(const struct check_context *context, struct ferry_error *
             context->vm, context->source, vm ? vm_state_text(vm) : "gone");
     host_unlock(host);
     return result;
+}
+
+/* One that is suspended for the move goes on only when its lock tells that its disks are as it knows them. */
+static int check_lock(const struct check_context *context, struct ferry_error *err)
+{
+    struct vm_owner owner;
+    json_t *disk;
+    size_t i;
+    bool writes = false;
+    int result;
+
+    if (strcmp(text_of(context->cold, "state"), "running") != 0)
+        return 0;
+    json_array_foreach(definition_disks(context->definition), i, disk) writes |=
+        !json_is_true(json_object_get(disk, "readonly"));
+    result = vm_owner_read_of(context->host, context->definition, &owner, err);
+    if (result < 0 || !writes || owner.path[0])
+        return result;
+    return error_set(
+        err, HOST_REFUSED,
+        "VM %s on host %s cannot move cold while it runs: it has no lock that could tell later that "
+        "its disks are as its guest knows them; stop it first, or give ferryd a --lock-dir",
+        context->vm, context->source);
 }
 
 static int check_elsewhere(const struct check_context *context, struct ferry_error *err)
@@ -240,6 +264,12 @@ static bool same_file(const json_t *here, const json_t *there, bool same_machine
            (!same_machine || json_equal(json_object_get(here, "device"), json_object_get(there, "device")));
 }
 
+/* What else can be done about a disk that is not shared. */
+static const char *or_copy(const struct check_context *context)
+{
+    return context->cold ? ", or move it along: --storage" : "";
+}
+
 static int check_same_disks(const struct check_context *context, struct ferry_error *err)
 {
     bool same_machine = strcmp(text_of(context->there_answer, "boot_id"), context->host->boot_id) == 0;
@@ -253,11 +283,11 @@ static int check_same_disks(const struct check_context *context, struct ferry_er
     {
         if (result == 0 && !storage_moves(context->cold) &&
             !same_file(disk, json_array_get(theirs, i), same_machine))
-            result =
-                error_set(err, HOST_REFUSED,
-                          "VM %s cannot move: disk %.200s on host %s is not the same file as on host %s; "
-                          "share the storage between them",
-                          context->vm, text_of(disk, "path"), context->destination, context->source);
+            result = error_set(
+                err, HOST_REFUSED,
+                "VM %s cannot move: disk %.200s on host %s is not the same file as on host %s; "
+                "share the storage between them%s",
+                context->vm, text_of(disk, "path"), context->destination, context->source, or_copy(context));
     }
     json_decref(ours);
     return result;
@@ -399,8 +429,9 @@ static int check_disk(const struct check_context *context, const json_t *disk, s
     if (stat(path, &status) < 0)
         return error_set(err, HOST_REFUSED,
                          "VM %s %s: its disk %.200s cannot be reached on host %s (%s); share it under "
-                         "the same path",
-                         context->vm, cannot(context), path, context->destination, strerror(errno));
+                         "the same path%s",
+                         context->vm, cannot(context), path, context->destination, strerror(errno),
+                         or_copy(context));
     if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
         return error_set(err, HOST_REFUSED,
                          "VM %s %s: its disk %.200s is neither a file nor a block device on host %s",
@@ -512,6 +543,7 @@ static const struct check {
     {"state", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_state},
     {"enabled-source", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_enabled_here},
     {"cpu-mask", CHECK_SOURCE_LOCAL, CHECK_WARNING, check_cpu_mask},
+    {"lock", CHECK_SOURCE_LOCAL, CHECK_ERROR, check_lock},
     {"storage", CHECK_SOURCE_LOCAL, CHECK_ERROR, storage_check_source},
 
     {"host-name", CHECK_SOURCE_PEER, CHECK_ERROR, check_who_answers},
