@@ -121,6 +121,19 @@ static struct migration *read_record(struct host *host, const json_t *row)
     return migration;
 }
 
+/* Disks that were being copied: how far that had come is not known any more. */
+static void read_disks(struct migration *migration, const json_t *row)
+{
+    const json_t *disks = json_object_get(row, "disks");
+    json_t *files = json_object_get(disks, "files");
+
+    if (!json_is_array(files))
+        return;
+    migration->disk_files = json_incref(files);
+    migration->disk_total = (uint64_t)json_integer_value(json_object_get(disks, "total_bytes"));
+    migration->disk_begin_ns = migration->disk_end_ns = clock_now_ns();
+}
+
 /* It waited for a place, and goes on doing so. */
 static void queue_again(struct migration *migration, struct vm *vm, json_t *row)
 {
@@ -147,6 +160,7 @@ static void adopt_record(struct host *host, json_t *row)
         return;
     }
     if (migration->cold) {
+        read_disks(migration, row);
         cold_take_up(migration, vm);
         json_decref(word);
         migration_unref(migration);

@@ -185,6 +185,8 @@ static int ask_to_copy(struct migration *migration, struct ferry_error *err)
         result = take_answer(migration, answer, err);
     json_decref(answer);
     if (result == 0)
+        migration_record(migration); /* with the disks, for the next ferryd */
+    if (result == 0)
         migration_log(migration, LOG_LEVEL_INFO, "host %s copies %zu disks, %.1f MiB%s",
                       migration->destination, json_array_size(migration->disk_files),
                       (double)migration->disk_total / (1 << 20), migration->encrypted ? ", encrypted" : "");

@@ -158,6 +158,49 @@ def test_destination_without_room_is_found_out_before_and_meanwhile(hosts):
     assert a.post("/v1/vms/web/start")["state"] == "RUNNING"
 
 
+@pytest.mark.skipif(subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
+                    reason="needs a mount namespace")
+@needs_guests
+@pytest.mark.parametrize("meanwhile", ["nothing", "another file"])
+def test_running_vm_moves_with_its_disks_where_nothing_is_shared(real_hosts, meanwhile):
+    """To the same paths; its guest's file, which is beside its disk, is not reached there either."""
+    hosts = real_hosts
+    place = hosts.directory / "a-disks"
+    disk = make_disk(place, data=3 * MIB)
+    a, b = hosts.new("a").start(), hosts.new("b")
+    b.prefix = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {place} && exec "$0" "$@"']
+    introduce(a, b.start())
+    there = pathlib.Path(f"/proc/{b.process.pid}/root{place}")
+    run(a, disks=[{"path": str(disk)}])
+    wait_for_ticks(a)
+    assert_refused(lambda: a.migrate("web", b, cold=True), 422, "refused", "cannot be reached on host b", "--storage")
+    if meanwhile == "nothing":
+        ended = a.move("web", b, cold=True, storage="")
+        assert (ended["outcome"], ended["error"]) == ("completed", ""), ended
+        assert b.vm("web")["state"] == "RUNNING" and a.has_left("web", b)
+        assert (there / "disk.img").read_bytes() == disk.read_bytes()
+    else:
+        migration = a.migrate("web", b, cold=True, storage="", bandwidth_limit=16 * MIB)  # the suspend, too
+        (there / "disk.img").write_text("mine")
+        ended = a.finish(migration)
+        assert ended["outcome"] == "failed" and "exists already" in ended["error"], ended
+        assert a.vm("web")["state"] == "RUNNING" and b.vm("web") is None
+        assert (there / "disk.img").read_text() == "mine" and not list(there.glob("*.partial"))
+    here = b if meanwhile == "nothing" else a
+    wait_for_ticks(here)
+    numbers = ticks(here)
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    assert not list(hosts.directory.glob("**/*.ckpt")) and not list(there.glob("*.ckpt"))
+    assert meanwhile != "nothing" or len(agreed_records(a, b, ended["id"])) == 2
+
+
+def test_running_vm_whose_lock_nobody_knows_is_not_suspended_for_it(hosts):
+    a, b = hosts.pair()
+    a.run("web", disks=[{"path": str(make_disk(hosts.directory / "a-disks"))}])  # this ferry-vm takes no lock
+    assert_refused(lambda: a.migrate("web", b, cold=True, storage=str(store_of(hosts))), 422, "refused", "no lock")
+    assert a.vm("web")["state"] == "RUNNING"
+
+
 @pytest.mark.parametrize("who", ["destination", "source"])
 def test_ferryd_killed_while_disks_are_copied(hosts, who):
     a, b = hosts.pair()
