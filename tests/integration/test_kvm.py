@@ -40,7 +40,7 @@ def verifies_all(vm):
 
 def registers(text):
     """How often the guest found its XMM registers as it had left them."""
-    return [int(times) for times in re.findall(r"^work .* fp=(\d+)$", text, re.MULTILINE)]
+    return [int(times) for times in re.findall(r"^work .* fp=(\d+)\n", text, re.MULTILINE)]
 
 
 def test_guest_started_from_the_command_line_ticks(hosts):
@@ -92,8 +92,9 @@ def test_guest_that_writes_from_all_vcpus_moves(vms):
     moved = vms.start_incoming("b", vm.definition)
     assert vms.migrate(vm, moved)["outcome"] == "completed"
     verifies_all(moved)
+    said = len(moved.console())
     moved.type("r")
-    moved.wait_for_console(r"work begins harts=2[\s\S]*^work 2 ", len(moved.console()))
+    moved.wait_for_console(r"work begins harts=2[\s\S]*^work 2 ", said)
 
 
 def test_tracking_that_is_not_there_is_refused(vms):

@@ -1,7 +1,6 @@
 """Checkpoints of x86-64 guests on KVM: the bare-metal guest goes into files and out of them, and moves cold."""
 import json
 import re
-import time
 
 import pytest
 
@@ -11,17 +10,17 @@ from test_checkpoint import resume, save
 from test_checkpoint_hosts import ferry, finish, resume as resume_on, save as save_on
 from test_kvm import MIB, definition, hosts, pytestmark, registers, verifies_all  # noqa: F401 (a fixture, and what the tests need)
 
-LINE = re.compile(r"^work (\d+) .* t=([\d.]+)", re.MULTILINE)
+CLOCK = re.compile(r"^work .* t=([\d.]+) .*\n", re.MULTILINE)
 
 
 def is_whole(vm):
-    """Every line the guest ever said is there once, and its registers were right at each. Returns its clock, in seconds."""
+    """Every line the guest ever said is there once, its registers were right at each, and its clock never went back."""
     text = vm.console()
     numbers = [int(number) for number, *_ in WORK.findall(text)]
-    times = registers(text)
+    times, clock = registers(text), [float(shown) for shown in CLOCK.findall(text)]
     assert numbers == list(range(1, len(numbers) + 1)) and text.count("work begins") == 1, numbers
     assert times == sorted(times) and times[-1] >= len(times) - 1
-    return float(LINE.findall(text)[-1][1])
+    assert clock == sorted(clock), clock
 
 
 def start_working(vms):
@@ -33,23 +32,18 @@ def start_working(vms):
 
 @pytest.mark.parametrize("how", [(), ("--eager",)], ids=["lazily", "eagerly"])
 def test_suspended_guest_goes_on_in_another_process(vms, how):
-    begin = time.monotonic()
     vm = start_working(vms)
-    shown = is_whole(vm)
-    seen = time.monotonic()
     path = vms.directory / "file"
     word = save(vm, path, "suspend", compress="zstd" if how else "off")
     assert (word["outcome"], word["error"]) == ("completed", "")
     assert vm.wait()["reason"] == "suspended"
-    time.sleep(1)  # so that a clock that stood still in the file is told from one that did not
-    gone = time.monotonic() - seen
     again = resume(vms, "b", vm, path, *how)
     verifies_all(again)
-    clock = is_whole(again)
-    assert shown + 0.9 * gone < clock < 1.1 * (time.monotonic() - begin) + 0.1, "its clock does not go on by the time in the file"
+    is_whole(again)
     # The other CPU works on, too: the guest starts it itself when it boots anew.
+    said = len(again.console())
     again.type("r")
-    again.wait_for_console(r"work begins harts=2[\s\S]*^work 2 ", len(again.console()))
+    again.wait_for_console(r"work begins harts=2[\s\S]*^work 2 ", said)
 
 
 def test_snapshot_of_a_writing_guest_is_a_guest_of_its_own(vms):
