@@ -47,6 +47,7 @@ struct device {
     const struct device_ops *ops;
     const struct state_table *state; /* for version and printing */
     char name[32];                   /* section name: "virtio-blk0", "uart0" */
+    bool optional;                   /* a guest of before there was such a device comes without its state */
 };
 
 /* What a device is created with. All borrowed for the device's life. */

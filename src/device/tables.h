@@ -14,5 +14,6 @@ extern const struct state_table virtio_blk_table;
 extern const struct state_table virtio_console_table;
 extern const struct state_table virtio_net_table;
 extern const struct state_table virtio_rng_table;
+extern const struct state_table vmgenid_table;
 
 #endif

@@ -30,6 +30,7 @@ struct resume {
     uint64_t saved_generation; /* of its lock then; 0: it had none */
     json_t *definition;        /* of the VM to be */
     bool renamed;
+    bool awaited;          /* a host has the guest as suspended in that very file */
     struct vm_owner owner; /* what its lock says now */
     uint64_t generation;   /* what its lock must say; 0: anything */
 };
@@ -271,8 +272,16 @@ static bool lock_guards(const struct resume *resume)
     return resume->owner.path[0] != '\0';
 }
 
+/* SUSPENDED: of a VM's object; may be null. */
+static bool awaits_this(const struct resume *resume, const json_t *suspended)
+{
+    const char *id = json_string_value(json_object_get(suspended, "checkpoint"));
+
+    return id && strcmp(id, resume->info->id) == 0;
+}
+
 /* HOST had it last, or may have. */
-static int ask_host(const struct resume *resume, const char *host, struct ferry_error *err)
+static int ask_host(struct resume *resume, const char *host, struct ferry_error *err)
 {
     char address[SOCK_ADDRESS_SIZE];
     char path[HOST_NAME_SIZE + 16];
@@ -286,6 +295,8 @@ static int ask_host(const struct resume *resume, const char *host, struct ferry_
     result = peers_find(resume->host, host, address, &why);
     if (result == 0)
         result = peer_call(resume->host, address, "GET", path, NULL, PEER_PROMPT, &object, &why);
+    if (result == 0 && awaits_this(resume, json_object_get(object, "suspended")))
+        resume->awaited = true;
     if (result == 0 && json_is_integer(json_object_get(object, "pid")))
         result = runs_on(resume, host, err);
     else if (result == 0 || (result == HOST_NOT_FOUND && address[0]) || lock_guards(resume))
@@ -301,7 +312,7 @@ static int ask_host(const struct resume *resume, const char *host, struct ferry_
     return result;
 }
 
-static int check_original(const struct resume *resume, struct ferry_error *err)
+static int check_original(struct resume *resume, struct ferry_error *err)
 {
     struct host *host = resume->host;
     char last[HOST_NAME_SIZE] = "";
@@ -312,6 +323,7 @@ static int check_original(const struct resume *resume, struct ferry_error *err)
     host_lock(host);
     vm = vms_find(host, name_of(resume));
     here = vm && vm->listed && vm->process && (vm_runs(vm) || vm->state == VM_STATE_SETUP);
+    resume->awaited = vm && awaits_this(resume, vm->suspended);
     if (vm && strcmp(vm->ban.by, "Migrate") == 0)
         snprintf(last, sizeof(last), "%s", vm->ban.host);
     host_unlock(host);
@@ -424,6 +436,13 @@ static void tell_origin(const struct resume *resume)
     json_decref(body);
 }
 
+/* Whether it is known that the guest goes on from there for the first time: its lock says so, or a host. */
+static bool goes_on_once(const struct resume *resume)
+{
+    return resume->info->kind == FERRY_CHECKPOINT_SUSPEND && !resume->renamed &&
+           !resume->options->disks_restored && (resume->generation != 0 || resume->awaited);
+}
+
 static int start(struct resume *resume, struct vm *vm, bool is_new, json_t **answer, struct ferry_error *err)
 {
     struct host *host = resume->host;
@@ -431,6 +450,7 @@ static int start(struct resume *resume, struct vm *vm, bool is_new, json_t **ans
     const struct vm_process_resume how = {.file = resume->options->file,
                                           .eager = resume->options->eager,
                                           .new_identity = resume->renamed,
+                                          .new_generation = !goes_on_once(resume),
                                           .generation = resume->generation};
     struct vm_process *process = NULL;
     int result =

@@ -322,6 +322,8 @@ static int spawn(const struct config *config, const struct start *start, int rea
     }
     if (start->resume && start->resume->new_identity)
         argv[argc++] = "--new-identity";
+    if (start->resume && start->resume->new_generation)
+        argv[argc++] = "--new-generation";
     if (start->resume && start->resume->generation) {
         snprintf(generation, sizeof(generation), "%llu", (unsigned long long)start->resume->generation);
         argv[argc++] = "--lock-generation";

@@ -60,6 +60,7 @@ struct vm_process_resume {
     const char *file;
     bool eager;          /* all of its memory is read before it runs */
     bool new_identity;   /* as another VM than it was */
+    bool new_generation; /* it has gone on from there before, or may have */
     uint64_t generation; /* what its lock must say: nobody has had the VM since; 0: anything */
 };
 

@@ -20,6 +20,7 @@ enum board_device {
     BOARD_RTC,
     BOARD_RNG,
     BOARD_CONSOLE,
+    BOARD_VMGENID,
     BOARD_BLK, /* 0 to MACHINE_DISKS_MAX - 1 */
     BOARD_NET, /* 0 to MACHINE_NETS_MAX - 1 */
 };

@@ -8,6 +8,7 @@
 #include "device/virtio_console.h"
 #include "device/virtio_net.h"
 #include "device/virtio_rng.h"
+#include "device/vmgenid.h"
 #include "machine/accel.h"
 #include "machine/board.h"
 #include "machine/vcpus.h"
@@ -18,8 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* UART, RTC, rng, console, and disks and cards. */
-#define DEVICES_MAX        (4 + MACHINE_DISKS_MAX + MACHINE_NETS_MAX)
+/* UART, RTC, rng, console, generation ID, and disks and cards. */
+#define DEVICES_MAX        (5 + MACHINE_DISKS_MAX + MACHINE_NETS_MAX)
 #define ACCEL_SECTIONS_MAX (ACCEL_VCPUS_MAX + 16)
 
 struct machine {
@@ -37,6 +38,7 @@ struct machine {
     unsigned device_count;
     struct device *uart; /* these are among them */
     struct device *console;
+    struct device *vmgenid;
     struct device *nets[MACHINE_NETS_MAX];
 
     struct accel_section accel_sections[ACCEL_SECTIONS_MAX];
@@ -194,6 +196,11 @@ static int machine_add_platform_devices(struct machine *machine, struct ferry_er
     if (result)
         return result;
     machine_add(machine, machine->console);
+    env = machine_place(machine, BOARD_VMGENID, 0);
+    result = vmgenid_create(&machine->vmgenid, &env, 0, err);
+    if (result)
+        return result;
+    machine_add(machine, machine->vmgenid);
     return 0;
 }
 
@@ -539,6 +546,12 @@ static const char *machine_section_name(const struct machine *machine, size_t in
     return machine->devices[index - machine->accel_section_count]->name;
 }
 
+static bool machine_section_optional(const struct machine *machine, size_t index)
+{
+    return index >= machine->accel_section_count &&
+           machine->devices[index - machine->accel_section_count]->optional;
+}
+
 static int machine_load_one(struct machine *machine, size_t index, uint32_t version, struct reader *in,
                             struct ferry_error *err)
 {
@@ -577,10 +590,15 @@ int machine_load_section(struct machine *machine, const char *name, uint32_t ver
 int machine_load_finish(struct machine *machine, struct ferry_error *err)
 {
     for (size_t i = 0; i < machine->accel_section_count + machine->device_count; i++)
-        if (!machine->loaded[i])
+        if (!machine->loaded[i] && !machine_section_optional(machine, i))
             return error_set(err, -ENOENT, "section %s is missing", machine_section_name(machine, i));
     memset(machine->loaded, 0, sizeof(machine->loaded));
     return 0;
+}
+
+int machine_new_generation(struct machine *machine, struct ferry_error *err)
+{
+    return vmgenid_renew(machine->vmgenid, err);
 }
 
 void machine_clock_advance(struct machine *machine, uint64_t nanoseconds)

@@ -147,8 +147,12 @@ int machine_save(struct machine *machine, machine_section_visitor *visitor, void
 /* Loads one section. Unknown names are refused. */
 int machine_load_section(struct machine *machine, const char *name, uint32_t version, const void *data,
                          size_t size, struct ferry_error *err);
-/* After all sections: 0, or an error naming the first section that is missing. */
+/* After all sections: 0, or an error naming the first section that is missing. Of a device that there was not
+ * always none need come. */
 int machine_load_finish(struct machine *machine, struct ferry_error *err);
+/* The guest whose state was loaded goes on from a moment from which it has gone on before, or may have: it is
+ * told when it runs (device/vmgenid.h). */
+int machine_new_generation(struct machine *machine, struct ferry_error *err);
 void machine_clock_advance(struct machine *machine, uint64_t nanoseconds);
 
 int machine_dirty_start(struct machine *machine, struct ferry_error *err);

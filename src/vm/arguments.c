@@ -14,8 +14,8 @@ static const char usage[] =
     "usage: ferry-vm --dir DIR [--incoming | --upgrade DIR | --resume FILE [--lazy | --eager]] [--paused] "
     "[--ready-fd N] [--insecure] [--host "
     "NAME]\n"
-    "                [--lock-dir DIR] [--lock-wait SECONDS] [--lock-generation N] [--cpu-features NAMES]\n"
-    "                [--dirty-tracking HOW]\n"
+    "                [--lock-dir DIR] [--lock-wait SECONDS] [--lock-generation N] [--new-identity]\n"
+    "                [--new-generation] [--cpu-features NAMES] [--dirty-tracking HOW]\n"
     "                [--log-limit BYTES,FILES]\n"
     "                [--seccomp on|log|off]\n"
     "\n"
@@ -36,6 +36,8 @@ static const char usage[] =
     "  --lock-wait SECONDS\n"
     "                  how long to try for the lock when a destination does not answer any more (120)\n"
     "  --new-identity  with --resume: as another VM, with other MAC addresses\n"
+    "  --new-generation\n"
+    "                  with --resume: tell the guest that it has gone on from there before, or may have\n"
     "  --lock-generation N\n"
     "                  start only if the lock says this generation: nobody has had the VM since\n"
     "  --cpu-features NAMES\n"
@@ -136,6 +138,9 @@ static bool take_plain(int option, struct vm_options *options, const char **form
     case 'N':
         options->new_identity = true;
         return true;
+    case 'G':
+        options->new_generation = true;
+        return true;
     default:
         return text;
     }
@@ -214,6 +219,7 @@ int arguments_parse(int argc, char **argv, struct vm_options *options, const cha
         {"lock-wait", required_argument, NULL, 'w'},
         {"lock-generation", required_argument, NULL, 'g'},
         {"new-identity", no_argument, NULL, 'N'},
+        {"new-generation", no_argument, NULL, 'G'},
         {"log-limit", required_argument, NULL, 'K'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},

@@ -496,6 +496,14 @@ static int restore(struct vm *vm, struct ferry_checkpoint *checkpoint, struct fe
     return result;
 }
 
+/* A snapshot's guest went on then, so that this one's past is also another's. */
+static int renew_generation(struct vm *vm, const struct ferry_checkpoint_info *info, struct ferry_error *err)
+{
+    if (info->kind != FERRY_CHECKPOINT_SNAPSHOT && !vm->options.new_identity && !vm->options.new_generation)
+        return 0;
+    return machine_new_generation(vm->machine, err);
+}
+
 int vm_checkpoint_restore(struct vm *vm, bool *was_running, struct ferry_error *err)
 {
     struct ferry_checkpoint_info info;
@@ -508,6 +516,8 @@ int vm_checkpoint_restore(struct vm *vm, bool *was_running, struct ferry_error *
     info = *ferry_checkpoint_info(checkpoint);
     *was_running = info.was_running;
     result = restore(vm, checkpoint, err);
+    if (!result)
+        result = renew_generation(vm, &info, err);
     if (!result) {
         catch_up(vm, info.stopped_realtime_ns);
         log_info(vm->log, "%s is resumed from %s: the %s %s of %s, stopped at %s", vm->config.name,

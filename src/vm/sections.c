@@ -19,6 +19,7 @@ static const struct {
     {"virtio-console", &virtio_console_table},
     {"virtio-net", &virtio_net_table},
     {"virtio-rng", &virtio_rng_table},
+    {"vmgenid", &vmgenid_table},
     {CONSOLE_SECTION, &console_state},
     {VM_LOG_SECTION, &vm_log_state},
 };

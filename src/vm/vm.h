@@ -44,6 +44,7 @@ struct vm_options {
     const char *lock_dir;     /* NULL: none */
     uint64_t lock_wait_ns;    /* for the lock, when a destination does not answer */
     bool new_identity;        /* with resume: as another VM than it was */
+    bool new_generation;      /* with resume: the guest has gone on from there before, or may have */
     uint64_t lock_generation; /* starts only if the lock says it: nobody has had the VM since; 0: any */
     const char *cpu_features; /* names with commas: the guest gets of the host's only those; NULL: all */
     enum memory_tracking tracking;

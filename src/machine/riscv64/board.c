@@ -64,6 +64,8 @@ static struct board_place board_place(enum board_device device, unsigned index)
         return (struct board_place){RISCV64_UART_BASE, RISCV64_UART_IRQ};
     case BOARD_RTC:
         return (struct board_place){RISCV64_RTC_BASE, RISCV64_RTC_IRQ};
+    case BOARD_VMGENID:
+        return (struct board_place){RISCV64_VMGENID_BASE, RISCV64_VMGENID_IRQ};
     case BOARD_RNG:
         slot += SLOT_RNG;
         break;

@@ -192,6 +192,9 @@ static void tree_soc(struct tree *tree, const struct machine_config *config)
     tree_end(tree);
     tree_device(tree, "rtc", "google,goldfish-rtc", RISCV64_RTC_BASE, RISCV64_RTC_SIZE, RISCV64_RTC_IRQ);
     tree_end(tree);
+    tree_device(tree, "rng", "microsoft,vmgenid", RISCV64_VMGENID_BASE, RISCV64_VMGENID_SIZE,
+                RISCV64_VMGENID_IRQ);
+    tree_end(tree);
     tree_virtio(tree, BOARD_RNG, 1);
     tree_virtio(tree, BOARD_CONSOLE, 1);
     tree_virtio(tree, BOARD_BLK, config->disk_count);

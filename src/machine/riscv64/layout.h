@@ -4,6 +4,7 @@
  * these numbers across a migration: they never change for an existing machine.
  *
  *     0x0010_1000  goldfish RTC
+ *     0x0010_2000  VM generation ID
  *     0x0c00_0000  PLIC
  *     0x1000_0000  UART 16550
  *     0x1000_1000  virtio-mmio slot 0, 0x1000 bytes each
@@ -23,6 +24,10 @@
 #define RISCV64_RTC_BASE UINT64_C(0x101000)
 #define RISCV64_RTC_SIZE UINT64_C(0x1000)
 #define RISCV64_RTC_IRQ  33
+
+#define RISCV64_VMGENID_BASE UINT64_C(0x102000)
+#define RISCV64_VMGENID_SIZE UINT64_C(0x1000)
+#define RISCV64_VMGENID_IRQ  34
 
 #define RISCV64_UART_BASE  UINT64_C(0x10000000)
 #define RISCV64_UART_SIZE  UINT64_C(0x100)

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "device/mc146818.h"
+#include "device/vmgenid.h"
 #include "machine/board.h"
 #include "machine/x86_64/aml.h"
 #include "machine/x86_64/layout.h"
@@ -139,9 +140,48 @@ static void put_rtc(struct buffer *out)
     aml_device(out, "RTC0", &body);
 }
 
+/* "Virtual Machine Generation ID": ADDR is the address, its low half first; notification 0x80 says that it
+ * changed. */
+#define GENERATION_DEVICE "VGEN"
+#define GENERATION_EVENT  0x80
+
+static void put_generation(struct buffer *out)
+{
+    const uint64_t addr[] = {X86_64_VMGENID_BASE & UINT32_MAX, X86_64_VMGENID_BASE >> 32};
+    struct buffer body = BUFFER_INIT;
+
+    aml_name_string(&body, "_HID", "FRRY0001");
+    aml_name_string(&body, "_CID", "VMGENCTR");
+    aml_name_string(&body, "_DDN", "VM_Gen_Counter");
+    aml_name_integer(&body, "_UID", 0);
+    aml_name_package(&body, "ADDR", addr, ARRAY_SIZE(addr));
+    aml_device(out, GENERATION_DEVICE, &body);
+}
+
+/*
+ * The generic event device (§5.6.9) turns the generation's interrupt into its notification. The interrupt is
+ * lowered by reading the end of the ID, whether or not there is a driver that does.
+ */
+static void put_events(struct buffer *out)
+{
+    struct board_place place = board_x86_64.place(BOARD_VMGENID, 0);
+    struct buffer body = BUFFER_INIT, resources = BUFFER_INIT, method = BUFFER_INIT;
+
+    aml_name_string(&body, "_HID", "ACPI0013");
+    aml_name_integer(&body, "_UID", 0);
+    aml_resource_interrupt(&resources, place.irq);
+    aml_name_resources(&body, "_CRS", &resources);
+    aml_region(&body, "VGID", (uint32_t)place.mmio_addr, VMGENID_SIZE);
+    aml_field(&body, "VGID", "VGEE", VMGENID_SIZE - 4);
+    aml_read(&method, "VGEE");
+    aml_notify(&method, GENERATION_DEVICE, GENERATION_EVENT);
+    aml_method(&body, "_EVT", 1, &method);
+    aml_device(out, "GED0", &body);
+}
+
 static void put_dsdt(struct buffer *out, const struct machine_config *config)
 {
-    static const uint8_t sleep_types[] = {0, 0, 0, 0}; /* PM1 control's SLP_TYP is 0 */
+    static const uint64_t sleep_types[] = {0, 0, 0, 0}; /* PM1 control's SLP_TYP is 0 */
     struct buffer bus = BUFFER_INIT;
     size_t start = table_begin(out, "DSDT", 2);
     unsigned number = 0;
@@ -154,6 +194,8 @@ static void put_dsdt(struct buffer *out, const struct machine_config *config)
         put_virtio(&bus, &number, BOARD_BLK, i);
     for (unsigned i = 0; i < config->net_count; i++)
         put_virtio(&bus, &number, BOARD_NET, i);
+    put_generation(&bus);
+    put_events(&bus);
     aml_scope(out, "\\_SB_", &bus);
     aml_name_package(out, "\\_S5_", sleep_types, ARRAY_SIZE(sleep_types));
     table_end(out, start);

@@ -1,7 +1,8 @@
 /*
- * ACPI tables (ACPI 6.4 §5.2): RSDP, XSDT, FADT, FACS, MADT and DSDT, in the 128 KiB below 1 MiB where
- * kernels look for the first of them. They say how many CPUs there are, how to switch off and reset, where
- * COM1 is, and which virtio devices there are ("LNRO0005", as kernels that know no device tree want them).
+ * ACPI tables (ACPI 6.4 §5.2): RSDP, XSDT, FADT, FACS, MADT and DSDT, in the first half of the 128 KiB below
+ * 1 MiB where kernels look for the first of them. They say how many CPUs there are, how to switch off and
+ * reset, where COM1 is, which virtio devices there are ("LNRO0005", as kernels that know no device tree want
+ * them), and the VM's generation ID with its event.
  */
 #ifndef FERRY_MACHINE_X86_64_ACPI_H
 #define FERRY_MACHINE_X86_64_ACPI_H

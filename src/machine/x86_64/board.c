@@ -59,6 +59,8 @@ static struct board_place board_place(enum board_device device, unsigned index)
         return (struct board_place){X86_64_PORTS + X86_64_PORT_UART, X86_64_UART_IRQ};
     case BOARD_RTC:
         return (struct board_place){X86_64_PORTS + X86_64_PORT_CMOS, X86_64_RTC_IRQ};
+    case BOARD_VMGENID:
+        return (struct board_place){X86_64_VMGENID_BASE, X86_64_VMGENID_IRQ};
     case BOARD_RNG:
         slot += SLOT_RNG;
         break;

@@ -5,6 +5,7 @@
  *     0x0000_0000  RAM, up to 3 GiB; 640 KiB to 1 MiB is reserved in the memory map
  *     0xc000_0000  nothing, then devices (the hole that PCI has on a PC):
  *     0xd000_0000  virtio-mmio slot 0, 0x1000 bytes each
+ *     0xd010_0000  VM generation ID
  *     0xfec0_0000  I/O APIC, 0xfee0_0000 local APICs (in the kernel)
  *     0xfffb_c000  what KVM needs for itself on Intel processors
  *     1_0000_0000  the rest of RAM
@@ -38,7 +39,13 @@
 #define X86_64_VIRTIO_STRIDE UINT64_C(0x1000)
 #define X86_64_VIRTIO_SLOTS  18
 
-/* Pins of the I/O APIC, in order of slots: all but timer (0, 2), keyboard (1), UART, RTC and ACPI (9). */
+/* The keyboard's pin: there is none. */
+#define X86_64_VMGENID_BASE UINT64_C(0xd0100000)
+#define X86_64_VMGENID_IRQ  1
+
+/* Pins of the I/O APIC, in order of slots: all but timer (0, 2), VM generation ID (1), UART, RTC and ACPI
+ * (9).
+ */
 #define X86_64_VIRTIO_IRQS                                                                                   \
     {                                                                                                        \
         5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 3                                   \

@@ -142,6 +142,40 @@ static void every_virtio_device_is_where_the_board_has_it(void **state)
         assert_int_equal(count_device(tables, dsdt, board_x86_64.place(BOARD_NET, i)), 1);
 }
 
+/* Whether BYTES are in the DSDT, once. */
+static bool dsdt_has(const struct tables *tables, const void *bytes, size_t size)
+{
+    size_t dsdt = table_at(tables, get(tables, xsdt_entry(tables, 0, "FACP") + 140, 8), "DSDT");
+    size_t end = dsdt + get(tables, dsdt + 4, 4);
+    unsigned count = 0;
+
+    for (size_t at = dsdt; at + size <= end; at++)
+        count += memcmp(tables->all.data + at, bytes, size) == 0;
+    return count == 1;
+}
+
+static void generation_has_its_address_and_its_event(void **state)
+{
+    static const uint8_t addr[] = {8, 'A', 'D', 'D', 'R', 0x12, 8, 2, 0x0c, 0x00, 0x00, 0x10, 0xd0, 0};
+    /* Method (_EVT, 1) { Local0 = VGEE; Notify (VGEN, 0x80) } */
+    static const uint8_t event[] = {0x14, 19,  '_',  'E',  'V', 'T', 1,   0x70, 'V',  'G',
+                                    'E',  'E', 0x60, 0x86, 'V', 'G', 'E', 'N',  0x0a, 0x80};
+    static const char compatible[] = "\x08_CID\x0dVMGENCTR";
+    static const char events[] = "\x08_HID\x0d"
+                                 "ACPI0013";
+    /* Field (VGID, DWordAcc, NoLock, Preserve) { Offset (12), VGEE, 32 } */
+    static const uint8_t field[] = {0x5b, 0x81, 14, 'V', 'G', 'I', 'D', 3,
+                                    0,    0x40, 6,  'V', 'G', 'E', 'E', 32};
+    const struct tables *tables = *state;
+
+    assert_int_equal(board_x86_64.place(BOARD_VMGENID, 0).mmio_addr, 0xd0100000);
+    assert_true(dsdt_has(tables, compatible, sizeof(compatible)));
+    assert_true(dsdt_has(tables, events, sizeof(events)));
+    assert_true(dsdt_has(tables, addr, sizeof(addr)));
+    assert_true(dsdt_has(tables, field, sizeof(field)));
+    assert_true(dsdt_has(tables, event, sizeof(event)));
+}
+
 /* The length counts itself, in 1 to 3 bytes here. */
 static void aml_length_is_right_at_its_limits(void **state)
 {
@@ -174,7 +208,7 @@ static void aml_values_are_as_short_as_they_can_be(void **state)
                                    8,    'A',  'A', 'A',  '_', 0x0b, 0,   1,   8,    'A', 'A',  'A',  '_',
                                    0x0c, 0,    0,   1,    0,   8,    '_', 'H', 'I',  'D', 0x0c, 0x41, 0xd0,
                                    0x05, 0x01, 8,   '\\', '_', 'S',  '5', '_', 0x12, 4,   2,    0,    1};
-    static const uint8_t values[] = {0, 1};
+    static const uint64_t values[] = {0, 1};
     struct buffer out = BUFFER_INIT;
 
     aml_name_integer(&out, "AAA_", 0);
@@ -219,6 +253,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(all_tables_are_found_and_add_up, setup, teardown),
         cmocka_unit_test_setup_teardown(every_cpu_is_named, setup, teardown),
         cmocka_unit_test_setup_teardown(every_virtio_device_is_where_the_board_has_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(generation_has_its_address_and_its_event, setup, teardown),
         cmocka_unit_test(aml_length_is_right_at_its_limits),
         cmocka_unit_test(aml_values_are_as_short_as_they_can_be),
         cmocka_unit_test_setup_teardown(dsdt_is_read_by_iasl, setup, teardown),

@@ -327,6 +327,30 @@ static void state_moves_to_another_machine(void **state)
     sections_free(&second);
 }
 
+static void guest_of_before_there_was_a_device_comes_without_it(void **state)
+{
+    struct fixture *fixture = *state;
+    struct sections sections = {0};
+    struct machine *other;
+    struct ferry_error err;
+    unsigned left_out = 0;
+
+    save(fixture->machine, &sections);
+    new_machine(fixture, &other);
+    for (unsigned i = 0; i < sections.count; i++) {
+        if (strcmp(sections.section[i].name, "vmgenid0") == 0)
+            left_out++;
+        else
+            assert_ok(load(other, &sections, i, &err), err);
+    }
+    assert_int_equal(left_out, 1);
+    assert_ok(machine_load_finish(other, &err), err);
+    assert_ok(machine_resume(other, &err), err);
+    wait_for_steps(0, 1);
+    machine_free(other);
+    sections_free(&sections);
+}
+
 static void sections_that_do_not_belong_are_refused_by_name(void **state)
 {
     struct fixture *fixture = *state;
@@ -395,6 +419,7 @@ int main(void)
         TEST(reset_boots_again),
         TEST(reset_is_recorded_by_dirty_tracking),
         TEST(state_moves_to_another_machine),
+        TEST(guest_of_before_there_was_a_device_comes_without_it),
         TEST(sections_that_do_not_belong_are_refused_by_name),
         TEST(machine_of_another_type_is_refused),
         TEST(network_of_unknown_kind_is_refused),

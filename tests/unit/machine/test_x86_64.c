@@ -70,19 +70,20 @@ static void memory_map_has_all_ram_but_what_firmware_keeps(void **state)
 
 static void every_device_has_a_place_and_an_interrupt_of_its_own(void **state)
 {
-    struct board_place places[3 + 1 + MACHINE_DISKS_MAX + MACHINE_NETS_MAX];
+    struct board_place places[3 + 2 + MACHINE_DISKS_MAX + MACHINE_NETS_MAX];
     size_t count = 0;
 
     places[count++] = board_x86_64.place(BOARD_UART, 0);
     places[count++] = board_x86_64.place(BOARD_RTC, 0);
     places[count++] = board_x86_64.place(BOARD_RNG, 0);
     places[count++] = board_x86_64.place(BOARD_CONSOLE, 0);
+    places[count++] = board_x86_64.place(BOARD_VMGENID, 0);
     for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
         places[count++] = board_x86_64.place(BOARD_BLK, i);
     for (unsigned i = 0; i < MACHINE_NETS_MAX; i++)
         places[count++] = board_x86_64.place(BOARD_NET, i);
     for (size_t i = 0; i < count; i++) {
-        assert_true(places[i].irq > 2 && places[i].irq < 24 && places[i].irq != 9);
+        assert_true(places[i].irq > 0 && places[i].irq != 2 && places[i].irq < 24 && places[i].irq != 9);
         assert_true(places[i].mmio_addr >= X86_64_HOLE);
         for (size_t j = 0; j < i; j++) {
             assert_int_not_equal(places[i].irq, places[j].irq);
