@@ -453,7 +453,6 @@ static int check_disks(const struct check_context *context, struct ferry_error *
 
     if (result < 0 && result != -ENOENT)
         return result;
-    result = 0;
     json_array_foreach(definition_disks(context->definition), i, disk)
     {
         if (i < moving.count && !moving.disk[i].stays)

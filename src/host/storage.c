@@ -305,7 +305,9 @@ int storage_check_place(const struct check_context *context, struct ferry_error 
 
 static unsigned long long mib_up(uint64_t bytes)
 {
-    return (unsigned long long)((bytes >> 20) + ((bytes & ((1u << 20) - 1)) != 0));
+    uint64_t rest = bytes & ((1u << 20) - 1);
+
+    return (bytes >> 20) + (rest ? 1 : 0);
 }
 
 /* Several may go to one file system. */
