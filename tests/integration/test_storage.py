@@ -59,9 +59,9 @@ def partials(hosts):
     return list(hosts.directory.glob("**/*.partial"))
 
 
-def begin_slowly(a, b, store):
+def begin_slowly(a, b, store, limit=SLOW):
     """A move that is in the middle of its copying."""
-    migration = a.migrate("web", b, cold=True, storage=str(store), bandwidth_limit=SLOW)
+    migration = a.migrate("web", b, cold=True, storage=str(store), bandwidth_limit=limit)
     wait_until(lambda: a.get(f"/v1/migrations/{migration}").get("disks", {}).get("bytes", 0) > 0, "the first bytes")
     return migration
 
@@ -206,7 +206,7 @@ def test_ferryd_killed_while_disks_are_copied(hosts, who):
     a, b = hosts.pair()
     store, disk = store_of(hosts), make_disk(hosts.directory / "a-disks", data=8 * MIB)
     stopped_vm(a, disk)
-    migration = begin_slowly(a, b, store)
+    migration = begin_slowly(a, b, store, SLOW // 10)
     assert b.vm("web")["state"] == "SETUP(MIGR)" and partials(hosts)
     assert_refused(lambda: a.post("/v1/vms/web/start"), 409, "conflict", "migration")
     (b if who == "destination" else a).restart(signal.SIGKILL)
@@ -223,7 +223,7 @@ def test_cancelled_copying_leaves_all_as_it_was(hosts, side):
     a, b = hosts.pair()
     store, disk = store_of(hosts), make_disk(hosts.directory / "a-disks", data=8 * MIB)
     stopped_vm(a, disk)
-    migration = begin_slowly(a, b, store)
+    migration = begin_slowly(a, b, store, SLOW // 10)
     assert ferry(a if side == "a" else b, "cancel", migration[:8]).returncode == 0
     assert [record["outcome"] for record in agreed_records(a, b, migration)] == ["cancelled", "cancelled"]
     assert_nothing_there(hosts, b, store)
@@ -234,7 +234,7 @@ def test_file_that_appears_meanwhile_is_left_alone(hosts):
     a, b = hosts.pair()
     store, disk = store_of(hosts), make_disk(hosts.directory / "a-disks", data=4 * MIB)
     stopped_vm(a, disk)
-    migration = begin_slowly(a, b, store)
+    migration = a.migrate("web", b, cold=True, storage=str(store), bandwidth_limit=SLOW)
     (store / "disk.img").write_text("mine")
     ended = a.finish(migration)
     assert ended["outcome"] == "failed" and "exists already" in ended["error"], ended
