@@ -554,6 +554,7 @@ static const struct check {
 
     {"same-disks", CHECK_SOURCE_ANSWER, CHECK_ERROR, check_same_disks},
     {"same-lock", CHECK_SOURCE_ANSWER, CHECK_ERROR, check_same_lock},
+    {"storage", CHECK_SOURCE_ANSWER, CHECK_ERROR, storage_check_known},
 
     {"protocol", CHECK_DESTINATION, CHECK_ERROR, check_protocol},
     {"host-name", CHECK_DESTINATION, CHECK_ERROR, check_not_ourselves},

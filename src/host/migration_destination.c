@@ -10,6 +10,7 @@
 #include "host/migration_cold.h"
 #include "host/migration_fetch.h"
 #include "host/peers.h"
+#include "host/storage.h"
 #include "host/storage_copy.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
@@ -215,6 +216,8 @@ int migration_receive(struct host *host, const struct migration_offer *offer, js
     }
     if (result == 0) {
         *answer = make_answer(host, definition, results);
+        if (storage_moves(offer->cold)) /* this ferryd knows what that is */
+            json_object_set_new(*answer, "storage", json_object());
         if (!offer->check_only && offer->cold)
             result = cold_receive(host, offer, definition, *answer, err);
         else if (!offer->check_only)

@@ -238,6 +238,17 @@ int storage_check_source(const struct check_context *context, struct ferry_error
     return result < 0 ? result : check_names_differ(context, err);
 }
 
+/* A ferryd that knows nothing of it would take the VM without its disks. */
+int storage_check_known(const struct check_context *context, struct ferry_error *err)
+{
+    if (!storage_moves(context->cold) || json_object_get(context->there_answer, "storage"))
+        return 0;
+    return error_set(err, HOST_REFUSED,
+                     "VM %s cannot move with its disks: the Ferry of host %s does not know how to take them; "
+                     "bring both hosts to the same version",
+                     context->vm, context->destination);
+}
+
 /* --- checks: destination --- */
 
 /* Of the directory that PATH is in. */

@@ -54,6 +54,7 @@ bool storage_moves_lock(const json_t *cold, const json_t *definition);
 
 /* Rows of checks.c. */
 int storage_check_source(const struct check_context *context, struct ferry_error *err);
+int storage_check_known(const struct check_context *context, struct ferry_error *err);
 int storage_check_place(const struct check_context *context, struct ferry_error *err);
 int storage_check_room(const struct check_context *context, struct ferry_error *err);
 int storage_check_shared(const struct check_context *context, struct ferry_error *err); /* a warning */

@@ -183,6 +183,21 @@ static void source_refuses_what_it_cannot_send(void **state)
     assert_refused(storage_check_source, fixture, "No such file");
 }
 
+static void destination_that_knows_nothing_of_it_is_refused(void **state)
+{
+    struct fixture *fixture = *state;
+    json_t *answer = json_object();
+    struct ferry_error err;
+
+    make_file(fixture, "disk", 5000);
+    plan(fixture, "disk", NULL, NULL);
+    fixture->context.there_answer = answer;
+    assert_refused(storage_check_known, fixture, "same version");
+    json_object_set_new(answer, "storage", json_object());
+    assert_ok(storage_check_known(&fixture->context, &err), err);
+    json_decref(answer);
+}
+
 static void plan_that_makes_no_sense_is_refused(void **state)
 {
     struct fixture *fixture = *state;
@@ -231,6 +246,7 @@ int main(void)
         TEST(read_only_disk_that_both_reach_stays),
         TEST(what_does_not_fit_is_refused_with_numbers),
         TEST(source_refuses_what_it_cannot_send),
+        TEST(destination_that_knows_nothing_of_it_is_refused),
         TEST(plan_that_makes_no_sense_is_refused),
         TEST(only_files_of_ours_are_removed),
     };
