@@ -33,6 +33,15 @@ static void make_printable(char *text)
     memmove(text, text + strspn(text, " "), length - strspn(text, " ") + 1);
 }
 
+struct cpu_leaf cpu_leaf_of_msr(uint32_t msr, uint64_t value)
+{
+    return (struct cpu_leaf){
+        .leaf = msr,
+        .subleaf = CPU_MSR,
+        .value = {[CPU_EAX] = (uint32_t)value, [CPU_EDX] = (uint32_t)(value >> 32)},
+    };
+}
+
 void cpu_from_leaves(struct cpu *cpu, const struct cpu_leaf *leaves, size_t count)
 {
     const uint32_t *value = find(leaves, count, 0, 0);
@@ -54,6 +63,10 @@ void cpu_from_leaves(struct cpu *cpu, const struct cpu_leaf *leaves, size_t coun
         value = find(leaves, count, cpu_words[i].leaf, cpu_words[i].subleaf);
         if (value)
             cpu->features.words[i] = value[cpu_words[i].reg] & cpu_features_possible(i);
+    }
+    for (unsigned i = 0; i < CPU_WORDS; i++) {
+        if (cpu_words[i].subleaf == CPU_MSR && !cpu_features_has(&cpu->features, "arch_capabilities"))
+            cpu->features.words[i] = 0;
     }
 }
 

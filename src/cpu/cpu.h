@@ -14,13 +14,16 @@ struct cpu {
     struct cpu_features features;
 };
 
-/* One answer of CPUID. */
+/* One answer of CPUID; or with subleaf CPU_MSR an MSR. */
 struct cpu_leaf {
     uint32_t leaf, subleaf;
     uint32_t value[4]; /* by enum cpu_register */
 };
 
-/* From COUNT answers; what is not there is zero. */
+struct cpu_leaf cpu_leaf_of_msr(uint32_t msr, uint64_t value);
+
+/* From COUNT answers; what is not there is zero. An IA32_ARCH_CAPABILITIES that CPUID does not tell of
+ * (arch_capabilities) has no features. */
 void cpu_from_leaves(struct cpu *cpu, const struct cpu_leaf *leaves, size_t count);
 /* What KVM on this host can give its guests; an error when it has no KVM for x86-64. */
 int cpu_of_host(struct cpu *cpu, struct ferry_error *err);

@@ -8,10 +8,24 @@
 #include <string.h>
 
 const struct cpu_word cpu_words[CPU_WORDS] = {
-    {0x1, 0, CPU_ECX},        {0x1, 0, CPU_EDX},        {0x7, 0, CPU_EBX},        {0x7, 0, CPU_ECX},
-    {0x7, 0, CPU_EDX},        {0x7, 1, CPU_EAX},        {0x7, 1, CPU_EDX},        {0x7, 2, CPU_EDX},
-    {0xd, 1, CPU_EAX},        {0x80000001, 0, CPU_ECX}, {0x80000001, 0, CPU_EDX}, {0x80000007, 0, CPU_EDX},
-    {0x80000008, 0, CPU_EBX}, {0x80000021, 0, CPU_EAX}, {0x80000021, 0, CPU_ECX}, {0x40000001, 0, CPU_EAX},
+    {0x1, 0, CPU_ECX},
+    {0x1, 0, CPU_EDX},
+    {0x7, 0, CPU_EBX},
+    {0x7, 0, CPU_ECX},
+    {0x7, 0, CPU_EDX},
+    {0x7, 1, CPU_EAX},
+    {0x7, 1, CPU_EDX},
+    {0x7, 2, CPU_EDX},
+    {0xd, 1, CPU_EAX},
+    {0x80000001, 0, CPU_ECX},
+    {0x80000001, 0, CPU_EDX},
+    {0x80000007, 0, CPU_EDX},
+    {0x80000008, 0, CPU_EBX},
+    {0x80000021, 0, CPU_EAX},
+    {0x80000021, 0, CPU_ECX},
+    {0x40000001, 0, CPU_EAX},
+    {CPU_MSR_ARCH_CAPABILITIES, CPU_MSR, CPU_EAX},
+    {CPU_MSR_ARCH_CAPABILITIES, CPU_MSR, CPU_EDX},
 };
 
 /* By word and bit. */
@@ -261,13 +275,49 @@ static const char *const names[CPU_WORDS][32] = {
         [17] = "kvm_migration_control",
         [24] = "kvmclock_stable_bit",
     },
+    /* IA32_ARCH_CAPABILITIES, low half */
+    {
+        [0] = "rdcl_no",
+        [1] = "ibrs_all",
+        [2] = "rsba",
+        [3] = "skip_vmentry_l1dflush",
+        [4] = "ssb_no",
+        [5] = "mds_no",
+        [6] = "pschange_mc_no",
+        [7] = "tsx_ctrl_msr",
+        [8] = "taa_no",
+        [10] = "misc_package_ctls",
+        [11] = "energy_filtering_ctl",
+        [12] = "doitm",
+        [13] = "sbdr_ssdp_no",
+        [14] = "fbsdp_no",
+        [15] = "psdp_no",
+        [17] = "fb_clear",
+        [18] = "fb_clear_ctrl",
+        [19] = "rrsba",
+        [20] = "bhi_no",
+        [21] = "xapic_disable",
+        [23] = "overclocking_status",
+        [24] = "pbrsb_no",
+        [25] = "gds_ctrl",
+        [26] = "gds_no",
+        [27] = "rfds_no",
+        [28] = "rfds_clear",
+    },
+    /* its high half */
+    {
+        [30] = "its_no",
+    },
 };
 
-/* In no set: what Ferry makes for each VM or never gives, what the guest itself turns on, and two that say
- * that the hardware does less. */
+/* In no set: what Ferry makes for each VM or never gives, what the guest itself turns on, and some that say
+ * that the hardware does less, or is less safe. */
 static const char *const withheld[] = {
-    "hypervisor", "x2apic",       "tsc_deadline_timer", "ht",           "cmp_legacy", "vmx", "svm", "osxsave",
-    "ospke",      "perfctr_core", "fdp_excptn_only",    "zero_fcs_fds",
+    "hypervisor",   "x2apic",       "tsc_deadline_timer",
+    "ht",           "cmp_legacy",   "vmx",
+    "svm",          "osxsave",      "ospke",
+    "pdcm",         "perfctr_core", "fdp_excptn_only",
+    "zero_fcs_fds", "rsba",         "rrsba",
 };
 
 static void name_of(unsigned word, unsigned bit, char name[static CPU_FEATURE_NAME_SIZE])
@@ -276,6 +326,8 @@ static void name_of(unsigned word, unsigned bit, char name[static CPU_FEATURE_NA
 
     if (names[word][bit])
         memccpy(name, names[word][bit], '\0', CPU_FEATURE_NAME_SIZE);
+    else if (at->subleaf == CPU_MSR)
+        snprintf(name, CPU_FEATURE_NAME_SIZE, "msr-%x-e%cx-%u", at->leaf, "abcd"[at->reg], bit);
     else
         snprintf(name, CPU_FEATURE_NAME_SIZE, "cpuid-%x.%u-e%cx-%u", at->leaf, at->subleaf, "abcd"[at->reg],
                  bit);
@@ -283,7 +335,7 @@ static void name_of(unsigned word, unsigned bit, char name[static CPU_FEATURE_NA
 
 static int find(const char *name, unsigned *word, unsigned *bit)
 {
-    bool by_place = strncmp(name, "cpuid-", 6) == 0;
+    bool by_place = strncmp(name, "cpuid-", 6) == 0 || strncmp(name, "msr-", 4) == 0;
 
     for (*word = 0; *word < CPU_WORDS; (*word)++) {
         for (*bit = 0; *bit < 32; (*bit)++) {

@@ -2,10 +2,12 @@
  * CPU features: which bits of CPUID are features, what they are called, and sets of them.
  *
  * A feature is a bit of one of the words below (Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E;
- * for leaf 0x40000001 Linux, Documentation/virt/kvm/x86/cpuid.rst). It is called as in /proc/cpuinfo; a bit
- * without a name of its own is called by its place, "cpuid-7.0-ebx-22", so that no difference between two
- * CPUs is without a name. What Ferry itself makes for each VM (topology, hypervisor, x2apic, ...) and what it
- * never gives (nested virtualisation, performance counters) is in no set.
+ * for leaf 0x40000001 Linux, Documentation/virt/kvm/x86/cpuid.rst; Intel SDM volume 4 for
+ * IA32_ARCH_CAPABILITIES, an MSR that tells features, too). It is called as in /proc/cpuinfo, those of the
+ * MSR as in Linux's msr-index.h ("rdcl_no"); a bit without a name of its own is called by its place,
+ * "cpuid-7.0-ebx-22", "msr-10a-eax-9", so that no difference between two CPUs is without a name. What Ferry
+ * itself makes for each VM (topology, hypervisor, x2apic, ...) and what it never gives (nested
+ * virtualisation, performance counters) is in no set.
  *
  * Values only; any thread.
  */
@@ -29,12 +31,16 @@ enum cpu_register {
     CPU_EDX,
 };
 
+/* A subleaf that is none: the leaf is the number of an MSR, whose halves are in EAX and EDX as by RDMSR. */
+#define CPU_MSR                   UINT32_MAX
+#define CPU_MSR_ARCH_CAPABILITIES UINT32_C(0x10a)
+
 struct cpu_word {
     uint32_t leaf, subleaf;
     enum cpu_register reg;
 };
 
-#define CPU_WORDS 16
+#define CPU_WORDS 18
 extern const struct cpu_word cpu_words[CPU_WORDS];
 
 /* AMD repeats these bits of leaf 1 EDX in leaf 0x80000001 EDX (APM volume 3, appendix E.4.2): there they are

@@ -86,7 +86,8 @@ struct kvm_accel {
 
     /* What this host's CPUs can do, and what the guest's are told: the same until a guest arrives. */
     struct kvm_cpuid2 *host_cpuid, *cpuid;
-    uint32_t msrs[KVM_MSRS_MAX]; /* those that are saved */
+    uint64_t host_arch_capabilities, arch_capabilities; /* IA32_ARCH_CAPABILITIES, likewise */
+    uint32_t msrs[KVM_MSRS_MAX];                        /* those that are saved */
     size_t msr_count;
     size_t xsave_size;
     uint32_t tsc_khz;
@@ -117,8 +118,8 @@ void kvm_vcpu_throttle(struct accel *accel, unsigned index, unsigned percent);
 
 /* ---- kvm_cpuid.c ---- */
 
-/* Fills host_cpuid and cpuid, for a VM of so many vCPUs; the guest gets of the host's features only those in
- * FEATURES (NULL: all). */
+/* Fills host_cpuid, cpuid and the same of IA32_ARCH_CAPABILITIES, for a VM of so many vCPUs; the guest gets
+ * of the host's features only those in FEATURES (NULL: all). */
 int kvm_cpuid_init(struct kvm_accel *kvm, unsigned cpus, const struct cpu_features *features,
                    struct ferry_error *err);
 void kvm_cpu_given(struct accel *accel, struct cpu *cpu);
@@ -128,6 +129,8 @@ void kvm_cpuid_save(const struct kvm_accel *kvm, struct buffer *out);
 /* Replaces kvm->cpuid by what was saved, and gives it to all vCPUs; refused when this host lacks any of it.
  */
 int kvm_cpuid_load(struct kvm_accel *kvm, const struct buffer *saved, struct ferry_error *err);
+/* The same for the IA32_ARCH_CAPABILITIES that a vCPU comes with; kvm->cpuid has been loaded. */
+int kvm_arch_capabilities_load(const struct kvm_cpu *cpu, uint64_t saved, struct ferry_error *err);
 
 /* ---- kvm_state.c ---- */
 
@@ -145,8 +148,10 @@ int kvm_section_load(struct accel *accel, unsigned index, uint32_t version, stru
 
 int kvm_msr_get(const struct kvm_cpu *cpu, uint32_t msr, uint64_t *value);
 int kvm_msr_set(const struct kvm_cpu *cpu, uint32_t msr, uint64_t value);
-/* Finds out which MSRs are to be saved. Once there are vCPUs. */
+/* Finds out which MSRs are to be saved, but for those that a reset leaves as they are, which are for
+ * kvm_msrs_find_given. Once there are vCPUs. */
 int kvm_msrs_find(struct kvm_accel *kvm, struct ferry_error *err);
+void kvm_msrs_find_given(struct kvm_accel *kvm);
 /* Entries of KVM_SAVED_MSR_SIZE; one that this host's KVM does not take is refused by its number. */
 int kvm_msrs_save(const struct kvm_cpu *cpu, struct buffer *out, struct ferry_error *err);
 int kvm_msrs_load(const struct kvm_cpu *cpu, const struct buffer *saved, struct ferry_error *err);

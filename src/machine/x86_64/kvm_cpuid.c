@@ -6,6 +6,7 @@
 #include "machine/x86_64/kvm_accel.h"
 
 #include "base/error.h"
+#include "cpu/kvm_host.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -23,6 +24,7 @@
 #define LEAF_AMD_PMU      0x80000022
 
 #define F1_ECX_VMX          (1u << 5)
+#define F1_ECX_PDCM         (1u << 15)
 #define F1_ECX_X2APIC       (1u << 21)
 #define F1_ECX_TSC_DEADLINE (1u << 24)
 #define F1_ECX_OSXSAVE      (1u << 27)
@@ -31,6 +33,8 @@
 #define AMD_ECX_CMP_LEGACY  (1u << 1)
 #define AMD_ECX_SVM         (1u << 2)
 #define AMD_ECX_PERFCTR     (1u << 23)
+
+#define MSR_PERF_CAPABILITIES 0x345
 
 #define XSAVE_LEGACY_SIZE 576 /* what is always there, and the header (SDM volume 1, 13.4) */
 
@@ -83,7 +87,7 @@ static void entry_adjust(struct kvm_cpuid_entry2 *entry, unsigned cpus, bool tsc
     switch (entry->function) {
     case LEAF_FEATURES:
         entry->ebx = (entry->ebx & 0x0000ffff) | cpus << 16;
-        entry->ecx &= ~(F1_ECX_VMX | F1_ECX_OSXSAVE | F1_ECX_TSC_DEADLINE);
+        entry->ecx &= ~(F1_ECX_VMX | F1_ECX_PDCM | F1_ECX_OSXSAVE | F1_ECX_TSC_DEADLINE);
         entry->ecx |= F1_ECX_HYPERVISOR | F1_ECX_X2APIC | (tsc_deadline ? F1_ECX_TSC_DEADLINE : 0);
         entry->edx = cpus > 1 ? entry->edx | F1_EDX_HTT : entry->edx & ~F1_EDX_HTT;
         break;
@@ -220,9 +224,20 @@ static void cut_features(struct kvm_cpuid2 *table, const struct cpu_features *se
     cut_xsave(table, cpu_features_has(set, "xsave") ? xsave_components(set) : 0);
 }
 
-static void describe(const struct kvm_cpuid2 *table, struct cpu *cpu)
+/* The same of IA32_ARCH_CAPABILITIES; features that are in no set the guest gets as the host has them. */
+static uint64_t cut_arch_capabilities(uint64_t host, const struct cpu_features *set)
 {
-    struct cpu_leaf leaves[KVM_CPUID_ENTRIES_MAX];
+    for (unsigned i = 0; i < CPU_WORDS; i++) {
+        if (cpu_words[i].subleaf == CPU_MSR)
+            host &= ~((uint64_t)(cpu_features_possible(i) & ~set->words[i])
+                      << (cpu_words[i].reg == CPU_EDX ? 32 : 0));
+    }
+    return host;
+}
+
+static void describe(const struct kvm_cpuid2 *table, uint64_t arch_capabilities, struct cpu *cpu)
+{
+    struct cpu_leaf leaves[KVM_CPUID_ENTRIES_MAX + 1];
 
     for (uint32_t i = 0; i < table->nent; i++) {
         const struct kvm_cpuid_entry2 *entry = &table->entries[i];
@@ -230,12 +245,23 @@ static void describe(const struct kvm_cpuid2 *table, struct cpu *cpu)
         leaves[i] = (struct cpu_leaf){
             entry->function, entry->index, {entry->eax, entry->ebx, entry->ecx, entry->edx}};
     }
-    cpu_from_leaves(cpu, leaves, table->nent);
+    leaves[table->nent] = cpu_leaf_of_msr(CPU_MSR_ARCH_CAPABILITIES, arch_capabilities);
+    cpu_from_leaves(cpu, leaves, table->nent + 1);
 }
 
 void kvm_cpu_given(struct accel *accel, struct cpu *cpu)
 {
-    describe(kvm_accel_of(accel)->cpuid, cpu);
+    const struct kvm_accel *kvm = kvm_accel_of(accel);
+
+    describe(kvm->cpuid, kvm->arch_capabilities, cpu);
+}
+
+static bool tells_arch_capabilities(const struct kvm_cpuid2 *table)
+{
+    struct cpu cpu;
+
+    describe(table, 0, &cpu);
+    return cpu_features_has(&cpu.features, "arch_capabilities");
 }
 
 int kvm_cpuid_init(struct kvm_accel *kvm, unsigned cpus, const struct cpu_features *features,
@@ -259,11 +285,26 @@ int kvm_cpuid_init(struct kvm_accel *kvm, unsigned cpus, const struct cpu_featur
     } else {
         make_table(kvm->host_cpuid, supported, cpus, tsc_deadline);
         memcpy(kvm->cpuid, kvm->host_cpuid, table_size());
-        if (features)
+        kvm->host_arch_capabilities = kvm_host_feature_msr(kvm->kvm_fd, CPU_MSR_ARCH_CAPABILITIES);
+        kvm->arch_capabilities = kvm->host_arch_capabilities;
+        if (features) {
             cut_features(kvm->cpuid, features);
+            kvm->arch_capabilities = cut_arch_capabilities(kvm->host_arch_capabilities, features);
+        }
+        if (!tells_arch_capabilities(kvm->cpuid))
+            kvm->arch_capabilities = 0;
     }
     free(supported);
     return result < 0 ? result : 0;
+}
+
+/* A para-virtualised KVM lists this MSR and does not give it to guests: then no VM here has any of it. */
+static void apply_arch_capabilities(const struct kvm_cpu *cpu)
+{
+    struct kvm_accel *kvm = cpu->kvm;
+
+    if (kvm_msr_set(cpu, CPU_MSR_ARCH_CAPABILITIES, kvm->arch_capabilities) < 0)
+        kvm->host_arch_capabilities = kvm->arch_capabilities = 0;
 }
 
 int kvm_cpuid_apply(struct kvm_cpu *cpu, struct ferry_error *err)
@@ -286,8 +327,12 @@ int kvm_cpuid_apply(struct kvm_cpu *cpu, struct ferry_error *err)
     }
     result = kvm_ioctl(cpu->fd, KVM_SET_CPUID2, table);
     free(table);
-    return result < 0 ? error_set_errno(err, result, "KVM does not take the CPUID of vCPU %u", cpu->index)
-                      : 0;
+    if (result < 0)
+        return error_set_errno(err, result, "KVM does not take the CPUID of vCPU %u", cpu->index);
+    /* What KVM may have put there of itself, and no guest is told of: counters do not travel. */
+    (void)kvm_msr_set(cpu, MSR_PERF_CAPABILITIES, 0);
+    apply_arch_capabilities(cpu);
+    return 0;
 }
 
 /* ---- carrying it over ---- */
@@ -345,6 +390,18 @@ static int check_rest(const struct kvm_cpuid2 *given, const struct kvm_cpuid2 *h
     return 0;
 }
 
+static int check_lacking(const struct cpu_features *given, const struct cpu_features *here,
+                         struct ferry_error *err)
+{
+    struct cpu_features lacking = cpu_features_without(given, here);
+    char names[FERRY_ERROR_TEXT_SIZE / 2];
+
+    cpu_features_text(&lacking, names, sizeof(names));
+    if (!names[0])
+        return 0;
+    return error_set(err, -EOPNOTSUPP, "this host lacks CPU features that the VM was given: %s", names);
+}
+
 /* What a guest was given must be here. */
 static int check_features(const struct kvm_cpuid2 *given, const struct kvm_cpuid2 *host,
                           struct ferry_error *err)
@@ -352,16 +409,14 @@ static int check_features(const struct kvm_cpuid2 *given, const struct kvm_cpuid
     const struct kvm_cpuid_entry2 *want = find(given, LEAF_XSAVE, 0), *have = find(host, LEAF_XSAVE, 0);
     uint64_t wanted = want ? want->eax | (uint64_t)want->edx << 32 : 0;
     uint64_t there = have ? have->eax | (uint64_t)have->edx << 32 : 0;
-    struct cpu_features lacking;
     struct cpu guest, here;
-    char names[FERRY_ERROR_TEXT_SIZE / 2];
+    int result;
 
-    describe(given, &guest);
-    describe(host, &here);
-    lacking = cpu_features_without(&guest.features, &here.features);
-    cpu_features_text(&lacking, names, sizeof(names));
-    if (names[0])
-        return error_set(err, -EOPNOTSUPP, "this host lacks CPU features that the VM was given: %s", names);
+    describe(given, 0, &guest); /* IA32_ARCH_CAPABILITIES comes with the vCPUs */
+    describe(host, 0, &here);
+    result = check_lacking(&guest.features, &here.features, err);
+    if (result)
+        return result;
     if (wanted & ~there)
         return error_set(
             err, -EOPNOTSUPP,
@@ -403,4 +458,21 @@ int kvm_cpuid_load(struct kvm_accel *kvm, const struct buffer *saved, struct fer
     for (unsigned i = 0; i < kvm->cpu_count && !result; i++)
         result = kvm_cpuid_apply(&kvm->cpus[i], err);
     return result;
+}
+
+int kvm_arch_capabilities_load(const struct kvm_cpu *cpu, uint64_t saved, struct ferry_error *err)
+{
+    struct kvm_accel *kvm = cpu->kvm;
+    uint64_t value = tells_arch_capabilities(kvm->cpuid) ? saved : 0;
+    struct cpu guest, here;
+    int result;
+
+    describe(kvm->cpuid, value, &guest);
+    describe(kvm->host_cpuid, kvm->host_arch_capabilities, &here);
+    result = check_lacking(&guest.features, &here.features, err);
+    if (result)
+        return error_prefix(err, result, "vcpu%u", cpu->index);
+    kvm->arch_capabilities = value;
+    apply_arch_capabilities(cpu);
+    return 0;
 }

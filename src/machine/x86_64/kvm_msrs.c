@@ -40,6 +40,17 @@ static const struct range left_out[] = {
     {0x40000000, 0x400001ff},
 };
 
+/* What a VM is given with its CPU, as by CPUID, and keeps over a reset. After a vCPU has run KVM takes no
+ * other value for most of them. */
+static const struct range given[] = {
+    {0x8b, 0x8b},                                           /* UCODE_REV */
+    {0xce, 0xce},                                           /* PLATFORM_INFO */
+    {CPU_MSR_ARCH_CAPABILITIES, CPU_MSR_ARCH_CAPABILITIES}, /* with kvm_cpuid.c's check */
+    {0x345, 0x345},                                         /* PERF_CAPABILITIES */
+    {0xc0010140, 0xc0010141},                               /* OSVW: errata */
+    {0xc0011029, 0xc0011029},                               /* DE_CFG */
+};
+
 union msr_batch {
     struct kvm_msrs msrs;
     uint8_t room[sizeof(struct kvm_msrs) + MSR_BATCH * sizeof(struct kvm_msr_entry)];
@@ -68,6 +79,15 @@ int kvm_msr_set(const struct kvm_cpu *cpu, uint32_t msr, uint64_t value)
 
 /* ---- which they are ---- */
 
+static bool in_ranges(uint32_t msr, const struct range *ranges, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (msr >= ranges[i].first && msr <= ranges[i].last)
+            return true;
+    }
+    return false;
+}
+
 static bool is_saved(const struct kvm_accel *kvm, uint32_t msr)
 {
     for (size_t i = 0; i < kvm->msr_count; i++) {
@@ -82,13 +102,17 @@ static void add_msr(struct kvm_accel *kvm, uint32_t msr)
 {
     uint64_t value;
 
-    for (size_t i = 0; i < ARRAY_SIZE(left_out); i++) {
-        if (msr >= left_out[i].first && msr <= left_out[i].last)
-            return;
-    }
     if (kvm->msr_count < KVM_MSRS_MAX && !is_saved(kvm, msr) &&
         kvm_msr_get(&kvm->cpus[0], msr, &value) == 0 && kvm_msr_set(&kvm->cpus[0], msr, value) == 0)
         kvm->msrs[kvm->msr_count++] = msr;
+}
+
+static void add_ranges(struct kvm_accel *kvm, const struct range *ranges, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        for (uint32_t msr = ranges[i].first; msr <= ranges[i].last; msr++)
+            add_msr(kvm, msr);
+    }
 }
 
 int kvm_msrs_find(struct kvm_accel *kvm, struct ferry_error *err)
@@ -104,14 +128,19 @@ int kvm_msrs_find(struct kvm_accel *kvm, struct ferry_error *err)
         free(list);
         return error_set_errno(err, result, "KVM does not list its MSRs");
     }
-    for (uint32_t i = 0; i < list->nmsrs; i++)
-        add_msr(kvm, list->indices[i]);
-    free(list);
-    for (size_t i = 0; i < ARRAY_SIZE(unlisted); i++) {
-        for (uint32_t msr = unlisted[i].first; msr <= unlisted[i].last; msr++)
-            add_msr(kvm, msr);
+    for (uint32_t i = 0; i < list->nmsrs; i++) {
+        if (!in_ranges(list->indices[i], left_out, ARRAY_SIZE(left_out)) &&
+            !in_ranges(list->indices[i], given, ARRAY_SIZE(given)))
+            add_msr(kvm, list->indices[i]);
     }
+    free(list);
+    add_ranges(kvm, unlisted, ARRAY_SIZE(unlisted));
     return 0;
+}
+
+void kvm_msrs_find_given(struct kvm_accel *kvm)
+{
+    add_ranges(kvm, given, ARRAY_SIZE(given));
 }
 
 /* ---- moving them ---- */
@@ -181,6 +210,12 @@ int kvm_msrs_load(const struct kvm_cpu *cpu, const struct buffer *saved, struct 
 
             entry->index = reader_get_u32(&in);
             entry->data = reader_get_u64(&in);
+            if (entry->index != CPU_MSR_ARCH_CAPABILITIES)
+                continue;
+            result = kvm_arch_capabilities_load(cpu, entry->data, err);
+            if (result)
+                return result;
+            batch.msrs.nmsrs--;
         }
         result = set_batch(cpu, &batch);
         if (result < 0)

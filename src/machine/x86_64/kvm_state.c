@@ -585,6 +585,7 @@ int kvm_state_init(struct kvm_accel *kvm, struct ferry_error *err)
     result = kvm_msrs_find(kvm, err);
     for (unsigned i = 0; i < power_on_count(kvm) && !result; i++)
         result = kvm_section_save(&kvm->accel, i + 1, &kvm->power_on[i], err);
+    kvm_msrs_find_given(kvm);
     return result;
 }
 

@@ -63,6 +63,11 @@ static void bit_without_a_name_is_called_by_its_place(void **state)
     assert_int_equal(cpu_features_add(&set, "cpuid-7.0-edx-0", &err), 0);
     cpu_features_text(&set, text, sizeof(text));
     assert_string_equal(text, "cpuid-7.0-edx-0");
+    set = (struct cpu_features){0};
+    assert_int_equal(cpu_features_add(&set, "msr-10a-eax-9", &err), 0);
+    cpu_features_text(&set, text, sizeof(text));
+    assert_string_equal(text, "msr-10a-eax-9");
+    assert_int_equal(cpu_features_add(&set, "msr-10b-eax-9", &err), -EINVAL);
     assert_int_equal(cpu_features_add(&set, "cpuid-7.0-ecx-32", &err), -EINVAL);
     assert_int_equal(cpu_features_add(&set, "cpuid-7.9-ecx-1", &err), -EINVAL);
     assert_int_equal(cpu_features_add(&set, "avx3", &err), -EINVAL);
@@ -70,6 +75,22 @@ static void bit_without_a_name_is_called_by_its_place(void **state)
     /* Ferry's own to give. */
     assert_int_equal(cpu_features_add(&set, "hypervisor", &err), -EINVAL);
     assert_non_null(strstr(err.text, "hypervisor"));
+}
+
+/* IA32_ARCH_CAPABILITIES: rdcl_no, rsba, mds_no, its_no. */
+static void msr_tells_features_if_cpuid_tells_of_it(void **state)
+{
+    struct cpu_leaf leaves[2] = {{.leaf = 7, .value = {[CPU_EDX] = UINT32_C(1) << 29}},
+                                 cpu_leaf_of_msr(CPU_MSR_ARCH_CAPABILITIES, UINT64_C(0x4000000000000025))};
+    char text[128];
+    struct cpu cpu;
+
+    cpu_from_leaves(&cpu, leaves, 2);
+    cpu_features_text(&cpu.features, text, sizeof(text));
+    assert_string_equal(text, "arch_capabilities, rdcl_no, mds_no, its_no");
+    leaves[0].value[CPU_EDX] = 0;
+    cpu_from_leaves(&cpu, leaves, 2);
+    assert_true(cpu_features_empty(&cpu.features));
 }
 
 static void text_that_is_too_long_says_how_many_more(void **state)
@@ -233,6 +254,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(feature_has_one_name_everywhere),
         cmocka_unit_test(bit_without_a_name_is_called_by_its_place),
+        cmocka_unit_test(msr_tells_features_if_cpuid_tells_of_it),
         cmocka_unit_test(text_that_is_too_long_says_how_many_more),
         cmocka_unit_test(sets_are_compared_feature_by_feature),
         cmocka_unit_test(real_cpu_is_of_its_generation),

@@ -3,7 +3,7 @@
 #include "unit.h"
 
 #include "base/bitmap.h"
-#include "cpu/cpu_features.h"
+#include "cpu/cpu.h"
 #include "machine/accel.h"
 #include "machine/board.h"
 #include "machine/x86_64/layout.h"
@@ -429,6 +429,96 @@ static void msrs_that_kvm_does_not_list_are_saved_too(void **state)
     unmake(&second);
 }
 
+/* The value of an MSR in a saved vCPU 0; NUMBER is in hexadecimal, as it is saved. NULL: it is not there. */
+static uint8_t *find_msr(const struct fixture *fixture, const struct buffer *vcpu, const char *number)
+{
+    json_t *fields = fields_of(fixture, "vcpu0", vcpu);
+    const char *msrs = json_string_value(json_object_get(fields, "msrs"));
+    size_t size = strlen(msrs) / 2, wanted = 0, begin = 0;
+    uint8_t *bytes = malloc(size);
+
+    assert_non_null(bytes);
+    for (size_t i = 0; i < size; i++) {
+        unsigned byte;
+
+        assert_int_equal(sscanf(msrs + 2 * i, "%2x", &byte), 1);
+        bytes[i] = (uint8_t)byte;
+    }
+    while (wanted < size && strncmp(msrs + 2 * wanted, number, strlen(number)) != 0)
+        wanted += MSR_DIGITS / 2;
+    while (begin + size <= vcpu->size && memcmp(vcpu->data + begin, bytes, size) != 0)
+        begin++;
+    assert_true(begin + size <= vcpu->size);
+    free(bytes);
+    json_decref(fields);
+    return wanted < size ? vcpu->data + begin + wanted + 4 : NULL;
+}
+
+#define ARCH_CAPABILITIES "0a010000"
+
+/* pschange_mc_no, which every KVM gives (its shadow of page tables is safe), is bit 6. */
+static void arch_capabilities_are_given_as_far_as_the_vm_is_to_have_them(void **state)
+{
+    struct fixture fixture = {0};
+    struct accel_platform ending = {.opaque = &fixture, .event = end_writer};
+    struct accel_config config = {.vcpus = 1, .platform = &ending};
+    struct buffer saved;
+    struct ferry_error err;
+    struct cpu host, given;
+    uint8_t *value;
+
+    assert_ok(cpu_of_host(&host, &err), err);
+    if (!cpu_features_has(&host.features, "pschange_mc_no"))
+        skip();
+    assert_ok(cpu_features_remove(&host.features, "pschange_mc_no", &err), err);
+    config.cpu_features = &host.features;
+    assert_int_equal(make(&fixture, &config, 16 * MIB), 0);
+    accel_kvm.cpu_given(fixture.accel, &given);
+    assert_memory_equal(&given.features, &host.features, sizeof(given.features));
+    saved = save(&fixture, "vcpu0");
+    value = find_msr(&fixture, &saved, ARCH_CAPABILITIES);
+    assert_non_null(value);
+    assert_int_equal(value[0] & 1 << 6, 0);
+    value[0] |= 1 << 6; /* of another host's guest: this one can have it, and keeps it over a reset */
+    assert_ok(load(&fixture, "vcpu0", &saved, saved.size, &err), err);
+    accel_kvm.cpu_given(fixture.accel, &given);
+    assert_true(cpu_features_has(&given.features, "pschange_mc_no"));
+    run_code(&fixture, msr_writer, sizeof(msr_writer));
+    run_code(&fixture, msr_writer, sizeof(msr_writer));
+    buffer_free(&saved);
+    saved = save(&fixture, "vcpu0");
+    value = find_msr(&fixture, &saved, ARCH_CAPABILITIES);
+    assert_true(value[0] & 1 << 6);
+    value[1] |= 1 << 4; /* doitm, which no KVM gives */
+    assert_int_equal(load(&fixture, "vcpu0", &saved, saved.size, &err), -EOPNOTSUPP);
+    assert_contains(err.text, "lacks CPU features that the VM was given: doitm");
+    buffer_free(&saved);
+    unmake(&fixture);
+}
+
+static void guest_that_cpuid_does_not_tell_of_arch_capabilities_has_none(void **state)
+{
+    struct fixture fixture = {0};
+    struct accel_config config = {.vcpus = 1, .platform = &platform};
+    struct buffer saved;
+    struct ferry_error err;
+    struct cpu host, given;
+    const uint8_t *value;
+
+    assert_ok(cpu_of_host(&host, &err), err);
+    assert_ok(cpu_features_remove(&host.features, "arch_capabilities", &err), err);
+    config.cpu_features = &host.features;
+    assert_int_equal(make(&fixture, &config, 16 * MIB), 0);
+    accel_kvm.cpu_given(fixture.accel, &given);
+    assert_false(cpu_features_has(&given.features, "pschange_mc_no"));
+    saved = save(&fixture, "vcpu0");
+    value = find_msr(&fixture, &saved, ARCH_CAPABILITIES);
+    for (size_t i = 0; value && i < 8; i++)
+        assert_int_equal(value[i], 0);
+    buffer_free(&saved);
+    unmake(&fixture);
+}
+
 /* The MSRs that a vCPU has go by the features that its guest was given. */
 static void guest_with_few_features_comes_from_a_host_that_has_more(void **state)
 {
@@ -517,6 +607,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(guest_with_features_this_host_lacks_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(clock_stands_where_it_was_put, setup, teardown),
         cmocka_unit_test(msrs_that_kvm_does_not_list_are_saved_too),
+        cmocka_unit_test(arch_capabilities_are_given_as_far_as_the_vm_is_to_have_them),
+        cmocka_unit_test(guest_that_cpuid_does_not_tell_of_arch_capabilities_has_none),
         cmocka_unit_test(guest_with_few_features_comes_from_a_host_that_has_more),
         cmocka_unit_test(every_page_written_is_told_by_the_ring),
         cmocka_unit_test(every_page_written_is_told_by_the_log),
