@@ -272,6 +272,45 @@ def test_clone_learns_that_it_is_one(hosts):
         a.ferry(f"rm {vm}")
 
 
+# How long a guest's clocks may stand still, on a CPU as slow as this one, before the time is noted in the file and after it
+# is read there.
+STOPS_NS = 100_000_000
+
+
+@pytest.mark.long
+def test_linux_goes_on_from_a_file(hosts):
+    """Of the other host, which reads its memory while it runs."""
+    a, b = hosts
+    run(a, "file", 2, BUSY, "ferry.about")
+    seen = boots(a, "file")
+    a.ferry("suspend file /tmp/file.ckpt", 600)
+    time.sleep(2)  # a clock that stood still in the file would be wrong by as much
+    b.ferry("resume /tmp/file.ckpt")
+    at_arrival = Seen(b, "file")
+    assert at_arrival.text.startswith(seen.text.rpartition("\n")[0]), "the console does not read on"
+    after = goes_on(b, "file", at_arrival)
+    check_clocks(seen, after, STOPS_NS)
+    about(b, "file", len(at_arrival.text))
+    stop(b, "file")
+
+
+@pytest.mark.long
+def test_linux_goes_on_from_a_snapshot_beside_itself(hosts):
+    """And then itself moves cold."""
+    a, b = hosts
+    run(a, "first", 1, QUIET, disk=False)
+    seen = boots(a, "first", disk=False)
+    told = a.ferry("snapshot first /tmp/first.ckpt", 600)
+    stopped, unit = re.search(r"stopped for ([\d.]+) (us|ms|s)\b", told).groups()
+    b.ferry("resume /tmp/first.ckpt second")
+    check_clocks(seen, goes_on(b, "second", Seen(b, "second")), STOPS_NS)
+    check_clocks(seen, goes_on(a, "first", Seen(a, "first")), float(stopped) * {"us": 1e3, "ms": 1e6, "s": 1e9}[unit])
+    stop(b, "second")
+    a.ferry("migrate first b --cold", 600)
+    goes_on(b, "first", Seen(b, "first"))
+    stop(b, "first")
+
+
 @pytest.mark.long
 def test_two_cpus_move_five_times(hosts):
     """While they write as fast as they can."""
