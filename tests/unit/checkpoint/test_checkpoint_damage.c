@@ -256,8 +256,11 @@ static int decode(const struct checkpoint_directory *directory, struct ferry_err
 static void directory_with_impossible_places_is_refused(void **state)
 {
     struct checkpoint_part parts[2] = {
-        {.type = CHECKPOINT_PART_SECTION, .name = "cpu0", .version = 1, .extent = {40 * MIB, 100}},
-        {.type = CHECKPOINT_PART_BLOB, .name = "definition", .extent = {41 * MIB, 100}},
+        {.type = CHECKPOINT_PART_SECTION,
+         .name = "cpu0",
+         .version = 1,
+         .extent = {.offset = 40 * MIB, .size = 100}},
+        {.type = CHECKPOINT_PART_BLOB, .name = "definition", .extent = {.offset = 41 * MIB, .size = 100}},
     };
     struct checkpoint_directory good = {
         .regions = {{.name = "ram", .guest_addr = 0, .size = 4 * MIB, .file_offset = 2 * MIB}},
