@@ -128,11 +128,11 @@ struct ranges {
 
 static void end_range(struct ranges *ranges)
 {
+    uint64_t address = ranges->guest_addr + ranges->begin * FERRY_PAGE_SIZE;
+
     if (ranges->end > ranges->begin && json_array_size(ranges->list) < RANGES_MAX)
-        json_array_append_new(ranges->list,
-                              json_pack("{s:I, s:I}", "guest_addr",
-                                        (json_int_t)(ranges->guest_addr + ranges->begin * FERRY_PAGE_SIZE),
-                                        "pages", (json_int_t)(ranges->end - ranges->begin)));
+        json_array_append_new(ranges->list, json_pack("{s:I, s:I}", "guest_addr", (json_int_t)address,
+                                                      "pages", (json_int_t)(ranges->end - ranges->begin)));
     ranges->begin = ranges->end = 0;
 }
 
@@ -208,13 +208,13 @@ static int compare_memory(const struct side *a, const struct side *b, json_t *me
 
 static char *short_text(const json_t *value, char text[static 41])
 {
-    char *dumped = value && !json_is_null(value)
-                       ? (json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT))
-                       : NULL;
-    const char *whole = dumped                           ? dumped
-                        : value && json_is_string(value) ? json_string_value(value)
-                                                         : "(none)";
+    char *dumped = NULL;
+    const char *whole = json_string_value(value); /* NULL: it is no string, or not there */
 
+    if (!whole && value && !json_is_null(value))
+        whole = dumped = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    if (!whole)
+        whole = "(none)";
     snprintf(text, 41, strlen(whole) > 40 ? "%.37s..." : "%s", whole);
     free(dumped);
     return text;
