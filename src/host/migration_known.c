@@ -98,25 +98,40 @@ static json_int_t bandwidth_of(const json_t *row)
     return (json_int_t)((double)bytes * NS_PER_S / (double)ns);
 }
 
+/* Each part's middle value, all of them stretched to what the middle move took: most moves meet a busy moment
+ * in some part, which the parts' middle values alone leave out. */
 static json_t *middle_parts(json_t *const *rows, size_t count, uint64_t path)
 {
-    json_t *parts = json_object();
+    struct values parts[FERRY_DOWNTIME_PARTS] = {0}, totals = {.count = 0};
+    json_t *result = json_object();
+    double sum = 0;
 
-    for (int i = 0; i < FERRY_DOWNTIME_PARTS; i++) {
-        const char *name = ferry_downtime_part_name((enum ferry_downtime_part)i);
-        struct values values = {.count = 0};
+    for (size_t j = 0; j < count; j++) {
+        json_int_t total = 0;
 
-        for (size_t j = 0; j < count; j++) {
-            const json_t *part = json_object_get(json_object_get(rows[j], "downtime_parts"), name);
+        for (int i = 0; i < FERRY_DOWNTIME_PARTS; i++) {
+            const json_t *part = json_object_get(json_object_get(rows[j], "downtime_parts"),
+                                                 ferry_downtime_part_name((enum ferry_downtime_part)i));
+            json_int_t value = fixed_of(rows[j], (enum ferry_downtime_part)i, json_integer_value(part), path);
 
             if (json_is_integer(part))
-                values_add(&values,
-                           fixed_of(rows[j], (enum ferry_downtime_part)i, json_integer_value(part), path));
+                values_add(&parts[i], value);
+            total += value;
         }
-        if (values.count > 0)
-            json_object_set_new(parts, name, json_integer(values_middle(&values)));
+        values_add(&totals, total);
     }
-    return parts;
+    for (int i = 0; i < FERRY_DOWNTIME_PARTS; i++)
+        sum += (double)values_middle(&parts[i]);
+    for (int i = 0; i < FERRY_DOWNTIME_PARTS; i++) {
+        double value = (double)values_middle(&parts[i]);
+
+        if (sum > 0)
+            value *= (double)values_middle(&totals) / sum;
+        if (parts[i].count > 0)
+            json_object_set_new(result, ferry_downtime_part_name((enum ferry_downtime_part)i),
+                                json_integer((json_int_t)value));
+    }
+    return result;
 }
 
 /* ROWS are COUNT of one kind, newest first. */

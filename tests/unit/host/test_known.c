@@ -4,6 +4,8 @@
 #include "host/host.h"
 #include "host/migration.h"
 
+#include <ferry/ferry.h>
+
 #define US 1000
 
 struct fixture {
@@ -32,6 +34,28 @@ static int tear_down(void **state)
     unit_dir_remove(&fixture->dir);
     free(fixture);
     return 0;
+}
+
+/* One of web to b that this host sent and that completed, with what else there is of it. Steals MORE. */
+static void record(struct fixture *fixture, json_t *more)
+{
+    char id[16];
+    struct ferry_error err;
+
+    snprintf(id, sizeof(id), "id-%u", ++fixture->count);
+    json_object_update_new(more, json_pack("{s:s, s:s, s:s, s:s, s:s}", "id", id, "vm", "web", "destination",
+                                           "b", "outcome", "completed", "side", "source"));
+    assert_ok(
+        fixture->host.store->ops->migration_put(fixture->host.store,
+                                                &(struct store_migration){.id = id,
+                                                                          .vm = "web",
+                                                                          .outcome = "completed",
+                                                                          .started_ns = fixture->count,
+                                                                          .ended_ns = fixture->count + 1,
+                                                                          .object = more},
+                                                &err),
+        err);
+    json_decref(more);
 }
 
 /* A completed move that this host sent; RESUME_US, and all else of the downtime 0. */
@@ -148,6 +172,55 @@ static void pages_on_the_wire_are_not_the_switchovers(void **state)
     json_decref(known.costs);
 }
 
+/* Each of three was slow in another part: the middle one took 102 us, though no part's middle value is
+ * above 1. */
+static void busy_moments_in_different_parts_are_not_lost(void **state)
+{
+    struct fixture *fixture = *state;
+    struct migration_known known;
+    const json_t *parts;
+    json_int_t sum = 0;
+    static const int times[3][3] = {{100, 1, 1}, {1, 100, 1}, {1, 1, 100}};
+
+    for (int i = 0; i < 3; i++)
+        record(fixture, json_pack("{s:{s:i, s:i, s:i}}", "downtime_parts", "pause", times[i][0] * US, "lock",
+                                  times[i][1] * US, "resume", times[i][2] * US));
+    migration_known_costs(&fixture->host, "web", "b", 0, &known);
+    parts = json_object_get(known.costs, "downtime_parts");
+    for (int i = 0; i < FERRY_DOWNTIME_PARTS; i++)
+        sum +=
+            json_integer_value(json_object_get(parts, ferry_downtime_part_name((enum ferry_downtime_part)i)));
+    assert_int_equal(sum, 102 * US);
+    json_decref(known.costs);
+}
+
+/* A first round of 64 MB in SECONDS. */
+static void sent(struct fixture *fixture, int seconds, int limit, int compressed)
+{
+    record(fixture,
+           json_pack("{s:{s:i}, s:[{s:i, s:I}], s:i, s:i, s:{s:{s:i}}}", "downtime_parts", "pause", 1,
+                     "rounds", "bytes", 64000000, "duration_ns", (json_int_t)seconds * 1000000000,
+                     "bandwidth_limit", limit, "pages_raw", 16000, "encodings", "lz4", "pages", compressed));
+}
+
+static void bandwidth_is_known_of_moves_that_nothing_held_back(void **state)
+{
+    struct fixture *fixture = *state;
+    struct migration_known known;
+
+    sent(fixture, 1, 0, 0);
+    sent(fixture, 2, 0, 0);
+    sent(fixture, 1, 0, 100);
+    sent(fixture, 64, 1000000, 0);
+    sent(fixture, 64, 0, 16000);
+    migration_known_costs(&fixture->host, "web", "b", 0, &known);
+    assert_int_equal(known.bandwidth, 64000000);
+    json_decref(known.costs);
+    migration_known_costs(&fixture->host, "web", "c", 0, &known);
+    assert_int_equal(known.bandwidth, 0);
+    json_decref(known.costs);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -155,6 +228,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(one_bad_move_does_not_count, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_same_vm_and_way_come_before_others, set_up, tear_down),
         cmocka_unit_test_setup_teardown(pages_on_the_wire_are_not_the_switchovers, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(busy_moments_in_different_parts_are_not_lost, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(bandwidth_is_known_of_moves_that_nothing_held_back, set_up,
+                                        tear_down),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
