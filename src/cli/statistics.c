@@ -76,9 +76,12 @@ void statistics_print_causes(struct cli *cli, const json_t *statistics)
 
     json_object_foreach(kinds, kind, sums)
     {
-        json_object_foreach(object_get(sums, "causes"), cause, count) json_object_set_new(
-            all, cause,
-            json_integer(json_integer_value(json_object_get(all, cause)) + json_integer_value(count)));
+        json_object_foreach(object_get(sums, "causes"), cause, count)
+        {
+            json_int_t sum = json_integer_value(json_object_get(all, cause)) + json_integer_value(count);
+
+            json_object_set_new(all, cause, json_integer(sum));
+        }
     }
     table_column(&table, "CAUSE", TABLE_LEFT);
     table_column(&table, "COUNT", TABLE_RIGHT);
