@@ -163,6 +163,7 @@ class FakeFerryd:
         self.console_history = {}
         self.console_end = threading.Event()  # ends consoles and followed logs
         self.console_input = b""
+        self.console_heard = threading.Condition()
         self.changed = threading.Event()
         self.closing = threading.Event()
         self.servers = []
@@ -498,7 +499,9 @@ class FakeHandler(BaseHTTPRequestHandler):
                 break
             if not data:
                 break
-            fake.console_input += data
+            with fake.console_heard:
+                fake.console_input += data
+                fake.console_heard.notify_all()
             self.wfile.write(b"<" + data + b">")
             self.wfile.flush()
 
