@@ -146,6 +146,7 @@ static void *source_main(void *opaque)
 
 /* --- all hosts --- */
 
+/* HOSTS begins with cli's own, which is followed already (docs/API.md). */
 static void start_others(struct follower *follower, struct source *sources, const json_t *hosts)
 {
     struct client *by = &follower->cli->client;
@@ -158,6 +159,9 @@ static void start_others(struct follower *follower, struct source *sources, cons
         struct source *source = &sources[index];
         int result;
 
+        *source = (struct source){0};
+        if (index == 0)
+            continue;
         *source =
             (struct source){.follower = follower, .client = &source->own, .name = object_text(host, "name")};
         result = client_open_host(&source->own, by, source->name, object_text(host, "address"), &err);
