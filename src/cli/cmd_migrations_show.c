@@ -147,7 +147,7 @@ static void print_saved(struct fields *fields, const json_t *migration)
                       (unsigned long long)object_number(migration, "pages_postponed"));
 }
 
-/* Those that moved along with a cold migration. */
+/* What moved along with a cold migration. */
 static void print_disks(struct fields *fields, const json_t *migration)
 {
     const json_t *disks = object_get(migration, "disks");
@@ -157,8 +157,7 @@ static void print_disks(struct fields *fields, const json_t *migration)
 
     if (!json_is_object(disks))
         return;
-    fields_format(fields, "disks", "%s of %s copied, %s",
-                  units_format_size(object_number(disks, "bytes"), bytes),
+    fields_format(fields, "copied", "%s of %s, %s", units_format_size(object_number(disks, "bytes"), bytes),
                   units_format_size(object_number(disks, "total_bytes"), total),
                   units_format_rate(object_number(disks, "rate"), rate));
     json_array_foreach(object_get(disks, "files"), i, file)

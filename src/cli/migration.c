@@ -146,13 +146,13 @@ static void print_upgrade(struct cli *cli, const json_t *migration)
             units_format_duration(object_number(migration, "downtime_ns"), downtime));
 }
 
-/* What stays behind of disks that were copied. */
+/* What stays behind of disks, and of a suspended guest's file, that were copied. */
 static void print_left(struct cli *cli, const json_t *migration)
 {
     json_t *file;
     size_t i;
 
-    fprintf(cli->out, "Its disks were copied; what was left on %s is no longer used, and may be removed:\n",
+    fprintf(cli->out, "These were copied; what was left on %s is no longer used, and may be removed:\n",
             object_text(migration, "source"));
     json_array_foreach(object_get(migration, "disks.files"), i, file)
         fprintf(cli->out, "  %s\n", object_text(file, "source"));
@@ -160,17 +160,16 @@ static void print_left(struct cli *cli, const json_t *migration)
 
 static void print_cold(struct cli *cli, const json_t *migration)
 {
-    bool disks = json_array_size(object_get(migration, "disks.files")) > 0;
     char total[UNITS_TEXT_SIZE], size[UNITS_TEXT_SIZE];
 
-    if (disks)
+    if (json_array_size(object_get(migration, "disks.files")) > 0)
         print_left(cli, migration); /* last is the line that tells how it went */
     fprintf(cli->out, "%s: %s moved cold from %s to %s: total %s", object_text(migration, "id"),
             object_text(migration, "vm"), object_text(migration, "source"),
             object_text(migration, "destination"),
             units_format_duration(object_number(migration, "total_ns"), total));
-    if (disks)
-        fprintf(cli->out, ", %s of disks",
+    if (json_is_object(object_get(migration, "disks")))
+        fprintf(cli->out, ", %s copied",
                 units_format_size(object_number(migration, "disks.total_bytes"), size));
     fputc('\n', cli->out);
 }

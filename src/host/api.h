@@ -148,6 +148,7 @@ api_handler api_migration_cancel;
 api_handler api_migration_end;
 api_handler api_migration_reconnect;
 api_handler api_migration_disk;
+api_handler api_migration_file;
 api_handler api_migration_copied;
 api_handler api_incoming;
 api_handler api_incoming_withdraw;
@@ -160,7 +161,6 @@ api_handler api_checkpoint_watch;
 api_handler api_checkpoint_cancel;
 api_handler api_resume;
 api_handler api_vm_resumed;
-api_handler api_vm_suspended;
 /* api_events.c */
 api_handler api_events;
 api_handler api_events_take;

@@ -2,7 +2,6 @@
 
 #include "base/error.h"
 #include "host/checkpoint.h"
-#include "host/checkpoint_copy.h"
 #include "host/resume.h"
 
 int api_vm_checkpoint(struct api_request *request)
@@ -95,21 +94,4 @@ int api_vm_resumed(struct api_request *request)
     if (result == 0)
         result = vms_resumed_elsewhere(request->host, request->arguments[0], by, id, &request->err);
     return result < 0 ? result : api_answer_empty(request);
-}
-
-int api_vm_suspended(struct api_request *request)
-{
-    const char *to = api_query(request, "to");
-    uint64_t offset = 0;
-    json_t *answer = NULL;
-    int result = api_query_uint(request, "offset", &offset);
-
-    if (result == 0 && (!to || !config_name_valid(to)))
-        result = error_set(&request->err, HOST_USAGE, "?to= is the name of the host that asks");
-    if (result == 0)
-        result = api_check_is(request, to);
-    if (result == 0)
-        result =
-            checkpoint_copy_read(request->host, request->arguments[0], to, offset, &answer, &request->err);
-    return result < 0 ? result : api_answer(request, MHD_HTTP_OK, answer);
 }

@@ -210,24 +210,35 @@ int api_migration_watch(struct api_request *request)
     return result < 0 ? result : api_answer_watch(request, id, migration_watch);
 }
 
-int api_migration_disk(struct api_request *request)
+/* Disk INDEX, or STORAGE_FILE. */
+static int answer_part(struct api_request *request, uint64_t index)
 {
     const char *to = api_query(request, "to");
-    const char *index = request->arguments[1];
     struct storage_stream *stream = NULL;
-    int result = 0;
+    int result;
 
     if (!to || !config_name_valid(to))
         return error_set(&request->err, HOST_USAGE, "?to= is the name of the host that asks");
-    if (strlen(index) != 1 || index[0] < '0' || index[0] > '9')
-        return error_set(&request->err, HOST_NOT_FOUND, "there is no disk %.32s", index);
     result = api_check_is(request, to);
     if (result == 0)
-        result = storage_stream_open(&stream, request->host, request->arguments[0],
-                                     (uint64_t)(index[0] - '0'), to, &request->err);
+        result = storage_stream_open(&stream, request->host, request->arguments[0], index, to, &request->err);
     return result < 0 ? result
                       : api_answer_stream(request, "application/octet-stream", storage_stream_fill, stream,
                                           storage_stream_free);
+}
+
+int api_migration_disk(struct api_request *request)
+{
+    const char *index = request->arguments[1];
+
+    if (strlen(index) != 1 || index[0] < '0' || index[0] > '9')
+        return error_set(&request->err, HOST_NOT_FOUND, "there is no disk %.32s", index);
+    return answer_part(request, (uint64_t)(index[0] - '0'));
+}
+
+int api_migration_file(struct api_request *request)
+{
+    return answer_part(request, STORAGE_FILE);
 }
 
 int api_migration_copied(struct api_request *request)

@@ -7,8 +7,8 @@
 #include "host/definition.h"
 #include "host/fields.h"
 #include "host/machines.h"
-#include "host/migration_cold.h"
 #include "host/storage.h"
+#include "host/storage_file.h"
 #include "host/vm_owner.h"
 #include "host/vms.h"
 
@@ -521,12 +521,6 @@ static int check_network_connections(const struct check_context *context, struct
     return 0;
 }
 
-/* A suspended VM's. */
-static int check_file(const struct check_context *context, struct ferry_error *err)
-{
-    return cold_check_file(context->cold, context->vm, context->destination, err);
-}
-
 enum check_severity {
     CHECK_ERROR = 1,
     CHECK_WARNING,
@@ -569,7 +563,8 @@ static const struct check {
     {"storage", CHECK_DESTINATION, CHECK_ERROR, storage_check_room},
     {"storage", CHECK_DESTINATION, CHECK_WARNING, storage_check_shared},
     {"networks", CHECK_DESTINATION, CHECK_ERROR, check_networks},
-    {"checkpoint", CHECK_DESTINATION, CHECK_WARNING, check_file},
+    {"checkpoint", CHECK_DESTINATION, CHECK_ERROR, storage_file_check},
+    {"checkpoint", CHECK_DESTINATION, CHECK_WARNING, storage_file_check_copied},
     {"quick-resume", CHECK_DESTINATION, CHECK_ERROR, check_quick_resume_now},
     {"quick-resume", CHECK_DESTINATION, CHECK_WARNING, check_quick_resume_allowed},
     {"connections", CHECK_DESTINATION, CHECK_WARNING, check_network_connections},

@@ -3,19 +3,17 @@
 #include "base/error.h"
 #include "host/agreement.h"
 #include "host/checkpoint.h"
-#include "host/checkpoint_copy.h"
 #include "host/definition.h"
 #include "host/events.h"
 #include "host/fields.h"
 #include "host/resume.h"
 #include "host/storage.h"
 #include "host/storage_copy.h"
+#include "host/storage_file.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
 #include "host/vm_runnable.h"
 #include "host/vm_suspended.h"
-
-#include <ferry/checkpoint.h>
 
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +40,7 @@ int cold_prepare(struct migration *migration, struct vm *vm, struct ferry_error 
     struct host *host = migration->host;
     json_t *cold = NULL;
     json_t *storage = NULL;
+    char file[PATH_MAX];
     int result = vm_check_runnable(host, vm, err);
 
     if (result < 0)
@@ -49,6 +48,7 @@ int cold_prepare(struct migration *migration, struct vm *vm, struct ferry_error 
     if (migration->storage)
         storage = storage_plan(host, vm->definition);
     host_lock(host);
+    snprintf(file, sizeof(file), "%s", cold_text(vm->suspended, "file"));
     if (vm->process && vm_runs(vm))
         cold = json_pack("{s:s, s:b}", "state", "running", "paused", vm->state == VM_STATE_PAUSED);
     else if (!vm->process && vm->state == VM_STATE_SUSPENDED)
@@ -62,12 +62,16 @@ int cold_prepare(struct migration *migration, struct vm *vm, struct ferry_error 
             error_set(err, HOST_CONFLICT, "VM %s is %s: it cannot be moved now", vm->name, vm_state_text(vm));
     if (cold && storage)
         json_object_set(cold, "storage", storage);
+    host_unlock(host);
+    if (storage_file_moves(cold))
+        json_object_set_new(cold, "shape", storage_file_shape(file));
+    json_decref(storage);
     if (cold) {
+        host_lock(host);
         json_decref(migration->cold);
         migration->cold = cold;
+        host_unlock(host);
     }
-    host_unlock(host);
-    json_decref(storage);
     return result == 0 && !cold ? error_set(err, -ENOMEM, "out of memory") : result;
 }
 
@@ -127,8 +131,8 @@ static int await_save(struct migration *migration, const char *id, struct ferry_
         json_decref(object);
         object = NULL;
         result = checkpoint_watch(host, id, &seen, clock_deadline(host_vm_ms(host)), &object, &ended, err);
-        if (object) /* what is left to copy then are the disks, if they move */
-            storage_set_progress(migration, "MIGRATE_TO_VMX_PRECOPY", 2, migration->storage ? "Init" : "Copy",
+        if (object) /* what is to be copied to the other host comes then */
+            storage_set_progress(migration, "MIGRATE_TO_VMX_PRECOPY", 2, "Init",
                                  (int)json_integer_value(json_object_get(object, "percent")));
     }
     if (result == 0 && !ended)
@@ -225,7 +229,7 @@ static bool is_unknown(const struct migration *migration, int result)
            (result == -ECANCELED && host_stopping(migration->host));
 }
 
-/* Nothing but the VM itself moves. Takes LOCK over. */
+/* Nothing but the VM itself moves, which is powered off. Takes LOCK over. */
 static int give(struct migration *migration, struct vm_lock *lock, struct ferry_error *err)
 {
     struct host *host = migration->host;
@@ -238,10 +242,6 @@ static int give(struct migration *migration, struct vm_lock *lock, struct ferry_
     vm_set_ban(host, migration->vm, &ban);
     storage_set_progress(migration, "MIGRATE_TO_VMX_WAIT_HANDSHAKE", 4, "Frozen", 90);
     body = migration_offer_body(migration, migration->vm->definition, false);
-    if (migration->saving[0]) { /* it is resumed there, on the generation that the file has */
-        vm_lock_close(lock);
-        lock = NULL;
-    }
     result = migration_call_peer(migration, "POST", "/v1/incoming", body, PEER_LONG, NULL, err);
     json_decref(body);
     if (result < 0 && !is_unknown(migration, result))
@@ -258,9 +258,13 @@ static int hand_over(struct migration *migration, struct ferry_error *err)
 
     if (result < 0)
         return result;
-    if (!storage_moves(migration->cold))
+    if (!storage_moves(migration->cold) && !storage_file_moves(migration->cold))
         return give(migration, lock, err);
     result = storage_send(migration, err);
+    if (migration->saving[0] && !storage_moves(migration->cold)) {
+        vm_lock_close(lock); /* it is resumed there, by the same lock, on the generation that the file has */
+        lock = NULL;
+    }
     if (result == 0)
         result = storage_give(migration, lock, err);
     vm_lock_close(lock);
@@ -483,66 +487,18 @@ void cold_run(struct migration *migration)
 
 /* --- destination --- */
 
-/* Is what is at FILE here the one written by the save ID? */
-static bool has_file(const char *file, const char *id)
-{
-    struct ferry_checkpoint *checkpoint = NULL;
-    bool has = ferry_checkpoint_open(&checkpoint, file, NULL) == 0 &&
-               strcmp(ferry_checkpoint_info(checkpoint)->id, id) == 0;
-
-    ferry_checkpoint_close(checkpoint);
-    return has;
-}
-
-int cold_check_file(const json_t *cold, const char *vm, const char *host, struct ferry_error *err)
-{
-    const char *file = cold_text(cold, "file");
-
-    if (!is_state(cold, "suspended") || (file[0] == '/' && has_file(file, cold_text(cold, "checkpoint"))))
-        return 0;
-    return error_set(
-        err, HOST_REFUSED,
-        "the file that the guest of VM %s is in, %.200s, is not to be found on host %s: it is copied "
-        "there",
-        vm, file, host);
-}
-
-int cold_get_file(struct host *host, const struct migration *migration, const char *vm,
-                  char file[static PATH_MAX], struct ferry_error *err)
-{
-    const char *there = cold_text(migration->cold, "file");
-    const char *id = cold_text(migration->cold, "checkpoint");
-    char address[SOCK_ADDRESS_SIZE];
-    int result;
-
-    file[0] = '\0';
-    if (!is_state(migration->cold, "suspended"))
-        return 0;
-    if (!migration_id_valid(id))
-        return error_set(err, HOST_USAGE, "\"checkpoint\" must be a UUID in lower case");
-    snprintf(file, PATH_MAX, "%s", there);
-    if (there[0] == '/' && has_file(there, id))
-        return 0;
-    snprintf(file, PATH_MAX, "%.3900s/%s-%s.ckpt", host->config->state_dir, vm, id);
-    result = peers_find(host, migration->source, address, err);
-    return result < 0 ? result : checkpoint_copy_fetch(host, address, vm, id, file, err);
-}
-
+/* One that is powered off. */
 static int make_vm(struct migration *migration, const json_t *definition, struct ferry_error *err)
 {
     struct host *host = migration->host;
-    bool suspended = is_state(migration->cold, "suspended");
-    char file[PATH_MAX] = "";
     char why[128];
     struct vm *vm = NULL;
     int result = vm_make(host, definition, "arriving", true, &vm, err);
 
     if (result < 0)
         return result;
-    result = cold_get_file(host, migration, vm->name, file, err);
     snprintf(why, sizeof(why), "it did not run when it moved here from host %s", migration->source);
-    if (result == 0)
-        result = vm_directory_mark_incoming(vm, migration->id, migration->source, err);
+    result = vm_directory_mark_incoming(vm, migration->id, migration->source, err);
     if (result == 0)
         result = vm_directory_leave_exit(vm, why, err);
     if (result < 0) {
@@ -550,15 +506,11 @@ static int make_vm(struct migration *migration, const json_t *definition, struct
         vm_release(host, vm);
         return result;
     }
-    if (suspended)
-        vm_set_suspended(host, vm, file, cold_text(migration->cold, "checkpoint"));
     vm_lift_ban(host, vm);
     vm_directory_arrived(vm); /* from here on it is this host's, also for the next ferryd */
     host_lock(host);
-    if (!suspended) {
-        vm->state = VM_STATE_STOPPED;
-        snprintf(vm->why, sizeof(vm->why), "%s", why);
-    }
+    vm->state = VM_STATE_STOPPED;
+    snprintf(vm->why, sizeof(vm->why), "%s", why);
     vm->listed = true;
     host_unlock(host);
     vm_release(host, vm);
@@ -614,10 +566,9 @@ int cold_receive(struct host *host, const struct migration_offer *offer, const j
 {
     const char *vm = definition_name(definition);
     struct migration *migration;
-    bool dropped;
     int result;
 
-    if (storage_moves(offer->cold))
+    if (storage_moves(offer->cold) || storage_file_moves(offer->cold))
         return storage_receive(host, offer, definition, answer, err);
     migration =
         migration_new(host, offer->id, vm, definition_machine(definition), offer->source, host->config->name);
@@ -632,8 +583,6 @@ int cold_receive(struct host *host, const struct migration_offer *offer, const j
                 "cold migration of VM %s from host %s to host %s started", vm, offer->source,
                 host->config->name);
     result = make_vm(migration, definition, err);
-    if (result == 0 && json_is_true(json_object_get(offer->cold, "resume")))
-        result = cold_resume_arrived(host, migration->cold, vm, &dropped, err);
     if (result < 0) {
         error_prefix(err, HOST_REFUSED, "VM %s cannot be set up on host %s", vm, host->config->name);
         migration_end(migration, "failed", "internal", err->text);

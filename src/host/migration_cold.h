@@ -12,8 +12,9 @@
  *                                                       until all of it is there
  *     not runnable here (completed)
  *
- * The lock's generation stays as it is: nobody has run the VM. Its disks stay where they are, too, unless
- * they are to move along: then it goes as in storage_copy.h.
+ * So goes one that is powered off; one that is suspended, or whose disks move along, goes as in
+ * storage_copy.h, where nothing is given before all that is to be copied has been. The lock's generation
+ * stays as it is: nobody has run the VM.
  */
 #ifndef FERRY_HOST_MIGRATION_COLD_H
 #define FERRY_HOST_MIGRATION_COLD_H
@@ -35,17 +36,11 @@ void cold_take_up(struct migration *migration, struct vm *vm);
 /* At the destination: makes the VM, and its record. ANSWER as of storage_receive. */
 int cold_receive(struct host *host, const struct migration_offer *offer, const json_t *definition,
                  json_t *answer, struct ferry_error *err);
-/* Where the file of one that is suspended is here: the same as at the source, or a copy that is made now; ""
- * for others. */
-int cold_get_file(struct host *host, const struct migration *migration, const char *vm,
-                  char file[static PATH_MAX], struct ferry_error *err);
 /* The VM is here, suspended, and ran at the source: it goes on. Else it is removed (*dropped), and so is the
  * file. */
 int cold_resume_arrived(struct host *host, const json_t *cold, const char *name, bool *dropped,
                         struct ferry_error *err);
 void cold_tell_arrived(struct migration *migration);        /* its end */
 const char *cold_text(const json_t *cold, const char *key); /* "": there is none */
-/* Whether a suspended VM's file is there, or must be copied; nothing to check of others. */
-int cold_check_file(const json_t *cold, const char *vm, const char *host, struct ferry_error *err);
 
 #endif

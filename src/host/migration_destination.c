@@ -12,6 +12,7 @@
 #include "host/peers.h"
 #include "host/storage.h"
 #include "host/storage_copy.h"
+#include "host/storage_file.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
 #include "host/vm_runnable.h"
@@ -216,7 +217,8 @@ int migration_receive(struct host *host, const struct migration_offer *offer, js
     }
     if (result == 0) {
         *answer = make_answer(host, definition, results);
-        if (storage_moves(offer->cold)) /* this ferryd knows what that is */
+        if (storage_moves(offer->cold) ||
+            storage_file_moves(offer->cold)) /* this ferryd knows what that is */
             json_object_set_new(*answer, "storage", json_object());
         if (!offer->check_only && offer->cold)
             result = cold_receive(host, offer, definition, *answer, err);

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "host/fields.h"
+#include "host/storage_file.h"
 
 #include <string.h>
 #include <sys/stat.h>
@@ -151,8 +152,23 @@ int storage_read(struct storage_disks *disks, const struct host *host, const jso
     for (size_t i = 0; result == 0 && i < json_array_size(there); i++) {
         result = read_disk(&disks->disk[i], json_array_get(there, i), json_array_get(here, i),
                            strcmp(boot_id, host->boot_id) == 0, err);
-        disks->count = i + 1;
+        disks->count = disks->parts = i + 1;
     }
+    return result;
+}
+
+int storage_read_all(struct storage_disks *disks, const struct host *host, const json_t *cold,
+                     const json_t *definition, struct ferry_error *err)
+{
+    struct storage_disk *file;
+    int result = storage_read(disks, host, cold, definition, err);
+
+    if (!storage_file_moves(cold) || (result < 0 && result != -ENOENT))
+        return result;
+    file = &disks->disk[disks->count];
+    result = storage_file_read(file, disks->file, host, cold, definition_name(definition), err);
+    if (result == 0 && !file->stays)
+        disks->parts++;
     return result;
 }
 
@@ -160,7 +176,7 @@ uint64_t storage_bytes(const struct storage_disks *disks)
 {
     uint64_t bytes = 0;
 
-    for (size_t i = 0; i < disks->count; i++)
+    for (size_t i = 0; i < disks->parts; i++)
         bytes += disks->disk[i].stays ? 0 : disks->disk[i].shape.bytes;
     return bytes;
 }
@@ -238,15 +254,18 @@ int storage_check_source(const struct check_context *context, struct ferry_error
     return result < 0 ? result : check_names_differ(context, err);
 }
 
-/* A ferryd that knows nothing of it would take the VM without its disks. */
+/* A ferryd that knows nothing of it would take the VM without its disks, or before it was given. */
 int storage_check_known(const struct check_context *context, struct ferry_error *err)
 {
-    if (!storage_moves(context->cold) || json_object_get(context->there_answer, "storage"))
+    bool moves = storage_moves(context->cold) || storage_file_moves(context->cold);
+
+    if (!moves || json_object_get(context->there_answer, "storage"))
         return 0;
     return error_set(err, HOST_REFUSED,
-                     "VM %s cannot move with its disks: the Ferry of host %s does not know how to take them; "
+                     "VM %s cannot move with its %s: the Ferry of host %s does not know how to take %s; "
                      "bring both hosts to the same version",
-                     context->vm, context->destination);
+                     context->vm, storage_moves(context->cold) ? "disks" : "file", context->destination,
+                     storage_moves(context->cold) ? "them" : "it");
 }
 
 /* --- checks: destination --- */
@@ -328,7 +347,7 @@ static int check_file_system(const struct check_context *context, const struct s
     struct statvfs room;
     uint64_t needed = 0, free_bytes;
 
-    for (size_t i = 0; i < disks->count; i++) {
+    for (size_t i = 0; i < disks->parts; i++) {
         char other[PATH_MAX];
         struct stat place;
 
@@ -343,18 +362,21 @@ static int check_file_system(const struct check_context *context, const struct s
     if (needed <= free_bytes)
         return 0;
     return error_set(err, HOST_REFUSED,
-                     "VM %s cannot move with its disks: they need %llu MiB in %.200s on host %s, where %llu "
-                     "MiB are free; make room there, or say --storage=DIR",
-                     context->vm, mib_up(needed), directory, context->destination,
-                     (unsigned long long)(free_bytes >> 20));
+                     "VM %s cannot move with its %s %llu MiB in %.200s on host %s, where %llu MiB are free; "
+                     "make room there%s",
+                     context->vm, disks->count ? "disks: they need" : "file: it needs", mib_up(needed),
+                     directory, context->destination, (unsigned long long)(free_bytes >> 20),
+                     disks->count ? ", or say --storage=DIR" : "");
 }
 
 int storage_check_room(const struct check_context *context, struct ferry_error *err)
 {
     struct storage_disks disks;
-    int result = read_plan(context, &disks, err);
+    int result = storage_read_all(&disks, context->host, context->cold, context->definition, err);
 
-    for (size_t i = 0; result == 0 && i < disks.count; i++) {
+    if (result == -ENOENT)
+        return 0;
+    for (size_t i = 0; result == 0 && i < disks.parts; i++) {
         char directory[PATH_MAX];
         struct stat status;
 

@@ -28,9 +28,12 @@ struct storage_disk {
     bool stays;
 };
 
+/* Not to be copied: it points into itself. */
 struct storage_disks {
-    struct storage_disk disk[DEFINITION_DISKS_MAX];
-    size_t count;
+    struct storage_disk disk[DEFINITION_DISKS_MAX + 1];
+    size_t count;        /* the definition's, if disks move */
+    size_t parts;        /* after them a suspended guest's file (storage_file.h), if it is to be copied */
+    char file[PATH_MAX]; /* of a suspended guest, where it is here, or will be; empty: there is none */
 };
 
 /* At the source: DEFINITION's disks go into DIRECTORY, or keep their paths ("" or NULL). What cannot be read
@@ -42,6 +45,9 @@ json_t *storage_definition(const json_t *definition, const char *directory);
  * when they make no sense. */
 int storage_read(struct storage_disks *disks, const struct host *host, const json_t *cold,
                  const json_t *definition, struct ferry_error *err);
+/* The same, with a suspended guest's file (-ENOENT: there is neither). */
+int storage_read_all(struct storage_disks *disks, const struct host *host, const json_t *cold,
+                     const json_t *definition, struct ferry_error *err);
 /* Bytes to be copied. */
 uint64_t storage_bytes(const struct storage_disks *disks);
 /* The first disk that is written to, beside which the VM's lock is; NULL: there is none. */

@@ -1,16 +1,20 @@
 /*
- * Cold migrations that take their disks along (storage.h has the plan, disk/copy.h the bytes):
+ * Cold migrations that take their disks along (storage.h has the plan, disk/copy.h the bytes), and those of
+ * suspended VMs, with or without disks, whose file is copied when the destination does not reach it
+ * (storage_file.h):
  *
  *     source                                            destination
  *     takes the VM's lock: nobody starts it, nor
  *     writes to its disks
- *     POST /v1/incoming with `cold.storage`     ->      takes the VM's name, lists it as SETUP(MIGR)
+ *     POST /v1/incoming                         ->      takes the VM's name, lists it as SETUP(MIGR)
  *     serves its disks                          <-      GET /v1/migrations/ID/disks/N, each into a new file
  *                                                       beside the one to be, PATH.ID.partial; on storage,
- *                                                       read back, compared; a suspended guest's file, too
+ *                                                       read back, compared; a suspended guest's file, too:
+ *                                               <-      GET /v1/migrations/ID/file
  *                                               <-      POST /v1/migrations/ID/copied
  *     not runnable here (outcome unknown);
- *     the lock says `handover`
+ *     the lock says `handover`, if it is beside
+ *     one of those disks
  *     POST /v1/incoming/ID/take                 ->      files get their names; a lock beside them, of the
  *                                                       generation that the source's was; then the VM is
  *                                                       the destination's
@@ -49,6 +53,8 @@ int storage_give(struct migration *migration, struct vm_lock *lock, struct ferry
 
 struct storage_stream;
 
+#define STORAGE_FILE UINT64_MAX /* for an index: the suspended guest's */
+
 /* Disk INDEX of migration ID, for host TO. */
 int storage_stream_open(struct storage_stream **out, struct host *host, const char *id, uint64_t index,
                         const char *to, struct ferry_error *err);
@@ -59,7 +65,8 @@ int storage_copied(struct host *host, const char *id, const char *from, struct f
 
 /* --- destination --- */
 
-/* ANSWER gets `storage`: {bytes, disks: [whether it is copied]}. Returns when the job is under way. */
+/* ANSWER gets `storage`: {bytes, disks: [whether it is copied], file: where it will be, if it is copied}.
+ * Returns when the job is under way. */
 int storage_receive(struct host *host, const struct migration_offer *offer, const json_t *definition,
                     json_t *answer, struct ferry_error *err);
 void storage_run(struct migration *migration); /* the job's thread */

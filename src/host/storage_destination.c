@@ -4,9 +4,11 @@
 #include "host/agreement.h"
 #include "host/definition.h"
 #include "host/events.h"
+#include "host/fields.h"
 #include "host/migration_cold.h"
 #include "host/peers.h"
 #include "host/storage.h"
+#include "host/storage_file.h"
 #include "host/vm_directory.h"
 #include "host/vm_owner.h"
 #include "host/vm_runnable.h"
@@ -25,20 +27,24 @@ struct arrival {
     struct migration *migration;
     struct vm *vm;
     struct storage_disks disks;
-    struct disk_writer *writers[DEFINITION_DISKS_MAX]; /* NULL: not copied */
-    struct disk_writer *writer;                        /* of them, the one that is being filled */
-    uint64_t done;                                     /* bytes of those that are filled */
+    struct disk_writer *writers[DEFINITION_DISKS_MAX + 1]; /* of its parts; NULL: not copied */
+    struct disk_writer *writer;                            /* of them, the one that is being filled */
+    uint64_t done;                                         /* bytes of those that are filled */
     uint64_t told_ns;
-    char file[PATH_MAX]; /* a suspended guest's; empty: none */
-    json_t *marks;       /* of mark(), as last recorded */
+    json_t *marks; /* of mark(), as last recorded */
 };
 
 /* --- what it is made of --- */
 
 static int read_disks(struct arrival *arrival, struct ferry_error *err)
 {
-    return storage_read(&arrival->disks, arrival->host, arrival->migration->cold, arrival->vm->definition,
-                        err);
+    return storage_read_all(&arrival->disks, arrival->host, arrival->migration->cold, arrival->vm->definition,
+                            err);
+}
+
+static bool is_file(const struct arrival *arrival, size_t part)
+{
+    return part >= arrival->disks.count;
 }
 
 static int partial_path(const struct arrival *arrival, const struct storage_disk *disk,
@@ -56,7 +62,7 @@ static int mark(struct arrival *arrival, bool placing, struct ferry_error *err)
     json_t *list = json_array();
     int result = 0;
 
-    for (size_t i = 0; result == 0 && i < arrival->disks.count; i++) {
+    for (size_t i = 0; result == 0 && i < arrival->disks.parts; i++) {
         const struct storage_disk *disk = &arrival->disks.disk[i];
         char partial[PATH_MAX];
         struct stat status;
@@ -101,7 +107,7 @@ static int make_files(struct arrival *arrival, struct ferry_error *err)
 {
     int result = 0;
 
-    for (size_t i = 0; result == 0 && i < arrival->disks.count; i++) {
+    for (size_t i = 0; result == 0 && i < arrival->disks.parts; i++) {
         const struct storage_disk *disk = &arrival->disks.disk[i];
         char partial[PATH_MAX];
 
@@ -136,29 +142,43 @@ static int take_bytes(void *opaque, const void *data, size_t size, struct ferry_
     struct arrival *arrival = opaque;
 
     if (is_cancelled(arrival))
-        return error_set(err, -ECANCELED, "cancelled while its disks were copied");
+        return error_set(err, -ECANCELED, "cancelled while it was copied");
     tell(arrival);
     return disk_writer_write(arrival->writer, data, size, err);
 }
 
-static int fetch_disk(struct arrival *arrival, size_t i, struct ferry_error *err)
+static int check_file(const struct arrival *arrival, const struct storage_disk *file, struct ferry_error *err)
+{
+    char partial[PATH_MAX];
+    int result = partial_path(arrival, file, partial, err);
+
+    if (result == 0 && !storage_file_is(partial, cold_text(arrival->migration->cold, "checkpoint")))
+        result = error_set(err, -EPROTO, "what came is not what its guest was saved to");
+    return result;
+}
+
+static int fetch_part(struct arrival *arrival, size_t i, struct ferry_error *err)
 {
     struct migration *migration = arrival->migration;
-    char path[HOST_NAME_SIZE + 96];
+    const struct storage_disk *part = &arrival->disks.disk[i];
+    char path[HOST_NAME_SIZE + 96], what[32] = "file";
     int result;
 
-    snprintf(path, sizeof(path), "/v1/migrations/%s/disks/%zu?to=%s", migration->id, i,
+    if (!is_file(arrival, i))
+        snprintf(what, sizeof(what), "disks/%zu", i);
+    snprintf(path, sizeof(path), "/v1/migrations/%s/%s?to=%s", migration->id, what,
              arrival->host->config->name);
     arrival->writer = arrival->writers[i];
     result = peer_fetch(arrival->host, migration->peer_address, path, migration->encrypted, take_bytes,
                         arrival, err);
     if (result == 0)
-        result =
-            disk_writer_finish(arrival->writer, &arrival->disks.disk[i].shape, is_cancelled, arrival, err);
+        result = disk_writer_finish(arrival->writer, &part->shape, is_cancelled, arrival, err);
+    if (result == 0 && is_file(arrival, i))
+        result = check_file(arrival, part, err);
     arrival->done += disk_writer_done(arrival->writer);
-    return result < 0
-               ? error_prefix(err, result, "disk %.200s could not be copied", arrival->disks.disk[i].from)
-               : 0;
+    return result < 0 ? error_prefix(err, result, "%s %.200s could not be copied",
+                                     is_file(arrival, i) ? "file" : "disk", part->from)
+                      : 0;
 }
 
 static int fetch_all(struct arrival *arrival, struct ferry_error *err)
@@ -166,17 +186,15 @@ static int fetch_all(struct arrival *arrival, struct ferry_error *err)
     struct migration *migration = arrival->migration;
     int result = make_files(arrival, err);
 
-    for (size_t i = 0; result == 0 && i < arrival->disks.count; i++) {
+    for (size_t i = 0; result == 0 && i < arrival->disks.parts; i++) {
         if (arrival->writers[i])
-            result = fetch_disk(arrival, i, err);
+            result = fetch_part(arrival, i, err);
     }
     host_lock(arrival->host);
     migration->disk_bytes = result == 0 ? migration->disk_total : arrival->done;
     migration->disk_wire = arrival->done;
     migration->disk_end_ns = clock_now_ns();
     host_unlock(arrival->host);
-    if (result == 0)
-        result = cold_get_file(arrival->host, migration, arrival->vm->name, arrival->file, err);
     return result;
 }
 
@@ -193,7 +211,8 @@ static int tell_copied(struct arrival *arrival, struct ferry_error *err)
     migration->stage = STORAGE_COPIED; /* first: its answer may come before ours */
     host_unlock(arrival->host);
     storage_set_progress(migration, "MIGRATE_FROM_VMX_CHECKPT", 10, "Frozen", 0);
-    migration_log(migration, LOG_LEVEL_INFO, "all disks are on host %s, compared", migration->destination);
+    if (migration->disk_files)
+        migration_log(migration, LOG_LEVEL_INFO, "all is on host %s, compared", migration->destination);
     snprintf(path, sizeof(path), "/v1/migrations/%s/copied", migration->id);
     result = migration_call_peer(migration, "POST", path, body, PEER_PROMPT, NULL, err);
     json_decref(body);
@@ -263,19 +282,30 @@ static int await_taken(struct arrival *arrival, struct ferry_error *err)
 
 /* --- taking it --- */
 
+/* Its name has the save's id in it, and it is this ferryd's: what there is was left by an earlier move. */
+static int name_file(const char *partial, const char *path, struct ferry_error *err)
+{
+    if (rename(partial, path) < 0)
+        return error_set_errno(err, -errno, "cannot make %s", path);
+    host_sync_directory(path);
+    return 0;
+}
+
 /* All files have their names, and the VM its lock. */
 static int place(struct arrival *arrival, struct ferry_error *err)
 {
     const struct storage_disk *first = storage_lock_disk(&arrival->disks);
     int result = mark(arrival, true, err);
 
-    for (size_t i = 0; result == 0 && i < arrival->disks.count; i++) {
+    for (size_t i = 0; result == 0 && i < arrival->disks.parts; i++) {
         char partial[PATH_MAX];
 
         if (!arrival->writers[i])
             continue;
         result = partial_path(arrival, &arrival->disks.disk[i], partial, err);
-        if (result == 0)
+        if (result == 0 && is_file(arrival, i))
+            result = name_file(partial, arrival->disks.disk[i].to, err);
+        else if (result == 0)
             result = host_rename_new(partial, arrival->disks.disk[i].to, err);
     }
     if (result == 0 && first && arrival->migration->generation)
@@ -297,14 +327,14 @@ static int settle(struct arrival *arrival, struct ferry_error *err)
     result = vm_directory_leave_exit(vm, why, err);
     if (result < 0)
         return result;
-    if (arrival->file[0])
-        vm_set_suspended(host, vm, arrival->file, cold_text(migration->cold, "checkpoint"));
+    if (arrival->disks.file[0])
+        vm_set_suspended(host, vm, arrival->disks.file, cold_text(migration->cold, "checkpoint"));
     vm_lift_ban(host, vm);
     result = vm_directory_arrived_for_good(vm, err);
     if (result < 0)
         return result;
     host_lock(host);
-    if (!arrival->file[0]) {
+    if (!arrival->disks.file[0]) {
         vm->state = VM_STATE_STOPPED;
         snprintf(vm->why, sizeof(vm->why), "%s", why);
     }
@@ -314,7 +344,7 @@ static int settle(struct arrival *arrival, struct ferry_error *err)
 
 static void close_writers(struct arrival *arrival)
 {
-    for (size_t i = 0; i < arrival->disks.count; i++) {
+    for (size_t i = 0; i < arrival->disks.parts; i++) {
         disk_writer_close(arrival->writers[i]);
         arrival->writers[i] = NULL;
     }
@@ -344,6 +374,8 @@ static int arrive(struct arrival *arrival, struct ferry_error *err)
 {
     int result = read_disks(arrival, err);
 
+    if (result == 0)
+        result = mark(arrival, false, err); /* what is shared may have changed since */
     if (result == 0)
         result = fetch_all(arrival, err);
     if (result == 0)
@@ -383,15 +415,12 @@ static void end_failed(struct arrival *arrival, int result, const char *error)
 {
     struct migration *migration = arrival->migration;
     const char *outcome = result == -ECANCELED ? "cancelled" : "failed";
-    const char *file = cold_text(migration->cold, "file");
 
-    if (arrival->file[0] && strcmp(arrival->file, file) != 0)
-        unlink(arrival->file); /* a copy of ours */
     migration_log(migration, LOG_LEVEL_ERROR, "cold migration of VM %s from host %s %s: %s",
                   migration->vm_name, migration->source, outcome, error);
     migration_release_vm(migration);
     if (arrival->vm) {
-        vm_drop(arrival->host, arrival->vm); /* and the disks that were arriving */
+        vm_drop(arrival->host, arrival->vm); /* and what was arriving with it */
         vm_release(arrival->host, arrival->vm);
     }
     agreement_tell(migration, outcome, cause_of(result), error);
@@ -436,18 +465,26 @@ void storage_run(struct migration *migration)
 
 static void answer_disks(struct migration *migration, const struct storage_disks *disks, json_t *answer)
 {
+    bool ran = json_is_true(json_object_get(migration->cold, "resume"));
     json_t *copied = json_array();
     json_t *files = json_array();
+    json_t *storage = json_pack("{s:I, s:o}", "bytes", (json_int_t)storage_bytes(disks), "disks", copied);
 
-    for (size_t i = 0; i < disks->count; i++) {
+    for (size_t i = 0; i < disks->count; i++)
         json_array_append_new(copied, json_boolean(!disks->disk[i].stays));
-        if (!disks->disk[i].stays)
-            json_array_append_new(files, json_pack("{s:s, s:s}", "source", disks->disk[i].from, "destination",
-                                                   disks->disk[i].to));
+    if (disks->parts > disks->count)
+        json_object_set_new(storage, "file", fields_text(disks->file));
+    json_object_set_new(answer, "storage", storage);
+    for (size_t i = 0; i < disks->parts; i++) {
+        const struct storage_disk *part = &disks->disk[i];
+
+        /* The file of one that ran does not stay at the source. */
+        if (!part->stays && (i < disks->count || !ran))
+            json_array_append_new(files, json_pack("{s:o, s:o}", "source", fields_text(part->from),
+                                                   "destination", fields_text(part->to)));
     }
-    json_object_set_new(answer, "storage",
-                        json_pack("{s:I, s:o}", "bytes", (json_int_t)storage_bytes(disks), "disks", copied));
-    migration->disk_files = files;
+    migration->disk_files = disks->parts > 0 ? json_incref(files) : NULL;
+    json_decref(files);
     migration->disk_total = storage_bytes(disks);
     migration->disk_begin_ns = clock_now_ns();
 }
@@ -473,8 +510,9 @@ static int begin(struct migration *migration, struct vm *vm, json_t *answer, str
     migration_register(migration, vm);
     migration_record(migration);
     events_emit(host, EVENT_MIGRATION_IN_STARTED, vm->name, migration->machine, migration->id,
-                "cold migration of VM %s with its disks from host %s to host %s started", vm->name,
-                migration->source, migration->destination);
+                "cold migration of VM %s%s from host %s to host %s started", vm->name,
+                storage_moves(migration->cold) ? " with its disks" : "", migration->source,
+                migration->destination);
     result = migration_start_job(migration, err);
     if (result < 0) {
         migration_release_vm(migration);

@@ -3,9 +3,11 @@
 #include "base/error.h"
 #include "engine/pace.h"
 #include "host/agreement.h"
+#include "host/fields.h"
 #include "host/migration_cold.h"
 #include "host/peers.h"
 #include "host/storage.h"
+#include "host/storage_file.h"
 #include "host/vm_runnable.h"
 
 #include <stdlib.h>
@@ -68,19 +70,20 @@ void storage_set_progress(struct migration *migration, const char *state, int nu
 
 /* --- the job: copying --- */
 
-/* Which disks the destination copies, as its answer says. */
+/* What the destination copies, as its answer says. */
 static int take_answer(struct migration *migration, const json_t *answer, struct ferry_error *err)
 {
     json_t *storage = json_object_get(answer, "storage");
     json_t *copied = json_object_get(storage, "disks");
     json_t *there = storage_definition(migration->vm->definition, migration->storage);
-    json_t *disks = definition_disks(migration->vm->definition);
+    json_t *disks = storage_moves(migration->cold) ? definition_disks(migration->vm->definition) : NULL;
+    const char *file = text_of(storage, "file");
     json_t *files = json_array();
     json_int_t bytes = json_integer_value(json_object_get(storage, "bytes"));
     int result = 0;
 
     if (json_array_size(copied) != json_array_size(disks) || bytes < 0)
-        result = error_set(err, -EPROTO, "host %s makes no sense: it does not say which disks it copies",
+        result = error_set(err, -EPROTO, "host %s makes no sense: it does not say what it copies",
                            migration->destination);
     for (size_t i = 0; result == 0 && i < json_array_size(disks); i++) {
         if (json_is_true(json_array_get(copied, i)))
@@ -88,10 +91,16 @@ static int take_answer(struct migration *migration, const json_t *answer, struct
                 files, json_pack("{s:s, s:s}", "source", text_of(json_array_get(disks, i), "path"),
                                  "destination", text_of(json_array_get(definition_disks(there), i), "path")));
     }
+    if (file[0] && !migration->saving[0]) /* of one that ran it does not stay here */
+        json_array_append_new(files, json_pack("{s:o, s:o}", "source",
+                                               fields_text(cold_text(migration->cold, "file")), "destination",
+                                               fields_text(file)));
     host_lock(migration->host);
-    migration->disk_files = files;
+    if (disks || file[0])
+        migration->disk_files = json_incref(files);
     migration->disk_total = (uint64_t)bytes;
     host_unlock(migration->host);
+    json_decref(files);
     json_decref(there);
     return result;
 }
@@ -106,7 +115,7 @@ static int look(struct migration *migration, struct ferry_error *err)
     if (migration->host->stopping)
         return error_set(err, -ECANCELED, "ferryd is stopping");
     if (migration->cancelled || (theirs && strcmp(theirs, "cancelled") == 0))
-        return error_set(err, -ECANCELED, "cancelled while its disks were copied");
+        return error_set(err, -ECANCELED, "cancelled while it was copied");
     if (migration->disk_error[0])
         return error_set(err, -EIO, "%s", migration->disk_error);
     if (theirs)
@@ -126,7 +135,7 @@ static int ask_for_life(struct migration *migration, struct ferry_error *err)
     result = migration_call_peer(migration, "GET", path, NULL, PEER_PROMPT, &object, err);
     outcome = text_of(object, "outcome");
     if (result < 0 && !host_stopping(migration->host))
-        result = error_prefix(err, -ECONNRESET, "the disks could not be copied");
+        result = error_prefix(err, -ECONNRESET, "it could not be copied");
     else if (result == 0 && strcmp(outcome, "none") != 0)
         result =
             error_set(err, -EIO, "host %s says: %.400s", migration->destination, text_of(object, "error"));
@@ -180,14 +189,14 @@ static int ask_to_copy(struct migration *migration, struct ferry_error *err)
 
     json_decref(body);
     if (result == HOST_UNREACHABLE || result == -ETIMEDOUT) /* nothing was given away */
-        result = error_prefix(err, -ECONNRESET, "the disks could not be copied");
+        result = error_prefix(err, -ECONNRESET, "it could not be copied");
     if (result == 0)
         result = take_answer(migration, answer, err);
     json_decref(answer);
     if (result == 0)
-        migration_record(migration); /* with the disks, for the next ferryd */
-    if (result == 0)
-        migration_log(migration, LOG_LEVEL_INFO, "host %s copies %zu disks, %.1f MiB%s",
+        migration_record(migration); /* with what is copied, for the next ferryd */
+    if (result == 0 && migration->disk_files)
+        migration_log(migration, LOG_LEVEL_INFO, "host %s copies %zu files, %.1f MiB%s",
                       migration->destination, json_array_size(migration->disk_files),
                       (double)migration->disk_total / (1 << 20), migration->encrypted ? ", encrypted" : "");
     return result;
@@ -208,16 +217,15 @@ int storage_send(struct migration *migration, struct ferry_error *err)
         result = await_copied(migration, err);
     host_lock(host);
     if (result == 0 && migration->cancelled)
-        result = error_set(err, -ECANCELED, "cancelled while its disks were copied");
+        result = error_set(err, -ECANCELED, "cancelled while it was copied");
     /* It gets nothing any more; and it is too late to cancel, or over. */
     migration->stage = result == 0 ? STORAGE_TAKEN : STORAGE_NONE;
     if (result == 0)
         migration->disk_bytes = migration->disk_total; /* not what blocks have beside it */
     migration->disk_end_ns = clock_now_ns();
     host_unlock(host);
-    if (result == 0)
-        migration_log(migration, LOG_LEVEL_INFO, "all disks are on host %s, compared",
-                      migration->destination);
+    if (result == 0 && migration->disk_files)
+        migration_log(migration, LOG_LEVEL_INFO, "all is on host %s, compared", migration->destination);
     return result;
 }
 
@@ -333,8 +341,8 @@ static struct migration *find(struct host *host, const char *id, const char *to,
     if (migration && migration->outgoing && migration->vm && migration->stage == STORAGE_COPYING &&
         strcmp(migration->destination, to) == 0)
         return migration;
-    error_set(err, HOST_CONFLICT, "host %s does not copy disks to host %s for migration %.64s",
-              host->config->name, to, id);
+    error_set(err, HOST_CONFLICT, "host %s copies nothing to host %s for migration %.64s", host->config->name,
+              to, id);
     return NULL;
 }
 
@@ -345,6 +353,16 @@ static uint64_t limit_of(const struct migration *migration)
     if (migration->own_limit == 0 || (ours && ours < migration->own_limit))
         return ours;
     return migration->own_limit;
+}
+
+/* "": there is none that moves along. */
+static const char *path_of(const struct migration *migration, uint64_t index)
+{
+    if (index == STORAGE_FILE)
+        return storage_file_moves(migration->cold) ? cold_text(migration->cold, "file") : "";
+    if (!storage_moves(migration->cold))
+        return "";
+    return text_of(json_array_get(definition_disks(migration->vm->definition), (size_t)index), "path");
 }
 
 int storage_stream_open(struct storage_stream **out, struct host *host, const char *id, uint64_t index,
@@ -359,17 +377,17 @@ int storage_stream_open(struct storage_stream **out, struct host *host, const ch
     host_lock(host);
     stream->migration = find(host, id, to, err);
     if (stream->migration) {
-        json_t *disk = json_array_get(definition_disks(stream->migration->vm->definition), (size_t)index);
-
         stream->migration->refs++;
-        snprintf(path, sizeof(path), "%s", text_of(disk, "path"));
+        snprintf(path, sizeof(path), "%s", path_of(stream->migration, index));
     }
     host_unlock(host);
     if (!stream->migration)
         result = HOST_CONFLICT;
     else if (!path[0])
-        result = error_set(err, HOST_NOT_FOUND, "VM %s has no disk %llu", stream->migration->vm_name,
-                           (unsigned long long)index);
+        result = index == STORAGE_FILE
+                     ? error_set(err, HOST_NOT_FOUND, "VM %s has no file", stream->migration->vm_name)
+                     : error_set(err, HOST_NOT_FOUND, "VM %s moves without a disk %llu",
+                                 stream->migration->vm_name, (unsigned long long)index);
     if (result == 0)
         result = disk_reader_open(&stream->reader, path, err);
     if (result < 0) {

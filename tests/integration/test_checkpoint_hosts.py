@@ -287,8 +287,10 @@ def test_cold_move_that_is_refused_changes_nothing(hosts):
     a, b = hosts.pair()
     file = suspended(a, "web", hosts.directory / "web.ckpt")
     file.rename(hosts.directory / "elsewhere")
+    assert_refused(lambda: a.move("web", b, cold=True), 422, "refused", str(file), "neither on host a nor on host b")
+    file.write_text("something else")
     ended = a.move("web", b, cold=True)
-    assert ended["outcome"] == "failed" and "could not be fetched" in ended["error"], ended
+    assert ended["outcome"] == "failed" and "not what its guest was saved to" in ended["error"], ended
     assert both_records(a, b, ended["id"]) == ["failed", "failed"]
     assert a.vm("web")["state"] == "SUSPENDED" and b.vm("web") is None
     assert not list(hosts.directory.glob("**/*.partial"))

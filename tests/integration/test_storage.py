@@ -77,7 +77,7 @@ def test_disks_move_along_and_are_the_vms_from_then_on(hosts):
     stopped_vm(a, *disks)
     told = ferry(a, "migrate", "web", "b", "--cold", f"--storage={store}")
     assert told.returncode == 0, told.stdout + told.stderr
-    assert "of disks" in told.stdout.splitlines()[-1] and all(f"  {disk}\n" in told.stdout for disk in disks)
+    assert " copied" in told.stdout.splitlines()[-1] and all(f"  {disk}\n" in told.stdout for disk in disks)
     records = agreed_records(a, b, told.stdout.splitlines()[-1].split(":")[0])
     for record in records:
         assert (record["outcome"], record["kind"], record["error"]) == ("completed", "cold", "")

@@ -2,6 +2,7 @@
 #include "unit.h"
 
 #include "host/storage.h"
+#include "host/storage_file.h"
 #include "host/vm_directory.h"
 
 #include <fcntl.h>
@@ -198,6 +199,78 @@ static void destination_that_knows_nothing_of_it_is_refused(void **state)
     json_decref(answer);
 }
 
+#define SAVE "0f8b1a52-54a1-4b1b-9d0f-0d2a6f8e7c11"
+
+/* A VM whose guest is in the file NAME, which is no checkpoint, so that this host has it not. */
+static void suspend(struct fixture *fixture, const char *name, const char *id)
+{
+    char path[128];
+
+    snprintf(fixture->config.state_dir, sizeof(fixture->config.state_dir), "%s", fixture->dir.path);
+    unit_path(&fixture->dir, name, path);
+    json_object_update_new(fixture->cold,
+                           json_pack("{s:s, s:s, s:s, s:o}", "state", "suspended", "file", path, "checkpoint",
+                                     id, "shape", storage_file_shape(path)));
+}
+
+static void file_of_a_suspended_guest_is_copied_after_the_disks(void **state)
+{
+    struct fixture *fixture = *state;
+    struct storage_disks *disks = &fixture->disks;
+    char path[128];
+    struct ferry_error err;
+    int fd;
+
+    make_file(fixture, "disk", 5000);
+    make_file(fixture, "guest", 1 << 20);
+    fd = open(unit_path(&fixture->dir, "guest", path), O_WRONLY);
+    assert_int_equal(pwrite(fd, "data", 4, 0), 4);
+    close(fd);
+    plan(fixture, "disk", NULL, NULL);
+    suspend(fixture, "guest", SAVE);
+    assert_ok(storage_read_all(disks, &fixture->host, fixture->cold, fixture->there, &err), err);
+    assert_int_equal(disks->count, 1);
+    assert_int_equal(disks->parts, 2);
+    assert_string_equal(disks->disk[1].from, path);
+    assert_string_equal(disks->disk[1].to, unit_path(&fixture->dir, "web-" SAVE ".ckpt", path));
+    assert_string_equal(disks->file, path);
+    assert_int_equal(disks->disk[1].shape.size, 1 << 20);
+    assert_in_range(storage_bytes(disks), 4, 1 << 16);
+    assert_ptr_equal(storage_lock_disk(disks), &disks->disk[0]);
+    assert_int_equal(storage_file_check_copied(&fixture->context, &err), HOST_REFUSED);
+    assert_ok(storage_file_check(&fixture->context, &err), err);
+    /* Without the disks. */
+    json_object_del(fixture->cold, "storage");
+    assert_ok(storage_read_all(disks, &fixture->host, fixture->cold, fixture->there, &err), err);
+    assert_int_equal(disks->count, 0);
+    assert_int_equal(disks->parts, 1);
+    assert_null(storage_lock_disk(disks));
+    assert_false(storage_moves_lock(fixture->cold, fixture->there));
+    json_object_set_new(json_object_get(fixture->cold, "shape"), "bytes", json_integer((json_int_t)1 << 60));
+    assert_refused(storage_check_room, fixture, "its file: it needs 1099511627776 MiB");
+}
+
+static void file_that_is_nowhere_or_makes_no_sense_is_refused(void **state)
+{
+    struct fixture *fixture = *state;
+    struct ferry_error err;
+
+    make_file(fixture, "disk", 5000);
+    plan(fixture, "disk", NULL, NULL);
+    suspend(fixture, "nothing", SAVE);
+    assert_refused(storage_file_check, fixture, "neither on host a nor on host b");
+    fixture->context.there_answer = NULL;
+    assert_refused(storage_check_known, fixture, "same version");
+    suspend(fixture, "disk", "../../etc/passwd");
+    assert_true(storage_file_check(&fixture->context, &err) < 0);
+    assert_contains(err.text, "UUID");
+    /* As from a ferryd that would give the VM at once. */
+    suspend(fixture, "disk", SAVE);
+    json_object_del(fixture->cold, "shape");
+    assert_true(storage_file_check(&fixture->context, &err) < 0);
+    assert_contains(err.text, "shape");
+}
+
 static void plan_that_makes_no_sense_is_refused(void **state)
 {
     struct fixture *fixture = *state;
@@ -247,6 +320,8 @@ int main(void)
         TEST(what_does_not_fit_is_refused_with_numbers),
         TEST(source_refuses_what_it_cannot_send),
         TEST(destination_that_knows_nothing_of_it_is_refused),
+        TEST(file_of_a_suspended_guest_is_copied_after_the_disks),
+        TEST(file_that_is_nowhere_or_makes_no_sense_is_refused),
         TEST(plan_that_makes_no_sense_is_refused),
         TEST(only_files_of_ours_are_removed),
     };
