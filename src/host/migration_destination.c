@@ -281,7 +281,10 @@ bool migration_drop_remains(struct host *host, const char *id)
         const char *marked;
         bool doubted;
 
-        if (!json_is_null(json_object_get(object, "pid")) ||
+        /* One that arrives by another migration may be claimed for hours. */
+        const char *moving = json_string_value(json_object_get(object, "migration"));
+
+        if (!json_is_null(json_object_get(object, "pid")) || (moving && strcmp(moving, id) != 0) ||
             claim_remains(host, json_string_value(json_object_get(object, "name")), &vm) < 0)
             continue;
         mark = vm_directory_incoming(vm);
