@@ -459,7 +459,7 @@ json_t *migration_object(const struct migration *migration)
         json_object_set_new(object, "disks", storage_object(migration));
     json_object_set_new(object, "outcome", json_string(migration->outcome));
     json_object_set_new(object, "machine", json_string(migration->machine));
-    if (migration->outgoing && !migration->stays && !migration->cold)
+    if (migration->outgoing && !migration->stays)
         json_object_set_new(
             object, "bandwidth_limit",
             json_integer((json_int_t)(migration->share_told ? migration->share_told : migration->own_limit)));

@@ -70,9 +70,9 @@ struct migration {
     bool queued;         /* waits for a place */
     bool unsent;         /* was queued, and migrate.send has not been called */
     bool cancelled;      /* meanwhile */
-    bool sending;        /* ferry-vm was told to send */
-    uint64_t share;      /* bytes/s; 0: no limit */
-    uint64_t share_told; /* to ferry-vm */
+    bool sending;        /* ferry-vm was told to send; cold: something was asked for */
+    uint64_t share;      /* bytes/s; 0: no limit; written atomically, too, for struct pace */
+    uint64_t share_told; /* to ferry-vm; cold: it counts at once */
 
     /* host lock */
     struct migration *next;

@@ -17,6 +17,15 @@ static bool has_place(const struct migration *migration)
            !migration->ended;
 }
 
+/* It takes a part of the host's bandwidth. */
+static bool takes_share(const struct migration *migration)
+{
+    bool copies = migration->outgoing && migration->cold && migration->sending &&
+                  migration->stage == STORAGE_COPYING && !migration->ended;
+
+    return copies || has_place(migration);
+}
+
 static bool is_before(const struct migration *a, const struct migration *b)
 {
     return a->started_ns != b->started_ns ? a->started_ns < b->started_ns : strcmp(a->id, b->id) < 0;
@@ -123,13 +132,16 @@ void shares_update(struct host *host)
     size_t count = 0, i = 0;
 
     for (const struct migration *each = host->migrations; each && count < LEAVING_MAX; each = each->next) {
-        if (has_place(each))
+        if (takes_share(each))
             limits[count++] = each->own_limit;
     }
     share_divide(host->config->migrate_bandwidth, limits, shares, count);
     for (struct migration *each = host->migrations; each && i < count; each = each->next) {
-        if (has_place(each))
-            each->share = shares[i++];
+        if (!takes_share(each))
+            continue;
+        __atomic_store_n(&each->share, shares[i++], __ATOMIC_RELAXED);
+        if (each->cold) /* what paces it looks there itself */
+            each->share_told = each->share;
     }
     host_changed(host);
 }

@@ -6,9 +6,13 @@
  *                  └─▶ queued; queue_wait, oldest first ──▶ has a place
  *
  * Every migration that leaves, is not queued and has not ended, has a place, but not one that has lost its
- * connection in the middle of quick resume: that may be for long. The bandwidth is divided evenly
- * among those; one that is limited to less by its own --bandwidth leaves the rest to the others. When the
- * division changes each job tells its ferry-vm; a new one begins only when the others have been told.
+ * connection in the middle of quick resume: that may be for long; nor one that is cold, which never waits:
+ * its VM does not run, and whoever moves it wants it out of the way.
+ *
+ * The bandwidth is divided evenly among all that have not ended and are not queued; a cold one is among them
+ * while its disks, or its guest's file, are copied from here. One that is limited to less by its own
+ * --bandwidth leaves the rest to the others. When the division changes each job tells its ferry-vm; a new
+ * one begins only when the others have been told.
  *
  * All take the host's lock, but for those marked.
  */

@@ -5,6 +5,7 @@
 #include "host/agreement.h"
 #include "host/fields.h"
 #include "host/migration_cold.h"
+#include "host/migration_queue.h"
 #include "host/peers.h"
 #include "host/storage.h"
 #include "host/storage_file.h"
@@ -223,6 +224,7 @@ int storage_send(struct migration *migration, struct ferry_error *err)
     if (result == 0)
         migration->disk_bytes = migration->disk_total; /* not what blocks have beside it */
     migration->disk_end_ns = clock_now_ns();
+    shares_update(host);
     host_unlock(host);
     if (result == 0 && migration->disk_files)
         migration_log(migration, LOG_LEVEL_INFO, "all is on host %s, compared", migration->destination);
@@ -328,8 +330,7 @@ int storage_give(struct migration *migration, struct vm_lock *lock, struct ferry
 struct storage_stream {
     struct migration *migration;
     struct disk_reader *reader;
-    struct pace pace;
-    uint64_t limit; /* bytes/s; 0: none */
+    struct pace pace; /* by the migration's share, as it changes */
     bool failed;
 };
 
@@ -346,15 +347,6 @@ static struct migration *find(struct host *host, const char *id, const char *to,
     return NULL;
 }
 
-static uint64_t limit_of(const struct migration *migration)
-{
-    uint64_t ours = migration->host->config->migrate_bandwidth;
-
-    if (migration->own_limit == 0 || (ours && ours < migration->own_limit))
-        return ours;
-    return migration->own_limit;
-}
-
 /* "": there is none that moves along. */
 static const char *path_of(const struct migration *migration, uint64_t index)
 {
@@ -363,6 +355,20 @@ static const char *path_of(const struct migration *migration, uint64_t index)
     if (!storage_moves(migration->cold))
         return "";
     return text_of(json_array_get(definition_disks(migration->vm->definition), (size_t)index), "path");
+}
+
+/* From here on it has its share of the bandwidth, and those that send already less. */
+static void begin_sending(struct migration *migration)
+{
+    struct host *host = migration->host;
+
+    host_lock(host);
+    if (!migration->sending) {
+        migration->sending = true;
+        shares_update(host);
+    }
+    host_unlock(host);
+    shares_settle(migration);
 }
 
 int storage_stream_open(struct storage_stream **out, struct host *host, const char *id, uint64_t index,
@@ -395,8 +401,8 @@ int storage_stream_open(struct storage_stream **out, struct host *host, const ch
         free(stream);
         return result;
     }
-    stream->limit = limit_of(stream->migration);
-    pace_init(&stream->pace, &stream->limit, host->stop_fd);
+    begin_sending(stream->migration);
+    pace_init(&stream->pace, &stream->migration->share, host->stop_fd);
     *out = stream;
     return 0;
 }
@@ -463,6 +469,7 @@ int storage_copied(struct host *host, const char *id, const char *from, struct f
     migration = find(host, id, from, err);
     if (migration) {
         migration->stage = STORAGE_COPIED;
+        shares_update(host);
         migration_touch(migration);
     }
     host_unlock(host);

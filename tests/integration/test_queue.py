@@ -164,6 +164,37 @@ def test_bandwidth_of_the_host_is_shared(hosts):
     assert a.get("/v1/host")["migrate_bandwidth"] == 1000 * mib
 
 
+def test_disks_that_are_copied_take_their_part_of_the_bandwidth(hosts):
+    a, b = pair(hosts, "--migrate-bandwidth", "64K", "--migrate-max", "1")
+    store = hosts.directory / "store"
+    store.mkdir()
+    for name in ("one", "two"):
+        disk = hosts.directory / f"{name}.img"
+        disk.write_bytes(b"what is on it..." * (1 << 20))
+        a.run(name, disks=[{"path": str(disk)}])
+        a.post(f"/v1/vms/{name}/kill")
+    a.run("hot", cmdline="hang-send")
+
+    def limits():
+        return [look(a, each)["bandwidth_limit"] for each in ids]
+
+    ids = [a.migrate("one", b, cold=True, storage=str(store))]
+    wait_until(lambda: limits() == [65536], "the whole bandwidth")
+    ids.append(a.migrate("hot", b))
+    wait_until(lambda: limits() == [32768, 32768], "half of it")
+    wait_until(lambda: limits_told(a, ids[1]) == [32768], "ferry-vm to be told")
+    # It does not wait for a place.
+    ids.append(a.migrate("two", b, cold=True, storage=str(store), bandwidth_limit=4096))
+    wait_until(lambda: limits() == [30720, 30720, 4096], "what the third one leaves")
+    wait_until(lambda: limits_told(a, ids[1]) == [32768, 30720], "ferry-vm to be told")
+    a.post(f"/v1/migrations/{ids[0]}/cancel")
+    assert a.finish(ids[0])["outcome"] == "cancelled"
+    wait_until(lambda: limits()[1:] == [61440, 4096], "the first one's part")
+    for each in ids[1:]:
+        a.post(f"/v1/migrations/{each}/cancel")
+        assert a.finish(each)["outcome"] == "cancelled"
+
+
 @pytest.mark.skipif(not GUEST.exists() or not (BUILD / "ferry-vm").exists(),
                     reason="needs ferry-vm and the bare-metal guests (make guests)")
 def test_real_guests_together_keep_the_bandwidth_of_the_host():

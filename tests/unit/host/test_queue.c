@@ -1,6 +1,7 @@
 /* How the bandwidth of a host is divided among the VMs that leave it. */
 #include "unit.h"
 
+#include "host/config.h"
 #include "host/migration_queue.h"
 
 #define COUNT_MAX 8
@@ -72,6 +73,106 @@ static void a_tiny_total_is_not_taken_for_none(void **state)
     assert_shares(2, 3, LIST(0, 0, 0), LIST(1, 1, 1));
 }
 
+/* A host from which three VMs leave. */
+struct fixture {
+    struct config config;
+    struct host host;
+    struct migration hot, cold, other;
+    json_t *kind;
+};
+
+static void leave(struct fixture *fixture, struct migration *migration, bool cold)
+{
+    *migration =
+        (struct migration){.host = &fixture->host, .outgoing = true, .next = fixture->host.migrations};
+    if (cold)
+        migration->cold = fixture->kind;
+    fixture->host.migrations = migration;
+}
+
+static int set_up(void **state)
+{
+    struct fixture *fixture = calloc(1, sizeof(*fixture));
+
+    fixture->config.migrate_bandwidth = 120;
+    fixture->host.config = &fixture->config;
+    fixture->kind = json_object();
+    leave(fixture, &fixture->hot, false);
+    leave(fixture, &fixture->cold, true);
+    leave(fixture, &fixture->other, true);
+    *state = fixture;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *fixture = *state;
+
+    json_decref(fixture->kind);
+    free(fixture);
+    return 0;
+}
+
+static void cold_one_takes_part_while_it_copies(void **state)
+{
+    struct fixture *fixture = *state;
+
+    shares_update(&fixture->host);
+    assert_int_equal(fixture->hot.share, 120);
+    /* Nobody asks for anything yet. */
+    fixture->cold.stage = STORAGE_COPYING;
+    shares_update(&fixture->host);
+    assert_int_equal(fixture->hot.share, 120);
+    fixture->cold.sending = true;
+    shares_update(&fixture->host);
+    assert_int_equal(fixture->hot.share, 60);
+    assert_int_equal(fixture->cold.share, 60);
+    assert_int_equal(fixture->other.share, 0);
+    fixture->other.stage = STORAGE_COPYING;
+    fixture->other.sending = true;
+    shares_update(&fixture->host);
+    assert_int_equal(fixture->hot.share, 40);
+    assert_int_equal(fixture->cold.share, 40);
+    assert_int_equal(fixture->other.share, 40);
+    assert_int_equal(fixture->other.share_told, 40);
+    /* What is sent with the VM itself is not worth it. */
+    fixture->cold.stage = STORAGE_COPIED;
+    fixture->other.ended = true;
+    shares_update(&fixture->host);
+    assert_int_equal(fixture->hot.share, 120);
+    fixture->cold.stage = STORAGE_COPYING;
+    fixture->cold.outgoing = false;
+    shares_update(&fixture->host);
+    assert_int_equal(fixture->hot.share, 120);
+}
+
+static void cold_one_keeps_its_own_limit(void **state)
+{
+    struct fixture *fixture = *state;
+
+    fixture->cold.stage = STORAGE_COPYING;
+    fixture->cold.sending = true;
+    fixture->cold.own_limit = 20;
+    shares_update(&fixture->host);
+    assert_int_equal(fixture->cold.share, 20);
+    assert_int_equal(fixture->hot.share, 100);
+    fixture->config.migrate_bandwidth = 0;
+    shares_update(&fixture->host);
+    assert_int_equal(fixture->cold.share, 20);
+    assert_int_equal(fixture->hot.share, 0);
+}
+
+/* It takes none of the places, of which there is one. */
+static void cold_one_neither_waits_nor_makes_wait(void **state)
+{
+    struct fixture *fixture = *state;
+
+    fixture->config.migrate_max = 1;
+    fixture->cold.stage = STORAGE_COPYING;
+    fixture->cold.sending = true;
+    assert_true(queue_enter(&fixture->hot));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -81,6 +182,9 @@ int main(void)
         cmocka_unit_test(limits_above_the_even_part_do_not_count),
         cmocka_unit_test(never_more_than_the_total_nor_nothing),
         cmocka_unit_test(a_tiny_total_is_not_taken_for_none),
+        cmocka_unit_test_setup_teardown(cold_one_takes_part_while_it_copies, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(cold_one_keeps_its_own_limit, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(cold_one_neither_waits_nor_makes_wait, set_up, tear_down),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
