@@ -19,8 +19,8 @@
  * The record, little-endian, one 512-byte sector so that a write is whole or not there:
  *
  *     0   "ferryvml"   8   version u32 (1)   12  state u32   16  generation u64   24  pid u64
- *     32  vm[64]   96  holder[64]   160  destination[64]   224  migration[40]   264  source[64]   328  zeros
- *     504  XXH3-64 of 0..503
+ *     32  vm[64]   96  holder[64]   160  destination[64]   224  migration[40]   264  source[64]
+ *     328 copied u32 (0 or 1; 1 in handover only)   332  zeros   504  XXH3-64 of 0..503
  */
 #define RECORD_SIZE     512
 #define RECORD_CHECKSUM 504
@@ -255,7 +255,25 @@ static int record_decode(const uint8_t *bytes, struct vm_lock_record *record)
         !record_get_text(&in, record->migration, sizeof(record->migration), MIGRATION_FIELD_SIZE) ||
         !record_get_text(&in, record->source, sizeof(record->source), VM_LOCK_NAME_SIZE))
         return -EBADMSG;
+    record->copied = reader_get_u32(&in) != 0 && state == VM_LOCK_HANDOVER;
     return 0;
+}
+
+int vm_lock_refuse_moving(const struct vm_lock_record *record, const char *path, struct ferry_error *err)
+{
+    if (record->copied)
+        return error_set(
+            err, -EBUSY,
+            "these disks are what %s left on host %s when it was given to host %s with copies of "
+            "them (migration %s); if host %s has it they may be removed, with their lock %.150s; "
+            "if not, ferry recover %s on host %s takes it back",
+            record->vm, record->source, record->destination, record->migration, record->destination, path,
+            record->vm, record->source);
+    return error_set(err, -EBUSY,
+                     "%s is being moved from %s to %s (migration %s, %s); ask those hosts, or decide with: "
+                     "ferry recover %s",
+                     record->vm, record->source, record->destination, record->migration,
+                     vm_lock_state_name(record->state), record->vm);
 }
 
 int vm_lock_read(struct vm_lock *lock, struct vm_lock_record *record, struct ferry_error *err)
@@ -309,6 +327,7 @@ int vm_lock_write(struct vm_lock *lock, const struct vm_lock_record *record, str
     record_put_text(&out, record->destination, VM_LOCK_NAME_SIZE);
     record_put_text(&out, record->migration, MIGRATION_FIELD_SIZE);
     record_put_text(&out, record->source, VM_LOCK_NAME_SIZE);
+    buffer_put_u32(&out, record->copied && record->state == VM_LOCK_HANDOVER);
     buffer_put(&out, zeros, RECORD_CHECKSUM - out.size);
     buffer_put_u64(&out, buffer_failed(&out) ? 0 : XXH3_64bits(out.data, RECORD_CHECKSUM));
     if (buffer_failed(&out))

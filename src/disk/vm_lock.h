@@ -49,6 +49,7 @@ struct vm_lock_record {
     char destination[VM_LOCK_NAME_SIZE]; /* host; handover, acquired and started by a migration, else empty */
     char migration[VM_LOCK_MIGRATION_SIZE]; /* as destination */
     char source[VM_LOCK_NAME_SIZE];         /* host; as destination */
+    bool copied; /* handover, with copies of the disks: the destination has a lock of its own, beside them */
 };
 
 struct vm_lock;
@@ -84,6 +85,9 @@ int vm_lock_is_held_elsewhere(const struct vm_lock *lock, bool *held, struct fer
 /* What the file says; need not hold the lock, but then it may change at any moment. -EBADMSG: not a lock
  * record. */
 int vm_lock_read(struct vm_lock *lock, struct vm_lock_record *record, struct ferry_error *err);
+/* Words for who may not start from the disks because RECORD, of the lock at PATH, says that the VM is being
+ * moved, or went away with copies of them. -EBUSY. */
+int vm_lock_refuse_moving(const struct vm_lock_record *record, const char *path, struct ferry_error *err);
 /* On storage when it returns, unless it is a local one. The lock must be taken. */
 int vm_lock_write(struct vm_lock *lock, const struct vm_lock_record *record, struct ferry_error *err);
 

@@ -208,10 +208,7 @@ static int take_lock(const struct migration *migration, struct vm_lock **lock, s
     if (result < 0 || !owner.path[0])
         return result;
     if (vm_owner_is_moving(&owner.record))
-        return error_set(err, -EBUSY,
-                         "VM %s is being moved from %s to %s (migration %s); decide with: ferry recover %s",
-                         migration->vm_name, owner.record.source, owner.record.destination,
-                         owner.record.migration, migration->vm_name);
+        return vm_lock_refuse_moving(&owner.record, owner.path, err);
     result = vm_lock_open(lock, owner.path, err);
     if (result == 0)
         result = vm_lock_take(*lock, err);

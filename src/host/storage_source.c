@@ -246,6 +246,7 @@ static int say_handover(const struct migration *migration, struct vm_lock *lock,
     struct vm_lock_record record = *before;
 
     record.state = VM_LOCK_HANDOVER;
+    record.copied = true;
     record.generation = before->generation ? before->generation : 1;
     record.pid = getpid();
     snprintf(record.vm, sizeof(record.vm), "%s", migration->vm_name);

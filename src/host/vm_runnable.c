@@ -367,13 +367,20 @@ static int recover_there(struct doubt *doubt, struct ferry_error *err)
 static int refuse(const struct doubt *doubt, const struct ferry_error *why, struct ferry_error *err)
 {
     const char *vm = doubt->vm->name;
+    const struct vm_lock_record *record = &doubt->owner.record;
 
+    if (doubt->bystander && record->copied)
+        return error_set(err, HOST_REFUSED,
+                         "host %s gave %s to host %s with copies of these disks, and ferry recover %s on "
+                         "either of them decides; --force-here lets it be started here from what was left "
+                         "behind: should host %s have it, there are two of it from then on",
+                         record->source, vm, record->destination, vm, record->destination);
     if (doubt->bystander)
         return error_set(
             err, HOST_REFUSED,
             "%s is being moved from %s to %s, and ferry recover %s on either of them decides; --force-here "
             "lets it be started here from its disks: should one of them still keep its memory, that is lost",
-            vm, doubt->owner.record.source, doubt->owner.record.destination, vm);
+            vm, record->source, record->destination, vm);
     if (doubt->process)
         return error_set(
             err, HOST_REFUSED,

@@ -188,6 +188,7 @@ static int write_record(struct ownership *ownership, struct vm_lock *lock, struc
     record->state = state;
     record->generation = generation;
     record->pid = getpid();
+    record->copied = false;
     snprintf(record->vm, sizeof(record->vm), "%s", ownership->vm);
     snprintf(record->holder, sizeof(record->holder), "%s", ownership->host);
     snprintf(record->source, sizeof(record->source), "%s", handover ? handover->source : "");
@@ -212,18 +213,6 @@ static bool is_this_move(const struct vm_lock_record *record, const struct ferry
 }
 
 /* ---- cold start ---- */
-
-static int check_startable(const struct vm_lock_record *record, struct ferry_error *err)
-{
-    if (is_moving(record))
-        return error_set(
-            err, -EBUSY,
-            "%s is being moved from %s to %s (migration %s, %s); ask those hosts, or decide with: "
-            "ferry recover %s",
-            record->vm, record->source, record->destination, record->migration,
-            vm_lock_state_name(record->state), record->vm);
-    return 0;
-}
 
 /* Memory that was saved goes on only with disks that nobody has written to since: every owner makes the
  * generation grow. */
@@ -258,9 +247,8 @@ int ownership_take(struct ownership *ownership, struct ferry_error *err)
         return result;
     result = vm_lock_read(ownership->lock, &record, err);
     if (!result)
-        result = check_startable(&record, err);
-    if (!result)
-        result = check_generation(ownership, &record, err);
+        result = is_moving(&record) ? vm_lock_refuse_moving(&record, vm_lock_path(ownership->lock), err)
+                                    : check_generation(ownership, &record, err);
     if (!result)
         result = take_images(ownership, err);
     ownership->before = record;

@@ -285,16 +285,24 @@ def test_suspended_guest_goes_on_with_its_copied_disk_once(real_hosts):
     assert finish(a, save(a, "web", file))["outcome"] == "completed"
     assert a.move("web", b, cold=True, storage=str(store))["outcome"] == "completed"
     # The guest is b's. By what is left on a, nobody may let it go on, nor start it.
-    assert_refused(lambda: resume(a, file), 409, "conflict", "is being moved from a to b")
+    left = "what web left on host a when it was given to host b", f"{disk}.ferry-lock", "ferry recover web on host a"
+    assert_refused(lambda: resume(a, file), 409, "conflict", *left)
     assert a.has_left("web", b) and b.vm("web")["state"] == "SUSPENDED"
-    assert_refused(lambda: run(a, "thief", disks=[{"path": str(disk)}]), 409, "conflict", "is being moved from a to b")
+    assert_refused(lambda: run(a, "thief", disks=[{"path": str(disk)}]), 409, "conflict", *left)
     assert resume(b, file)["state"] == "RUNNING"
     wait_for_ticks(b)
     numbers = ticks(b)
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    # What is said there holds: not while it runs; and the disk alone is nobody's.
+    assert_refused(lambda: a.post("/v1/vms/web/recover", {"force": "here"}), 409, "conflict", "runs there")
     b.post("/v1/vms/web/kill")
     with pytest.raises(Refused, match="defined otherwise"):
         resume(b, file)
+    assert a.post("/v1/vms/web/recover", {"force": "here"})["state"] == "STOPPED"
+    assert a.post("/v1/vms/web/start")["state"] == "RUNNING"
+    a.post("/v1/vms/web/kill")
+    with pytest.raises(Refused, match="has run since"):
+        resume(a, file)
 
 
 class Cutter:
@@ -374,7 +382,7 @@ def test_word_that_gives_the_vm_away_is_lost(real_hosts, what):
     if what == "request":
         assert_nothing_there(hosts, b, store)
     else:
-        assert_refused(lambda: resume(a, file), 409, "conflict", "is being moved from a to b")
+        assert_refused(lambda: resume(a, file), 409, "conflict", "what web left on host a")
     assert here.vm("web")["state"] == "SUSPENDED"
     assert there.vm("web") is None or there.has_left("web", here)
     # The lock is as the guest knows it.

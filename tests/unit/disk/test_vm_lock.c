@@ -106,6 +106,29 @@ static void record_reads_back_as_written(void **state)
     vm_lock_close(lock);
 }
 
+static void disks_that_were_left_behind_are_called_so(void **state)
+{
+    struct vm_lock *lock = open_lock(*state);
+    struct vm_lock_record record = example, read;
+    struct ferry_error err;
+
+    assert_int_equal(vm_lock_take(lock, NULL), 0);
+    record.state = VM_LOCK_HANDOVER;
+    record.copied = true;
+    assert_int_equal(vm_lock_write(lock, &record, NULL), 0);
+    assert_int_equal(vm_lock_read(lock, &read, NULL), 0);
+    assert_true(read.copied);
+    assert_int_equal(vm_lock_refuse_moving(&read, "/srv/disk.ferry-lock", &err), -EBUSY);
+    assert_non_null(strstr(err.text, "left on host"));
+    assert_non_null(strstr(err.text, "/srv/disk.ferry-lock"));
+    /* Taken back, or somebody else's. */
+    record.state = VM_LOCK_HELD;
+    assert_int_equal(vm_lock_write(lock, &record, NULL), 0);
+    assert_int_equal(vm_lock_read(lock, &read, NULL), 0);
+    assert_false(read.copied);
+    vm_lock_close(lock);
+}
+
 static void second_taker_is_refused_naming_the_holder(void **state)
 {
     struct vm_lock *first = open_lock(*state), *second = open_lock(*state);
@@ -183,6 +206,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(new_file_says_new, setup, teardown),
         cmocka_unit_test_setup_teardown(local_lock_is_seen_by_all_of_this_host, setup, teardown),
         cmocka_unit_test_setup_teardown(record_reads_back_as_written, setup, teardown),
+        cmocka_unit_test_setup_teardown(disks_that_were_left_behind_are_called_so, setup, teardown),
         cmocka_unit_test_setup_teardown(second_taker_is_refused_naming_the_holder, setup, teardown),
         cmocka_unit_test_setup_teardown(closing_drops_the_lock_and_keeps_the_record, setup, teardown),
         cmocka_unit_test_setup_teardown(every_flipped_bit_and_every_truncation_is_refused, setup, teardown),
