@@ -476,3 +476,11 @@ bool sock_is_within_host(int fd)
     return getsockname(fd, (struct sockaddr *)&here, &here_size) == 0 &&
            getpeername(fd, (struct sockaddr *)&there, &there_size) == 0 && same_address(&here, &there);
 }
+
+int sock_incoming_cpu(int fd)
+{
+    int cpu = -1;
+    socklen_t size = sizeof(cpu);
+
+    return getsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &cpu, &size) == 0 ? cpu : -1;
+}

@@ -38,6 +38,9 @@ uint64_t sock_shortest_rtt_ns(int fd);
 uint64_t sock_delivery_rate(int fd);
 /* Whether a TCP connection's two ends are one address: then no link is between them. False when not known. */
 bool sock_is_within_host(int fd);
+/* The CPU that worked on what came last by FD: of a connection within a host, the sender's. Negative: not
+ * known. */
+int sock_incoming_cpu(int fd);
 bool sock_address_is_loopback(const char *address); /* Unix paths count as loopback */
 
 /* All of it or an error; -EPIPE with "the peer closed the connection" when it ends early; -ETIMEDOUT;

@@ -5,7 +5,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -145,6 +144,25 @@ unsigned thread_cpus(void)
     if (sched_getaffinity(0, sizeof(set), &set) < 0)
         return CPU_SETSIZE;
     return CPU_COUNT(&set) > 0 ? (unsigned)CPU_COUNT(&set) : 1;
+}
+
+void thread_follow_init(struct thread_follow *follow)
+{
+    follow->cpu = -1;
+    if (sched_getaffinity(0, sizeof(follow->allowed), &follow->allowed) < 0)
+        CPU_ZERO(&follow->allowed);
+}
+
+void thread_follow(struct thread_follow *follow, int cpu)
+{
+    cpu_set_t there;
+
+    if (cpu == follow->cpu || cpu < 0 || cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &follow->allowed))
+        return;
+    CPU_ZERO(&there);
+    CPU_SET(cpu, &there);
+    if (sched_setaffinity(0, sizeof(there), &there) == 0)
+        follow->cpu = cpu;
 }
 
 static void pipe_signal(sigset_t *set)

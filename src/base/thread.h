@@ -10,6 +10,7 @@
 #include <ferry/error.h>
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -46,6 +47,18 @@ void thread_set_guard(thread_guard *guard, void *opaque);
 
 /* CPUs that this process may run on, at least 1. */
 unsigned thread_cpus(void);
+
+/* A thread that goes where another one works, whose CPU has in its caches what it is to read. */
+struct thread_follow {
+    cpu_set_t allowed; /* the CPUs that it may run on */
+    int cpu;           /* where it is; -1: it has not followed yet */
+};
+
+/* Of the calling thread, which may run where it may now. */
+void thread_follow_init(struct thread_follow *follow);
+/* The calling thread goes to CPU and stays there until the next call. One that it may not run on, or a
+ * negative one (not known), changes nothing. */
+void thread_follow(struct thread_follow *follow, int cpu);
 
 /* The calling thread works in the background: others, first of all a guest's vCPUs, get more of the processor
  * and are not interrupted by it. With FALSE it does no longer, as far as the kernel allows that. */

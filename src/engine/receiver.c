@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/sock.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -81,11 +82,17 @@ static void *stream_main(void *opaque)
 {
     struct receiver_stream *stream = opaque;
     struct receiver *receiver = stream->receiver;
+    bool is_within_host = sock_is_within_host(stream->link.channel.fd);
+    struct thread_follow follow;
     struct ferry_error err = {0};
     int result;
 
     thread_set_background(true);
+    thread_follow_init(&follow);
     do {
+        /* The sender's core has the pages in its caches; another one would have to fetch them from there. */
+        if (is_within_host)
+            thread_follow(&follow, sock_incoming_cpu(stream->link.channel.fd));
         result = stream_frame(stream, &err);
         if (result == 0)
             result = session_check(receiver->session, &err);

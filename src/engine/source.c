@@ -24,7 +24,7 @@
 #define POSTPONED_SHARE 0.25
 
 /* Bytes that a page connection within a host may have on the way (the kernel takes twice as many). */
-#define HOST_SOCKET_BUFFER (128 << 10)
+#define HOST_SOCKET_BUFFER (256 << 10)
 
 static uint64_t connect_deadline(const struct ferry_session *session)
 {

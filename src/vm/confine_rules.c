@@ -198,6 +198,7 @@ const struct confine_rule confine_rules[] = {
     CALL_IF(clone, IO | CONTROL, 0, A_THREAD | NEW_NAMESPACES, A_THREAD),
     CALL(sched_setscheduler, CONTROL),
     CALL(sched_getaffinity, IO | CONTROL),
+    CALL_WITH(sched_setaffinity, CONTROL, 0, 0),
     CALL(getpriority, CONTROL),
     CALL(setpriority, CONTROL),
     CALL(capget, GENERAL),

@@ -142,6 +142,47 @@ static void wait_ends_when_signalled(void **state)
     pthread_cond_destroy(&signalled.condition);
 }
 
+struct went {
+    struct thread_follow follow;
+    int cpu; /* to go to */
+    int there;
+    bool alone; /* it runs nowhere else */
+};
+
+static void *go_there(void *opaque)
+{
+    struct went *went = opaque;
+    cpu_set_t now;
+
+    thread_follow(&went->follow, went->cpu);
+    went->there = sched_getcpu();
+    sched_getaffinity(0, sizeof(now), &now);
+    went->alone = CPU_COUNT(&now) == 1 && CPU_ISSET(went->cpu < 0 ? 0 : went->cpu, &now);
+    return NULL;
+}
+
+static void follow_goes_to_each_allowed_cpu_and_no_other(void **state)
+{
+    struct thread_follow mine;
+
+    thread_follow_init(&mine);
+    assert_true(CPU_COUNT(&mine.allowed) > 0);
+    for (int cpu = -1; cpu <= CPU_SETSIZE; cpu++) {
+        bool allowed = cpu >= 0 && cpu < CPU_SETSIZE && CPU_ISSET(cpu, &mine.allowed);
+        struct went went = {.follow = mine, .cpu = cpu};
+        struct thread thread;
+        struct ferry_error err;
+
+        if (!allowed && cpu > 8 && cpu < CPU_SETSIZE) /* a thread each would take long */
+            continue;
+        assert_ok(thread_start(&thread, THREAD_GENERAL, "t", go_there, &went, &err), err);
+        thread_join(&thread);
+        assert_int_equal(went.follow.cpu, allowed ? cpu : -1);
+        if (allowed)
+            assert_true(went.alone && went.there == cpu);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -151,6 +192,7 @@ int main(void)
         cmocka_unit_test(join_of_no_thread_does_nothing),
         cmocka_unit_test(wait_ends_at_the_deadline),
         cmocka_unit_test(wait_ends_when_signalled),
+        cmocka_unit_test(follow_goes_to_each_allowed_cpu_and_no_other),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
