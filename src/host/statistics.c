@@ -83,6 +83,7 @@ static void add_row(json_t *kinds, const json_t *row)
     const char *kind = text_of(row, "kind", "hot");
     const char *outcome = text_of(row, "outcome", "unknown");
     json_t *sums = json_object_get(kinds, kind);
+    uint64_t bytes;
 
     if (!sums) {
         sums = new_kind();
@@ -91,9 +92,8 @@ static void add_row(json_t *kinds, const json_t *row)
     count_up(sums, "count");
     if (json_object_get(sums, outcome))
         count_up(sums, outcome);
-    json_object_set_new(
-        sums, "wire_bytes",
-        json_integer((json_int_t)(number_of(sums, "wire_bytes") + number_of(row, "wire_bytes"))));
+    bytes = number_of(sums, "wire_bytes") + number_of(row, "wire_bytes");
+    json_object_set_new(sums, "wire_bytes", json_integer((json_int_t)bytes));
     if (strcmp(outcome, "completed") != 0 && strcmp(outcome, "cancelled") != 0)
         count_up(json_object_get(sums, "causes"), text_of(row, "cause", "internal"));
 }
