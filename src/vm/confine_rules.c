@@ -197,7 +197,7 @@ const struct confine_rule confine_rules[] = {
     CALL_REFUSED(clone3, EVERY, 0, 0, 0, ENOSYS),
     CALL_IF(clone, IO | CONTROL, 0, A_THREAD | NEW_NAMESPACES, A_THREAD),
     CALL(sched_setscheduler, CONTROL),
-    CALL(sched_getaffinity, IO | CONTROL),
+    CALL(sched_getaffinity, EVERY),
     CALL_WITH(sched_setaffinity, CONTROL, 0, 0),
     CALL(getpriority, CONTROL),
     CALL(setpriority, CONTROL),
@@ -216,6 +216,25 @@ const struct confine_rule confine_rules[] = {
     CALL(geteuid, CONTROL),
     CALL(getgid, CONTROL),
     CALL(getegid, CONTROL),
+
+    /* What libraries ask now and then, to write a warning (is that a terminal?) or of themselves, and do
+     * without: no guest ends for that. */
+    CALL_REFUSED(ioctl, EVERY, 1, UINT32_MAX, TCGETS, ENOTTY),
+#ifndef CONFINE_SANITIZED
+    CALL_REFUSED(sysinfo, VCPU | IO | NET, 0, 0, 0, EPERM),
+    CALL_REFUSED(uname, VCPU | IO | NET, 0, 0, 0, EPERM),
+    CALL_REFUSED(fstat, VCPU, 0, 0, 0, EACCES),
+    CALL_REFUSED(newfstatat, VCPU, 0, 0, 0, EACCES),
+    CALL_REFUSED(lseek, VCPU | IO, 0, 0, 0, EACCES),
+    CALL_REFUSED(access, VCPU | IO | NET, 0, 0, 0, EACCES),
+    CALL_REFUSED(readlink, VCPU | IO | NET, 0, 0, 0, EACCES),
+    CALL_REFUSED(prlimit64, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(getcpu, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(getrusage, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(times, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(sched_getscheduler, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(sched_getparam, EVERY, 0, 0, 0, EPERM),
+#endif
 
 #ifdef CONFINE_SANITIZED
     /* The sanitizers' own threads and signal stacks, their look at /proc, and at exit a process that looks
@@ -237,7 +256,6 @@ const struct confine_rule confine_rules[] = {
     CALL(getdents64, EVERY),
     CALL(pipe2, EVERY),
     CALL(prlimit64, EVERY),
-    CALL(sched_getaffinity, EVERY),
     CALL(getppid, EVERY),
     CALL(getuid, EVERY),
     CALL(geteuid, EVERY),

@@ -16,9 +16,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/un.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -101,6 +105,33 @@ static void do_no_harm(void)
     pthread_kill(pthread_self(), 0);
     if (write(STDOUT_FILENO, "", 0) != 0)
         _exit(3);
+}
+
+static int compare_bytes(const void *a, const void *b)
+{
+    return *(const uint8_t *)a - *(const uint8_t *)b;
+}
+
+/* What the C library and others do now and then on the way, and what they do without an answer to. */
+static void ask_as_libraries_do(void)
+{
+    uint8_t many[4096] = {0};
+    struct utsname name;
+    struct rusage usage;
+    struct rlimit limit;
+    struct stat status;
+
+    (void)get_nprocs();
+    (void)isatty(STDERR_FILENO);
+    (void)sysconf(_SC_PHYS_PAGES);
+    (void)uname(&name);
+    (void)getrusage(RUSAGE_SELF, &usage);
+    (void)getrlimit(RLIMIT_STACK, &limit);
+    (void)fstat(STDERR_FILENO, &status);
+    (void)stat("/etc/localtime", &status);
+    (void)lseek(STDERR_FILENO, 0, SEEK_CUR);
+    (void)access("/etc/localtime", R_OK);
+    qsort(many, sizeof(many), 1, compare_bytes);
 }
 
 static void *act_main(void *argument)
@@ -225,6 +256,18 @@ static void threads_may_what_they_need(void **state)
     }
 }
 
+static void what_libraries_ask_ends_no_guest(void **state)
+{
+    for (unsigned kind = 0; kind < THREAD_KINDS; kind++) {
+        const struct attempt asking = {(enum thread_kind)kind, ask_as_libraries_do, 0};
+        char text[4096];
+        int status = status_of(&asking, CONFINE_ON, text, sizeof(text));
+
+        if (status)
+            fail_msg("kind %u ended with status %#x and \"%s\"", kind, (unsigned)status, text);
+    }
+}
+
 static void off_forbids_nothing(void **state)
 {
     static const struct attempt attempts[] = {
@@ -293,6 +336,7 @@ int main(void)
         cmocka_unit_test(forbidden_call_ends_the_process_with_a_line),
         cmocka_unit_test(network_thread_gets_no_unix_socket),
         cmocka_unit_test(threads_may_what_they_need),
+        cmocka_unit_test(what_libraries_ask_ends_no_guest),
         cmocka_unit_test(off_forbids_nothing),
         cmocka_unit_test(log_lets_forbidden_calls_pass),
         cmocka_unit_test(threads_keep_only_the_rights_they_need),
