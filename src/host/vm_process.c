@@ -24,6 +24,7 @@
 #define READY_FD          3
 #define ADOPT_INTERVAL_MS 200
 #define HEAR_OUT_MS       2000
+#define LOG_TAIL_SIZE     4096 /* holds the last words of who wrote it */
 
 extern char **environ;
 
@@ -263,9 +264,35 @@ bool vm_process_gone(const struct vm_process *process)
     return wait_end(process, 0);
 }
 
+/* What ferry-vm has written of a forbidden call before it ended (vm/confine.c): CALL gets "thread T made
+ * system call N", or "". */
+static void find_forbidden_call(const struct vm_process *process, char *call, size_t size)
+{
+    static const char begin[] = "ferry-vm: thread ", end[] = ", which it may not make";
+    CLEANUP_CLOSE int fd = openat(process->dir_fd, "vm.log", O_RDONLY | O_CLOEXEC);
+    off_t length = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+    char tail[LOG_TAIL_SIZE];
+    ssize_t got;
+
+    call[0] = '\0';
+    if (length < 0)
+        return;
+    got = pread(fd, tail, sizeof(tail) - 1, length > LOG_TAIL_SIZE - 1 ? length - (LOG_TAIL_SIZE - 1) : 0);
+    tail[got > 0 ? got : 0] = '\0';
+    for (char *at = strstr(tail, begin); at; at = strstr(at + 1, begin)) {
+        const char *over = strstr(at, end);
+        const char *line_end = strchr(at, '\n');
+
+        if (over && (!line_end || over < line_end))
+            snprintf(call, size, "%.*s", (int)(over - at - (ptrdiff_t)strlen("ferry-vm: ")),
+                     at + strlen("ferry-vm: "));
+    }
+}
+
 void vm_process_last_words(struct vm_process *process, char *text, size_t size)
 {
     siginfo_t info = {0};
+    char call[128];
 
     if (!process->child || waitid(P_PIDFD, (id_t)process->pidfd, &info, WEXITED | WNOHANG) < 0 ||
         info.si_pid == 0) {
@@ -275,11 +302,13 @@ void vm_process_last_words(struct vm_process *process, char *text, size_t size)
     process->child = false; /* reaped */
     if (info.si_code == CLD_EXITED)
         snprintf(text, size, "ferry-vm ended with status %d", info.si_status);
-    else if (info.si_status == SIGSYS)
-        snprintf(text, size,
-                 "ferry-vm was ended for a system call that it may not make; its log tells which");
-    else
+    else if (info.si_status != SIGSYS)
         snprintf(text, size, "ferry-vm was killed by signal %d", info.si_status);
+    else {
+        find_forbidden_call(process, call, sizeof(call));
+        snprintf(text, size, "ferry-vm was ended for a system call that it may not make%s%s",
+                 call[0] ? ": " : "; its log may tell which", call);
+    }
 }
 
 struct start {

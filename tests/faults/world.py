@@ -159,6 +159,8 @@ class World:
 
     def verify(self, host):
         """The guest verifies all of its memory, its connections and its journal once more."""
+        # One that has just arrived brings its console's history along, which is written a moment later.
+        wait(lambda: work_lines(self.console(host)), f"the guest's lines on {host.name}", 60)
         text = self.console(host)
         lines = work_lines(text)
         first = max(lines)

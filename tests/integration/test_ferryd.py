@@ -321,6 +321,16 @@ def test_vm_that_dies_is_crashed_and_says_how(host):
     assert host.post("/v1/vms/web/start")["state"] == "RUNNING"
 
 
+def test_vm_that_its_filter_ended_names_the_call(host):
+    vm = host.run("web")
+    with open(host.state_dir / "vms" / "web" / "vm.log", "a", encoding="utf-8") as log:  # as ferry-vm does
+        log.write("ferry-vm: thread net-user made system call 59 (execve), which it may not make (--seccomp): the process ends\n")
+    os.kill(vm["pid"], signal.SIGSYS)
+    crashed = wait_until(lambda: host.vm("web")["state"] == "CRASHED" and host.vm("web"), "the crash")
+    assert crashed["why"] == ("ferry-vm was ended for a system call that it may not make: "
+                              "thread net-user made system call 59 (execve)")
+
+
 def test_concurrent_callers_do_not_get_in_each_others_way(host):
     failures = []
 
