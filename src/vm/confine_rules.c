@@ -87,9 +87,11 @@ const struct confine_rule confine_rules[] = {
     CALL_OWN(tgkill, EVERY),
     CALL_OWN(kill, CONTROL),
 
-    /* The log, eventfds, the console's descriptors. */
+    /* The log, eventfds, the console's descriptors; the C library's last words when it finds the heap
+       damaged. */
     CALL(read, EVERY),
     CALL(write, EVERY),
+    CALL(writev, EVERY),
 
     /* A vCPU: guest code, its interrupts, what is asked when it crashes; the ring of pages it wrote to. Its
      * turns, when it is slowed, are ended by a timer. */
@@ -140,7 +142,6 @@ const struct confine_rule confine_rules[] = {
     CALL(recvfrom, NET | CONTROL),
     CALL(recvmsg, NET | CONTROL),
     CALL(readv, NET | CONTROL),
-    CALL(writev, NET | CONTROL),
     CALL(poll, NET | CONTROL),
     CALL(ppoll, NET | CONTROL),
     CALL(fcntl, NET | CONTROL),

@@ -134,6 +134,16 @@ static void ask_as_libraries_do(void)
     qsort(many, sizeof(many), 1, compare_bytes);
 }
 
+#ifndef CONFINE_SANITIZED
+static void damage_heap(void)
+{
+    void *volatile memory = malloc(64);
+
+    free(memory);
+    free(memory);
+}
+#endif
+
 static void *act_main(void *argument)
 {
     ((const struct attempt *)argument)->act();
@@ -268,6 +278,21 @@ static void what_libraries_ask_ends_no_guest(void **state)
     }
 }
 
+/* As what it is, not as a forbidden call. */
+static void damaged_heap_is_reported(void **state)
+{
+#ifndef CONFINE_SANITIZED
+    for (unsigned kind = 0; kind < THREAD_KINDS; kind++) {
+        const struct attempt damaging = {(enum thread_kind)kind, damage_heap, 0};
+        char text[4096];
+        int status = status_of(&damaging, CONFINE_ON, text, sizeof(text));
+
+        if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT || !strstr(text, "double free"))
+            fail_msg("kind %u ended with status %#x and \"%s\"", kind, (unsigned)status, text);
+    }
+#endif
+}
+
 static void off_forbids_nothing(void **state)
 {
     static const struct attempt attempts[] = {
@@ -337,6 +362,7 @@ int main(void)
         cmocka_unit_test(network_thread_gets_no_unix_socket),
         cmocka_unit_test(threads_may_what_they_need),
         cmocka_unit_test(what_libraries_ask_ends_no_guest),
+        cmocka_unit_test(damaged_heap_is_reported),
         cmocka_unit_test(off_forbids_nothing),
         cmocka_unit_test(log_lets_forbidden_calls_pass),
         cmocka_unit_test(threads_keep_only_the_rights_they_need),
