@@ -184,6 +184,17 @@ class World:
 
     # --- looking ---
 
+    def last_lines(self, count=12):
+        """Of both hosts' logs, and the VM's state there."""
+        lines = []
+        for host in self.pair:
+            try:
+                lines += [f"    {host.name}: {line}" for line in host.log().splitlines()[-count:]]
+                lines.append(f"    {host.name}: {host.vm(NAME) and host.vm(NAME)['state']}")
+            except Exception:  # noqa: BLE001
+                pass
+        return "\n".join(lines)
+
     def state(self, host):
         vm = host.vm(NAME)
         return vm["state"] if vm else None

@@ -168,7 +168,7 @@ class Soak:
             except Exception as wrong:  # noqa: BLE001 - told, and the next begins in a new world
                 name = ":".join(fault) if fault else "no fault"
                 self.done = min(self.done + 1, self.count)
-                raise Wrong(f"migration {self.done}, {name}: {type(wrong).__name__}: {wrong}") from wrong
+                raise Wrong(f"migration {self.done}, {name}: {type(wrong).__name__}: {wrong}\n{world.last_lines(25)}") from wrong
         if processes(world.directory):
             raise Wrong(f"processes are left: {processes(world.directory)}")
 
@@ -179,7 +179,7 @@ class Soak:
                 self.life(begin)
             except Exception as wrong:  # noqa: BLE001
                 self.wrong.append(str(wrong))
-                self.say("FAILED " + self.wrong[-1][:1500], flush=True)
+                self.say("FAILED " + self.wrong[-1][:15000], flush=True)
         self.report(time.monotonic() - begin)
         return self.done == self.count and not self.wrong
 
