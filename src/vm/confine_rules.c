@@ -92,6 +92,8 @@ const struct confine_rule confine_rules[] = {
     CALL(read, EVERY),
     CALL(write, EVERY),
     CALL(writev, EVERY),
+    /* A vCPU or device with much to say empties the console's log for an arriving guest's (vm/console.c). */
+    CALL_WITH(ftruncate, VCPU | IO, 1, 0),
 
     /* A vCPU: guest code, its interrupts, what is asked when it crashes; the ring of pages it wrote to. Its
      * turns, when it is slowed, are ended by a timer. */

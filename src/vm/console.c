@@ -59,9 +59,10 @@ struct console {
     pthread_mutex_t file_lock; /* guards the log file; taken before `lock` */
     int log_fd;
     uint64_t log_size;
-    bool replace;  /* the next flush begins the log anew */
-    int former_fd; /* directory of the log to begin it with; -1: with the history */
-    bool failing;  /* the last write failed; said once */
+    bool replace;      /* the next flush begins the log anew */
+    int former_fd;     /* directory of the log to begin it with; -1: with the history */
+    int former_log_fd; /* that log, opened when state is loaded: who begins the log may not open files */
+    bool failing;      /* the last write failed; said once */
 };
 
 /* ---- ring; lock held ---- */
@@ -187,12 +188,9 @@ static void file_cut(struct console *console)
 /* The log becomes the former one's, in which the history is. */
 static bool file_inherit(struct console *console)
 {
-    CLEANUP_CLOSE int from =
-        console->former_fd < 0 ? -1 : openat(console->former_fd, console->log_path, O_RDONLY | O_CLOEXEC);
-
-    if (from < 0)
+    if (console->former_log_fd < 0)
         return false;
-    if (file_copy(from, console->log_fd, &console->log_size) == 0)
+    if (file_copy(console->former_log_fd, console->log_fd, &console->log_size) == 0)
         return true;
     log_warn(console->log, "the console's earlier log is not in the new one: %s", strerror(errno));
     console->log_size = ftruncate(console->log_fd, 0) < 0 ? console->log_size : 0;
@@ -213,7 +211,8 @@ static void file_begin_anew(struct console *console)
     pthread_mutex_unlock(&console->lock);
 }
 
-static void file_flush(struct console *console)
+/* MAY_OPEN: the calling thread may open and rename files (confine_rules.c): vCPUs and devices may not. */
+static void file_flush(struct console *console, bool may_open)
 {
     uint8_t chunk[CHUNK_SIZE];
     size_t size;
@@ -226,14 +225,22 @@ static void file_flush(struct console *console)
         pthread_mutex_unlock(&console->lock);
         file_write(console, chunk, size);
     } while (size > 0);
-    if (console->log_size > LOG_SIZE_CUT)
+    if (may_open && console->log_size > LOG_SIZE_CUT)
         file_cut(console);
 }
 
 void console_flush(struct console *console)
 {
     pthread_mutex_lock(&console->file_lock);
-    file_flush(console);
+    file_flush(console, true);
+    pthread_mutex_unlock(&console->file_lock);
+}
+
+/* The history is full of what the loop has not had the time to write. */
+static void console_make_room(struct console *console)
+{
+    pthread_mutex_lock(&console->file_lock);
+    file_flush(console, false);
     pthread_mutex_unlock(&console->file_lock);
 }
 
@@ -437,7 +444,7 @@ void console_output(struct console *console, const void *data, size_t size)
         pthread_mutex_lock(&console->lock);
         if (console->next + part - console->flushed > CONSOLE_HISTORY_SIZE) {
             pthread_mutex_unlock(&console->lock);
-            console_flush(console);
+            console_make_room(console);
             continue;
         }
         ring_append(console, bytes, part);
@@ -548,6 +555,8 @@ int console_load(struct console *console, uint32_t version, struct reader *in, s
     ring_append(console, section.history.data, section.history.size);
     console->live = console->next;
     console->replace = true;
+    if (console->former_fd >= 0 && console->former_log_fd < 0)
+        console->former_log_fd = openat(console->former_fd, console->log_path, O_RDONLY | O_CLOEXEC);
     pthread_mutex_unlock(&console->lock);
     pthread_mutex_unlock(&console->file_lock);
     buffer_free(&section.history);
@@ -597,6 +606,7 @@ int console_new(struct console **out, struct loop *loop, struct log *log, const 
                                 .socket_path = socket_path,
                                 .listen_fd = -1,
                                 .former_fd = -1,
+                                .former_log_fd = -1,
                                 .log_fd = -1};
     pthread_mutex_init(&console->lock, NULL);
     pthread_mutex_init(&console->file_lock, NULL);
@@ -638,6 +648,8 @@ void console_free(struct console *console)
     }
     if (console->log_fd >= 0)
         close(console->log_fd);
+    if (console->former_log_fd >= 0)
+        close(console->former_log_fd);
     free(console->ring);
     pthread_mutex_destroy(&console->file_lock);
     pthread_mutex_destroy(&console->lock);

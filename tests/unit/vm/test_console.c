@@ -4,12 +4,15 @@
 #include "base/clock.h"
 #include "base/sock.h"
 #include "base/thread.h"
+#include "vm/confine.h"
 #include "vm/console.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 struct fixture {
@@ -387,6 +390,63 @@ static void log_that_cannot_be_written_stops_nothing(void **state)
     close(fd);
 }
 
+/* --- in a thread that may only write --- */
+
+#define MUCH (2 * CONSOLE_LOG_SIZE + 12345)
+
+static void *say_much(void *opaque)
+{
+    struct fixture *fixture = opaque;
+    char line[100];
+
+    memset(line, 'x', sizeof(line));
+    line[sizeof(line) - 1] = '\n';
+    for (size_t said = 0; said < MUCH; said += sizeof(line))
+        console_output(fixture->console, line, sizeof(line));
+    return NULL;
+}
+
+/* In a child. Of a guest that has just arrived with as much history as there can be, and before the loop
+ * runs. */
+static int say_much_confined(struct fixture *fixture, enum thread_kind kind)
+{
+    char *history = malloc(CONSOLE_HISTORY_SIZE);
+    struct buffer saved = BUFFER_INIT;
+    struct confine *confine;
+    struct thread thread;
+    struct ferry_error err;
+    struct reader in;
+
+    memset(history, 'h', CONSOLE_HISTORY_SIZE);
+    console_output(fixture->console, history, CONSOLE_HISTORY_SIZE);
+    console_save(fixture->console, &saved);
+    in = reader_init(saved.data, saved.size);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (console_load(fixture->console, console_state.version, &in, &err) < 0 ||
+        confine_new(&confine, CONFINE_ON, &err) < 0 ||
+        thread_start(&thread, kind, "much", say_much, fixture, &err) < 0)
+        return 2;
+    thread_join(&thread);
+    return 0;
+}
+
+static void thread_that_may_only_write_says_more_than_there_is_room_for(void **state)
+{
+    static const enum thread_kind kinds[] = {THREAD_VCPU, THREAD_IO};
+    struct fixture *fixture = *state;
+
+    for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+        int status;
+        pid_t child = fork();
+
+        assert_true(child >= 0);
+        if (child == 0)
+            _exit(say_much_confined(fixture, kinds[i]));
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -404,6 +464,7 @@ int main(void)
         TEST(input_of_a_client_that_left_at_once_is_taken_while_the_guest_talks),
         TEST(too_many_clients_are_turned_away),
         TEST(log_that_cannot_be_written_stops_nothing),
+        TEST(thread_that_may_only_write_says_more_than_there_is_room_for),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
