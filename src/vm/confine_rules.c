@@ -223,20 +223,20 @@ const struct confine_rule confine_rules[] = {
     /* What libraries ask now and then, to write a warning (is that a terminal?) or of themselves, and do
      * without: no guest ends for that. */
     CALL_REFUSED(ioctl, EVERY, 1, UINT32_MAX, TCGETS, ENOTTY),
+    CALL_REFUSED(access, VCPU | IO | NET, 0, 0, 0, EACCES),
+    CALL_REFUSED(getcpu, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(getrusage, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(times, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(sched_getscheduler, EVERY, 0, 0, 0, EPERM),
+    CALL_REFUSED(sched_getparam, EVERY, 0, 0, 0, EPERM),
 #ifndef CONFINE_SANITIZED
     CALL_REFUSED(sysinfo, VCPU | IO | NET, 0, 0, 0, EPERM),
     CALL_REFUSED(uname, VCPU | IO | NET, 0, 0, 0, EPERM),
     CALL_REFUSED(fstat, VCPU, 0, 0, 0, EACCES),
     CALL_REFUSED(newfstatat, VCPU, 0, 0, 0, EACCES),
     CALL_REFUSED(lseek, VCPU | IO, 0, 0, 0, EACCES),
-    CALL_REFUSED(access, VCPU | IO | NET, 0, 0, 0, EACCES),
     CALL_REFUSED(readlink, VCPU | IO | NET, 0, 0, 0, EACCES),
     CALL_REFUSED(prlimit64, EVERY, 0, 0, 0, EPERM),
-    CALL_REFUSED(getcpu, EVERY, 0, 0, 0, EPERM),
-    CALL_REFUSED(getrusage, EVERY, 0, 0, 0, EPERM),
-    CALL_REFUSED(times, EVERY, 0, 0, 0, EPERM),
-    CALL_REFUSED(sched_getscheduler, EVERY, 0, 0, 0, EPERM),
-    CALL_REFUSED(sched_getparam, EVERY, 0, 0, 0, EPERM),
 #endif
 
 #ifdef CONFINE_SANITIZED
