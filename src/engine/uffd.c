@@ -80,6 +80,8 @@ void uffd_forget(int uffd, void *address, size_t size)
     struct uffdio_range range = {.start = (uintptr_t)address, .len = size};
 
     ioctl(uffd, UFFDIO_UNREGISTER, &range);
+    /* That wakes who waits, but first, and not who begins to wait meanwhile. */
+    ioctl(uffd, UFFDIO_WAKE, &range);
 }
 
 int uffd_unmap(void *address, size_t size, struct ferry_error *err)
