@@ -3,21 +3,15 @@
 #include "base/error.h"
 #include "host/fields.h"
 #include "host/migration.h"
+#include "host/migration_cold.h"
 
 #include <ferry/checkpoint.h>
 
 #include <string.h>
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-
-    return text ? text : "";
-}
-
 bool storage_file_moves(const json_t *cold)
 {
-    return strcmp(text_of(cold, "state"), "suspended") == 0;
+    return strcmp(cold_text(cold, "state"), "suspended") == 0;
 }
 
 json_t *storage_file_shape(const char *path)

@@ -265,10 +265,10 @@ bool vm_process_gone(const struct vm_process *process)
 }
 
 /* What ferry-vm has written of a forbidden call before it ended (vm/confine.c): CALL gets "thread T made
- * system call N", or "". */
-static void find_forbidden_call(const struct vm_process *process, char *call, size_t size)
+ * system call N". False: nothing. */
+static bool find_forbidden_call(const struct vm_process *process, char *call, size_t size)
 {
-    static const char begin[] = "ferry-vm: thread ", end[] = ", which it may not make";
+    static const char who[] = "ferry-vm: ", begin[] = "ferry-vm: thread ", end[] = ", which it may not make";
     CLEANUP_CLOSE int fd = openat(process->dir_fd, "vm.log", O_RDONLY | O_CLOEXEC);
     off_t length = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
     char tail[LOG_TAIL_SIZE];
@@ -276,17 +276,20 @@ static void find_forbidden_call(const struct vm_process *process, char *call, si
 
     call[0] = '\0';
     if (length < 0)
-        return;
+        return false;
     got = pread(fd, tail, sizeof(tail) - 1, length > LOG_TAIL_SIZE - 1 ? length - (LOG_TAIL_SIZE - 1) : 0);
     tail[got > 0 ? got : 0] = '\0';
     for (char *at = strstr(tail, begin); at; at = strstr(at + 1, begin)) {
         const char *over = strstr(at, end);
         const char *line_end = strchr(at, '\n');
 
-        if (over && (!line_end || over < line_end))
-            snprintf(call, size, "%.*s", (int)(over - at - (ptrdiff_t)strlen("ferry-vm: ")),
-                     at + strlen("ferry-vm: "));
+        if (over && (!line_end || over < line_end)) {
+            const char *said = at + strlen(who);
+
+            snprintf(call, size, "%.*s", (int)(over - said), said);
+        }
     }
+    return call[0] != '\0';
 }
 
 void vm_process_last_words(struct vm_process *process, char *text, size_t size)
@@ -304,11 +307,11 @@ void vm_process_last_words(struct vm_process *process, char *text, size_t size)
         snprintf(text, size, "ferry-vm ended with status %d", info.si_status);
     else if (info.si_status != SIGSYS)
         snprintf(text, size, "ferry-vm was killed by signal %d", info.si_status);
-    else {
-        find_forbidden_call(process, call, sizeof(call));
-        snprintf(text, size, "ferry-vm was ended for a system call that it may not make%s%s",
-                 call[0] ? ": " : "; its log may tell which", call);
-    }
+    else if (find_forbidden_call(process, call, sizeof(call)))
+        snprintf(text, size, "ferry-vm was ended for a system call that it may not make: %s", call);
+    else
+        snprintf(text, size,
+                 "ferry-vm was ended for a system call that it may not make; its log may tell which");
 }
 
 struct start {

@@ -87,8 +87,8 @@ const struct confine_rule confine_rules[] = {
     CALL_OWN(tgkill, EVERY),
     CALL_OWN(kill, CONTROL),
 
-    /* The log, eventfds, the console's descriptors; the C library's last words when it finds the heap
-       damaged. */
+    /* The log, eventfds, the console's descriptors; what the C library says when it finds the heap damaged.
+     */
     CALL(read, EVERY),
     CALL(write, EVERY),
     CALL(writev, EVERY),

@@ -1,10 +1,7 @@
 """Suspended VMs that move to a host that does not reach the file their guest is in: it is copied there."""
 import pathlib
 import signal
-import socket
 import subprocess
-import sys
-import threading
 import time
 
 import pytest
@@ -15,63 +12,12 @@ from moving import needs_guests
 from recorder import Recorder
 from test_checkpoint_hosts import ferry, finish, resume, save, suspended
 from test_ferryd_vm import run, ticks, wait_for_ticks
+from way import Way
 
 pytestmark = pytest.mark.skipif(subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
                                 reason="needs a mount namespace")
 
 MIB = 1 << 20
-
-
-class Way:
-    """A way to ADDRESS. A connection on which PATH is asked for is cut off in the middle of the answer, once."""
-
-    def __init__(self, address, path):
-        host, port = address.rsplit(":", 1)
-        self.target, self.path = (host, int(port)), path
-        self.cut = threading.Event()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.listener.close()
-
-    def _accept(self):
-        while True:
-            try:
-                near, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
-
-    def _serve(self, near):
-        """One connection is one request, whose answer ends it."""
-        with near, socket.create_connection(self.target) as far:
-            request = b""
-            while b"\r\n\r\n" not in request:
-                request += near.recv(1 << 16) or b"\r\n\r\n"
-            far.sendall(request)
-            threading.Thread(target=self._forward, args=(near, far), daemon=True).start()
-            if self.path in request.split(b"\r\n")[0] and not self.cut.is_set():
-                self._forward(far, near, 20000)
-                self.cut.set()
-                near.shutdown(socket.SHUT_RDWR)
-            else:
-                self._forward(far, near)
-
-    @staticmethod
-    def _forward(here, there, most=sys.maxsize):
-        try:
-            while most > 0 and (data := here.recv(min(1 << 16, most))):
-                there.sendall(data)
-                most -= len(data)
-            if most > 0:
-                there.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
 
 def apart(hosts, *options, authority=None):
@@ -135,7 +81,7 @@ def test_copying_that_breaks_off_leaves_nothing_there_and_the_vm_suspended(what)
         file = suspended(a, "web", place / "web.ckpt", kernel="/etc/hostname")
         assert file.stat().st_blocks * 512 > 20000
         if what == "cut":
-            with Way(a.address, b"/file?to=b") as way:
+            with Way(a.address, b"/file?to=b", 20000, once=True) as way:
                 b.delete("/v1/hosts/a")
                 b.post("/v1/hosts", {"name": "a", "address": way.address})
                 migration = a.migrate("web", b, cold=True)

@@ -2,9 +2,7 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
-import threading
 
 import pytest
 
@@ -14,6 +12,7 @@ from moving import LINUX, needs_guests
 from recorder import Recorder
 from test_checkpoint_hosts import ferry, finish, resume, save
 from test_ferryd_vm import run, ticks, wait_for_ticks
+from way import Way
 
 MIB = 1 << 20
 PATTERN = b"what is on the disk of web, again and again, 64 bytes at a time\n"
@@ -305,60 +304,6 @@ def test_suspended_guest_goes_on_with_its_copied_disk_once(real_hosts):
         resume(a, file)
 
 
-class Cutter:
-    """A way to ADDRESS on which the word that gives a VM away is cut off: before it arrives, or before the answer does."""
-
-    def __init__(self, address, what):
-        host, port = address.rsplit(":", 1)
-        self.target, self.what = (host, int(port)), what
-        self.cut = threading.Event()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.listener.close()
-
-    def _accept(self):
-        while True:
-            try:
-                near, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
-
-    def _serve(self, near):
-        """One connection is one request, whose answer ends it."""
-        with near, socket.create_connection(self.target) as far:
-            request = b""
-            while b"\r\n\r\n" not in request:
-                request += near.recv(1 << 16) or b"\r\n\r\n"
-            taking = b"/take HTTP" in request
-            if taking and self.what == "request":
-                self.cut.set()
-                return
-            far.sendall(request)
-            threading.Thread(target=self._forward, args=(near, far), daemon=True).start()
-            if taking:
-                far.recv(1)
-                self.cut.set()
-                near.shutdown(socket.SHUT_RDWR)
-                return
-            self._forward(far, near)
-
-    @staticmethod
-    def _forward(here, there):
-        try:
-            while data := here.recv(1 << 16):
-                there.sendall(data)
-            there.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-
-
 @needs_guests
 @pytest.mark.parametrize("what", ["request", "answer"])
 def test_word_that_gives_the_vm_away_is_lost(real_hosts, what):
@@ -367,7 +312,7 @@ def test_word_that_gives_the_vm_away_is_lost(real_hosts, what):
     a, b = hosts.start("a"), hosts.start("b")
     disk, store = make_disk(hosts.directory / "a-disks", size=4 * MIB), store_of(hosts)
     file = hosts.directory / "web.ckpt"
-    with Cutter(b.address, what) as way:
+    with Way(b.address, b"/take HTTP", 0 if what == "answer" else None) as way:
         b.post("/v1/hosts", {"name": "a", "address": a.address})
         a.post("/v1/hosts", {"name": "b", "address": way.address})
         run(a, disks=[{"path": str(disk)}])
